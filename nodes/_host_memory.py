@@ -1,0 +1,86 @@
+"""Memory, devices and progress of a native host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..pipelines.progress import Progress
+
+
+def intermediate_device() -> torch.device:
+    """See `_host.intermediate_device`."""
+    return management.intermediate_device()
+
+
+class _Tensor(torch.nn.Module):
+    """One tensor as a module: the host's memory manager counts parameters."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.device: torch.device | None = None  # kept by ModelPatcher
+        self.tensor = torch.nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+class Evictable:
+    """A tensor on the accelerator that the host may move to main memory when it needs room."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        offload = management.unet_offload_device()
+        self.patcher = comfy.model_patcher.ModelPatcher(_Tensor(tensor), tensor.device, offload)
+        self.get()  # tells the manager that the memory is taken; the tensor is there already and does not move
+
+    def get(self) -> Tensor:
+        """The tensor, on its accelerator again if it was evicted."""
+        management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.patcher.model.tensor.data
+
+
+def native_progress(total: int, model: Any | None) -> Progress:
+    """See `_host.progress`."""
+    bar = comfy.utils.ProgressBar(total)
+    previewer = _previewer(model)
+
+    def report(done: int, total: int, preview: Tensor | None = None) -> None:
+        management.throw_exception_if_processing_interrupted()
+        image = None
+        if previewer is not None and preview is not None:
+            image = previewer.decode_latent_to_preview_image("JPEG", preview)
+        bar.update_absolute(done, total, image)
+
+    return report
+
+
+def _previewer(model: Any | None) -> Any | None:
+    if model is None:
+        return None
+    import latent_preview
+
+    return latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
+
+
+class ManagedRanker:
+    """A `Ranker` whose weights the host moves to the accelerator when it judges, and away when others need room."""
+
+    def __init__(self, ranker: Any) -> None:
+        self._ranker = ranker
+        device, offload = management.get_torch_device(), management.unet_offload_device()
+        self._patcher = comfy.model_patcher.ModelPatcher(ranker.model, device, offload)
+
+    @property
+    def device(self) -> torch.device:
+        return self._patcher.load_device
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        management.load_models_gpu([self._patcher], force_full_load=True)
+        return self._ranker.embed_images(images)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        management.load_models_gpu([self._patcher], force_full_load=True)
+        return self._ranker.embed_texts(texts)

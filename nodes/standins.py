@@ -1,0 +1,162 @@
+"""Stock ComfyUI nodes for the headless host: the ones that EditKit's workflows meet, over the same protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.blending import Background, EditPrompts
+from ..pipelines.errors import LoadError, ParameterError
+from ..pipelines.examples import load_mask, load_picture
+from ..pipelines.noise import seeded_noise
+from ..pipelines.pictures import save_picture
+from ..pipelines.samplers import blended_predictor, predictor, sample
+from ..pipelines.shapes import check_image, check_latent, match_batch
+from ..pipelines.sigmas import executed
+from . import _host
+
+if TYPE_CHECKING:
+    from .headless import Run
+
+STANDINS: dict[str, Any] = {}
+
+
+def standin(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a stock node; its first parameter is the run."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.standin = True  # type: ignore[attr-defined]
+        STANDINS[name] = function
+        return function
+
+    return register
+
+
+def _input_file(run: Run, name: str) -> Path:
+    """A file of the input folder; a name may not leave it."""
+    folder = run.input_folder.resolve()
+    path = (folder / name.removesuffix(" [input]")).resolve()
+    if not path.is_relative_to(folder) or not path.is_file():
+        raise LoadError(f"image {name!r} is not in {run.input_folder}: give its folder with --input")
+    return path
+
+
+@standin("LoadImage")
+def load_image(run: Run, image: str) -> tuple[Any, ...]:
+    path = _input_file(run, image)
+    picture = load_picture(path)
+    mask = load_mask(path)
+    has_alpha = mask.max() > 0 and path.suffix.lower() in (".png", ".webp")
+    return picture, mask if has_alpha else picture[..., 0] * 0
+
+
+@standin("LoadImageMask")
+def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
+    path = _input_file(run, image)
+    if channel == "alpha":
+        return (load_mask(path),)
+    return (load_picture(path)[..., ["red", "green", "blue"].index(channel)],)
+
+
+@standin("SaveImage")
+def save_image(run: Run, images: Any, filename_prefix: str = "editkit") -> tuple[Any, ...]:
+    base = run.output_folder / filename_prefix
+    if not base.resolve().is_relative_to(run.output_folder.resolve()):
+        raise ParameterError(f"filename_prefix is {filename_prefix!r}: it may not leave the output folder")
+    for index, image in enumerate(check_image(images, "images")):
+        path = base.with_name(f"{base.name}_{index + 1:05d}.png")
+        run.saved.append(save_picture(image, path))
+    return ()
+
+
+@standin("PreviewImage")
+def preview_image(run: Run, images: Any) -> tuple[Any, ...]:
+    check_image(images, "images")
+    return ()
+
+
+@standin("PreviewAny")
+def preview_any(run: Run, source: Any) -> tuple[Any, ...]:
+    run.texts.setdefault("PreviewAny", []).append(str(source))
+    return ()
+
+
+@standin("MaskPreview")
+def preview_mask(run: Run, mask: Any) -> tuple[Any, ...]:
+    return ()
+
+
+@standin("MaskToImage")
+def mask_to_image(run: Run, mask: Any) -> tuple[Any, ...]:
+    return (mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3),)
+
+
+@standin("InvertMask")
+def invert_mask(run: Run, mask: Any) -> tuple[Any, ...]:
+    return (1 - mask,)
+
+
+@standin("CLIPTextEncode")
+def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
+    return (_host.conditioning(_host.text_encoder(clip).encode(text)),)
+
+
+@standin("VAEEncode")
+def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
+    codec, image = _host.codec(vae), check_image(pixels, "pixels")
+    height, width = (side // codec.factor * codec.factor for side in image.shape[1:3])
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return ({"samples": codec.encode(image[:, top : top + height, left : left + width])},)
+
+
+@standin("VAEDecode")
+def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
+    return (_host.to_host(_host.codec(vae).decode(_host.samples(samples))),)
+
+
+@standin("RepeatLatentBatch")
+def repeat_latent_batch(run: Run, samples: dict, amount: int) -> tuple[Any, ...]:
+    values = _host.samples(samples)
+    return ({**samples, "samples": values.repeat(amount, 1, 1, 1)},)
+
+
+@standin("KSampler")
+def ksampler(
+    run: Run, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: Any, negative: Any,
+    latent_image: dict, denoise: float = 1.0,
+) -> tuple[Any, ...]:  # fmt: skip
+    """KSampler on the ddim_uniform grid: the last `steps` of a grid of steps / denoise, as ComfyUI counts them."""
+    if scheduler != "ddim_uniform":
+        raise ParameterError(f"scheduler {scheduler!r} runs only in ComfyUI: headless has ddim_uniform")
+    if not 0 < denoise <= 1:
+        raise ParameterError(f"denoise is {denoise}: give a number above 0 and up to 1")
+    samples = check_latent(_host.samples(latent_image), "latent_image")
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    with _host.open_denoiser(model, samples.shape, [prompts.positive, prompts.negative]) as denoiser:  # type: ignore[list-item]
+        total = int(steps / denoise)
+        sigmas = denoiser.schedule(total)[-(min(steps, executed(total, 1.0)) + 1) :]
+        z = _sample(model, denoiser, denoiser.scale_in(samples), sigmas, prompts, sampler_name, seed, samples)
+        return (_host.finished_out(z, like=latent_image),)
+
+
+def _sample(
+    model: Any, denoiser: Any, source: Any, sigmas: Any, prompts: EditPrompts, sampler_name: str, seed: int, samples: Any
+) -> Any:
+    """Sample, blended where the MODEL says so; the unscaled result."""
+    from ..pipelines.blending import finished_latent
+
+    seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed
+    noise = seeded_noise(source.shape, [seed], source.device)[0]
+    predict, wish = predictor(denoiser, prompts), getattr(model, "editkit_blend", None)
+    progress = _host.progress(len(sigmas) - 1, model)
+    if wish is None:
+        z = sample(sampler_name, predict, denoiser.noise(source, noise, float(sigmas[0])), sigmas, progress)
+        return denoiser.scale_out(z)
+    clean = source if wish.source is None else match_batch(denoiser.scale_in(wish.source), len(source), "source_latent", "latent_image")
+    background = Background(denoiser, clean, seeds, noise=noise)
+    schedule = wish.schedule.expanded(len(source), *source.shape[-2:]).to(source.device)
+    predict = blended_predictor(predict, background, schedule, sigmas if wish.sigmas is None else wish.sigmas)
+    z = sample(sampler_name, predict, background.at(float(sigmas[0])), sigmas, progress)
+    unscaled = samples if wish.source is None else wish.source
+    return finished_latent(denoiser.scale_out(z), unscaled, wish.schedule, len(sigmas) - 1)

@@ -1,0 +1,229 @@
+"""Masks on the latent grid: downsampling that does not lose thin strokes, dilation, and schedules over steps.
+
+A mask is 1 where the picture may change. `MaskSchedule` is the one primitive for every method whose editable set
+depends on the step (methods.md, 0.4 and 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ParameterError, ShapeError
+from .shapes import check_mask, match_batch, pad_to_factor, padded_length
+
+MODES = ("max", "area", "nearest", "bilinear")
+POWERS = (1, 2, 4, 8, 16, 32, 64)  # factors that a VAE may have
+
+
+@dataclass(frozen=True)
+class DownsampledMask:
+    """A mask on the latent grid.
+
+    Attributes:
+        mask: float32 [B, h, w] in [0, 1].
+        kept: share of each image's stroke that lies under the latent mask, float32 [B]; 1 where there is no stroke.
+    """
+
+    mask: Tensor
+    kept: Tensor
+
+    @property
+    def lost(self) -> list[int]:
+        """Images whose stroke vanished altogether."""
+        return [i for i, share in enumerate(self.kept.tolist()) if share == 0]
+
+
+def downsample(
+    mask: Tensor, height: int, width: int, mode: str = "max", threshold: float = 0.5, *, factor: int | None = None
+) -> DownsampledMask:
+    """A pixel mask on a latent grid of `height` x `width` cells.
+
+    Args:
+        mask: MASK [B, H, W] in [0, 1], 1 = edit. If the grid is the one of this size (padded right and below to
+            whole cells of `factor` pixels), cells are exact blocks; a mask of any other size is stretched over it.
+        mode: "max" marks a cell that is touched, "area" one covered at least to `threshold`, "nearest" samples the
+            pixel at the centre (as published), "bilinear" interpolates there.
+        threshold: a cell is 1 at this value and above; 0 keeps soft values (methods.md, 0.4 on soft masks).
+        factor: pixels of a cell, as the VAE says; None takes the smallest power of two that fits both sides.
+    Raises: ShapeError, ParameterError.
+    """
+    mask = check_mask(mask, "mask")
+    if mode not in MODES:
+        raise ParameterError(f"mode is {mode!r}: choose one of {', '.join(MODES)}")
+    if not 0 <= threshold <= 1:
+        raise ParameterError(f"threshold is {threshold}: give 0 (keep soft values) to 1")
+    if height < 1 or width < 1:
+        raise ShapeError(f"the latent grid is {width} x {height} cells: connect a LATENT or VAE with a picture")
+    blocks = _on_blocks(mask, height, width, factor)[:, None]
+    cells = _reduce(blocks, height, width, mode)[:, 0]
+    if threshold > 0:
+        cells = (cells >= threshold).to(mask.dtype)
+    return DownsampledMask(cells, _kept(blocks[:, 0], cells))
+
+
+def _on_blocks(mask: Tensor, height: int, width: int, factor: int | None) -> Tensor:
+    """The mask padded to whole cells, if it belongs to this grid."""
+    for pixels in [factor] if factor else POWERS:
+        if (padded_length(mask.shape[1], pixels), padded_length(mask.shape[2], pixels)) == (height * pixels, width * pixels):
+            return pad_to_factor(mask, pixels)
+    return mask
+
+
+def _reduce(mask: Tensor, height: int, width: int, mode: str) -> Tensor:
+    if mode == "max":
+        return F.adaptive_max_pool2d(mask, (height, width))
+    if mode == "area":
+        return F.adaptive_avg_pool2d(mask, (height, width))
+    if mode == "nearest":
+        return F.interpolate(mask, (height, width), mode="nearest-exact")
+    return F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=False)
+
+
+def _kept(mask: Tensor, cells: Tensor) -> Tensor:
+    """Share of the stroke's pixels whose cell is marked."""
+    stroke = (mask >= 0.5).float()
+    cover = F.interpolate(cells[:, None], mask.shape[1:], mode="nearest-exact")[:, 0]
+    total = stroke.sum(dim=(1, 2))
+    share = (stroke * (cover > 0)).sum(dim=(1, 2)) / total.clamp(min=1)
+    return torch.where(total > 0, share, torch.ones_like(share))
+
+
+def dilate(mask: Tensor, kernel: int) -> Tensor:
+    """Grow [..., h, w] by a square of `kernel` cells (odd; 1 changes nothing); the border is not edited from outside."""
+    if kernel < 1 or kernel % 2 == 0:
+        raise ParameterError(f"kernel is {kernel}: a dilation kernel is an odd number of latent cells (1, 3, 5, 7)")
+    if kernel == 1:
+        return mask
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(flat, kernel, stride=1, padding=kernel // 2).reshape(mask.shape)
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """Which cells may change at which step.
+
+    Attributes:
+        masks: float32 [parts, B, 1, h, w] in order of time.
+        published: divide the steps by the published rule, whose short runs never reach the last part.
+    """
+
+    masks: Tensor
+    published: bool = False
+
+    @property
+    def parts(self) -> int:
+        return self.masks.shape[0]
+
+    @property
+    def batch(self) -> int:
+        return self.masks.shape[1]
+
+    def part(self, step: int, steps: int) -> int:
+        """Part in force at `step` (0-based) of a run of `steps`: equal parts, the last step always in the last part."""
+        if not 0 <= step < steps:
+            raise ParameterError(f"step {step} is outside a run of {steps} steps (0 to {steps - 1})")
+        if self.published:
+            return min(self.parts - 1, step // (steps // self.parts + 1))
+        if step == steps - 1:
+            return self.parts - 1
+        return min(self.parts - 1, step * self.parts // steps)
+
+    def at(self, step: int, steps: int) -> Tensor:
+        """The mask [B, 1, h, w] of one step."""
+        return self.masks[self.part(step, steps)]
+
+    def at_sigma(self, sigma: float, sigmas: Tensor) -> Tensor:
+        """The mask in force while a sampler moves through `sigma` on the grid `sigmas` [N + 1]."""
+        from .sigmas import step_of_sigma
+
+        return self.at(step_of_sigma(sigma, sigmas), len(sigmas) - 1)
+
+    def to(self, device: torch.device) -> MaskSchedule:
+        return MaskSchedule(self.masks.to(device), self.published)
+
+    def expanded(self, batch: int, height: int, width: int) -> MaskSchedule:
+        """The schedule for a latent batch; raises ShapeError if batch or size do not fit."""
+        if tuple(self.masks.shape[-2:]) != (height, width):
+            raise ShapeError(
+                f"schedule is made for {self.masks.shape[-1]} x {self.masks.shape[-2]} latent cells but the latent has "
+                f"{width} x {height}: make the latent mask from this LATENT"
+            )
+        masks = match_batch(self.masks.transpose(0, 1), batch, "schedule", "the latent").transpose(0, 1)
+        return MaskSchedule(masks, self.published)
+
+    def preview(self, cell: int = 8) -> Tensor:
+        """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps."""
+        parts, batch, _, height, width = self.masks.shape
+        tiles = self.masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
+        tiles = F.pad(tiles, (cell, 0, cell, 0), value=0.5)
+        strip = tiles.permute(1, 2, 0, 3).reshape(batch * tiles.shape[-2], parts * tiles.shape[-1])
+        return F.pad(strip, (0, cell, 0, cell), value=0.5)[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
+
+
+def constant_schedule(mask: Tensor) -> MaskSchedule:
+    """The same mask [B, h, w] at every step."""
+    return MaskSchedule(check_mask(mask, "mask")[None, :, None])
+
+
+PAPER_KERNELS = (7, 5, 3, 1)
+
+
+def dilation_schedule(
+    mask: Tensor,
+    kernels: Sequence[int] = PAPER_KERNELS,
+    *,
+    invert: bool = False,
+    scale_with_size: bool = False,
+    published: bool = False,
+) -> MaskSchedule:
+    """Progressive mask shrinking: dilated masks first, the user's own mask last (BLD, section 4.3 and appendix C).
+
+    Args:
+        mask: latent mask [B, h, w]; it is binarised at 0.5, because a dilation of soft values has no meaning.
+        kernels: odd, falling, ending with 1 (the mask itself); one equal part of the steps each.
+        invert: edit everything but the mask; inverted before dilation, so that the edited side grows.
+        scale_with_size: the paper's kernels were tuned on 32 x 32 cells; keep their share of the shorter side.
+        published: the official script instead: unequal parts that short runs do not finish, and inversion after
+            dilation, which erodes (methods.md, section 16, rows 6 and 7).
+    Raises: ShapeError, ParameterError.
+    """
+    mask = (check_mask(mask, "mask") >= 0.5).float()
+    sizes = [scaled_kernel(kernel, min(mask.shape[1:])) if scale_with_size else kernel for kernel in check_kernels(kernels)]
+    if invert and not published:
+        mask = 1 - mask
+    masks = [dilate(mask, kernel) for kernel in sizes]
+    if invert and published:
+        masks = [1 - grown for grown in masks]
+    return MaskSchedule(torch.stack(masks)[:, :, None], published)
+
+
+def check_kernels(kernels: Sequence[int]) -> tuple[int, ...]:
+    """Odd, not rising, ending with 1; anything else would not end at the user's mask."""
+    kernels = tuple(kernels)
+    falling = all(a >= b for a, b in zip(kernels, kernels[1:], strict=False))
+    if not kernels or kernels[-1] != 1 or not falling or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+        raise ParameterError(
+            f"kernels are {list(kernels)}: give odd sizes in latent cells that fall and end with 1, for example 7, 5, 3, 1"
+        )
+    return kernels
+
+
+def parse_kernels(text: str) -> tuple[int, ...]:
+    """ "7, 5, 3, 1" as numbers. Raises ParameterError for anything else."""
+    try:
+        return check_kernels([int(part) for part in text.replace(";", ",").split(",") if part.strip()])
+    except ParameterError:
+        raise
+    except ValueError:
+        raise ParameterError(f"kernels is {text!r}: write odd numbers with commas, for example 7,5,3,1") from None
+
+
+def scaled_kernel(kernel: int, cells: int) -> int:
+    """A kernel that was tuned on 32 cells, for `cells`: its radius keeps its share of the side, at least 1 cell."""
+    radius = (kernel - 1) // 2
+    return 1 if radius == 0 else 2 * max(1, round(radius * cells / 32)) + 1

@@ -1,0 +1,31 @@
+"""Seeded noise: drawn on the CPU, one generator per image, so that neither device nor batch split changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit seeds
+
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0) -> Tensor:
+    """Unit-variance noise [B, ...] in float32; image b depends only on `seeds[b]` and `draw`.
+
+    Args:
+        shape: the shape of one image's noise, [C, h, w].
+        seeds: one seed per image, 0 to 2**64 - 1.
+        draw: 0 is the noise an edit starts from; step i of a run that draws afresh uses i + 1.
+    """
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
+        rows.append(torch.randn(tuple(shape), generator=generator))
+    return torch.stack(rows).to(device)
+
+
+def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None) -> list[int]:
+    """Image b of a batch has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
+    index = list(range(batch)) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]
+    return [(seed + i) % 2**64 for i in index]

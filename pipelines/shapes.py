@@ -1,0 +1,119 @@
+"""Layouts, batches and sizes: the checks that every step shares.
+
+IMAGE is [B, H, W, 3], MASK is [B, H, W], latents are [B, C, h, w]. Sizes that are not a multiple of the VAE factor are
+padded on the right and at the bottom by reflection, and cropped back exactly: pixel (0, 0) stays latent cell (0, 0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+
+def check_image(image: Tensor, socket: str) -> Tensor:
+    """IMAGE as float32 [B, H, W, 3]; alpha is dropped. Raises ShapeError for anything else."""
+    if not isinstance(image, Tensor):
+        raise ShapeError(f"{socket} is a {type(image).__name__}: connect an IMAGE")
+    if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
+        raise ShapeError(f"{socket} has shape {list(image.shape)}: an IMAGE is [batch, height, width, 3] with no empty side")
+    image = image[..., :3].float()
+    _refuse_nan(image, socket)
+    return image
+
+
+def check_mask(mask: Tensor, socket: str) -> Tensor:
+    """MASK as float32 [B, H, W] in [0, 1]; [H, W] and [B, 1, H, W] are accepted too."""
+    if not isinstance(mask, Tensor):
+        raise ShapeError(f"{socket} is a {type(mask).__name__}: connect a MASK")
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ShapeError(f"{socket} has shape {list(mask.shape)}: a MASK is [batch, height, width] with no empty side")
+    mask = mask.float()
+    _refuse_nan(mask, socket)
+    if mask.min() < 0 or mask.max() > 1:
+        raise ShapeError(f"{socket} has values from {mask.min():.3g} to {mask.max():.3g}: a MASK lies in 0 to 1 (1 = edit)")
+    return mask
+
+
+def check_latent(latent: Tensor, socket: str, channels: int | None = None) -> Tensor:
+    """Latent [B, C, h, w]; `channels` is what the model takes."""
+    if not isinstance(latent, Tensor):
+        raise ShapeError(f"{socket} holds a {type(latent).__name__}: connect a LATENT with one tensor of samples")
+    if latent.ndim != 4 or 0 in latent.shape:
+        raise ShapeError(f"{socket} has shape {list(latent.shape)}: a latent is [batch, channels, height, width] with no empty side")
+    if channels is not None and latent.shape[1] != channels:
+        raise ShapeError(f"{socket} has {latent.shape[1]} channels but the model takes {channels}: encode with the model's own VAE")
+    _refuse_nan(latent, socket)
+    return latent
+
+
+def _refuse_nan(value: Tensor, socket: str) -> None:
+    if not torch.isfinite(value).all():
+        raise ShapeError(f"{socket} contains NaN or infinity: check the node that made it (a half-precision VAE can overflow)")
+
+
+def match_batch(value: Tensor, batch: int, socket: str, other: str) -> Tensor:
+    """`value` with exactly `batch` entries: 1 is repeated (as a view), anything else must be equal."""
+    if value.shape[0] == batch:
+        return value
+    if value.shape[0] == 1:
+        return value.expand(batch, *value.shape[1:])
+    raise ShapeError(f"{socket} has {value.shape[0]} entries but {other} has {batch}: pass 1 or {batch}")
+
+
+def common_batch(**values: Tensor) -> int:
+    """The batch size that all `values` agree on (ones are repeated). Names are the sockets of the message."""
+    sizes = {name: value.shape[0] for name, value in values.items()}
+    batch = max(sizes.values())
+    wrong = {name: size for name, size in sizes.items() if size not in (1, batch)}
+    if wrong:
+        given = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ShapeError(f"batch sizes do not fit: {given}: each must be 1 or {batch}")
+    return batch
+
+
+def same_size(a: Tensor, b: Tensor, first: str, second: str) -> None:
+    """Raises unless two IMAGE or MASK tensors share height and width (dimensions 1 and 2)."""
+    if a.shape[1:3] != b.shape[1:3]:
+        raise ShapeError(
+            f"{first} is {a.shape[2]} x {a.shape[1]} pixels but {second} is {b.shape[2]} x {b.shape[1]}: "
+            f"give both the same size"
+        )
+
+
+def padded_length(length: int, factor: int) -> int:
+    """The smallest multiple of `factor` that holds `length`."""
+    return -(-length // factor) * factor
+
+
+def _reflect_index(length: int, target: int, device: torch.device) -> Tensor:
+    """0, 1, ..., length - 1, length - 2, ...: reflection without repeating the edge, for any length (1 repeats)."""
+    index = torch.arange(target, device=device)
+    if length == 1:
+        return index * 0
+    period = 2 * (length - 1)
+    index = index % period
+    return torch.where(index < length, index, period - index)
+
+
+def pad_to_factor(value: Tensor, factor: int) -> Tensor:
+    """IMAGE [B, H, W, C] or MASK [B, H, W] padded right and below by reflection to multiples of `factor`."""
+    height, width = value.shape[1:3]
+    tall, wide = padded_length(height, factor), padded_length(width, factor)
+    if tall != height:
+        value = value.index_select(1, _reflect_index(height, tall, value.device))
+    if wide != width:
+        value = value.index_select(2, _reflect_index(width, wide, value.device))
+    return value
+
+
+def crop_to(value: Tensor, height: int, width: int) -> Tensor:
+    """The exact inverse of `pad_to_factor`: the first `height` rows and `width` columns of dimensions 1 and 2."""
+    if value.shape[1] < height or value.shape[2] < width:
+        raise ShapeError(f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the picture is smaller")
+    return value[:, :height, :width]

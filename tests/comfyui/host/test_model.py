@@ -1,0 +1,258 @@
+"""A native MODEL as a Denoiser: what stock sampling predicts, we predict; and nothing of the user's changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_base
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import torch
+from editkit.nodes import _host, _host_native
+from editkit.pipelines.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.guidance import guided
+from editkit.pipelines.protocols import Context, Denoiser
+from editkit.pipelines.sigmas import euler_step
+from torch import Tensor
+
+from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights, tokens
+
+ModelType = comfy.model_base.ModelType
+WEIGHT = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+
+
+@pytest.fixture(scope="module", params=["EPS", "V_PREDICTION", "FLOW"])
+def any_model(request, folder: Path):
+    with torch.inference_mode():
+        return _host_native.build(folder, model_type=ModelType[request.param])[0]
+
+
+def stock(
+    model, sigmas: Tensor, noise: Tensor, source: Tensor, positive, negative, cfg: float, name: str = "euler"
+) -> Tensor:
+    """The host's own sampling, unscaled."""
+    return comfy.samplers.sample(
+        model, noise, positive, negative, cfg, model.load_device, comfy.samplers.sampler_object(name), sigmas,
+        model.model_options, latent_image=source, disable_pbar=True, seed=3,
+    )  # fmt: skip
+
+
+def ours(model, sigmas: Tensor, noise: Tensor, source: Tensor, positive, negative, cfg: float) -> Tensor:
+    """The same by our protocol and our Euler step."""
+    contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
+    with _host.open_denoiser(model, source.shape, contexts, sigmas=sigmas) as denoiser:
+        levels = sigmas.tolist()
+        z = denoiser.noise(denoiser.scale_in(source), noise, levels[0])
+        for sigma, target in zip(levels, levels[1:], strict=False):
+            z = euler_step(z, guided(denoiser, z, sigma, *contexts, cfg), sigma, target)
+        return denoiser.scale_out(z)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
+    return float((a - b).abs().max() / b.abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_loop_equals_stock_euler(any_model, cfg: float) -> None:
+    sigmas = _host.levels(any_model).schedule(6, 0.9)
+    arguments = (sigmas, torch.randn(2, 4, 12, 10), latent(1, 2), cond(2), cond(3), cfg)
+    expected = stock(any_model, *arguments)
+    assert expected.abs().max() > 1
+    assert close(ours(any_model, *arguments), expected)
+
+
+def test_denoiser_fits_the_protocol(any_model) -> None:
+    with _host.open_denoiser(any_model, (1, 4, 8, 8), [_host.context(cond(1), "positive")]) as denoiser:
+        assert isinstance(denoiser, Denoiser)
+        assert denoiser.channels == 4
+        assert denoiser.flow == (any_model.model.model_type == ModelType.FLOW)
+        assert denoiser.family == ("flow" if denoiser.flow else "bundled")
+
+
+def test_flow_schedule_starts_at_the_largest_sigma(folder: Path) -> None:
+    levels = _host.levels(_host_native.build(folder, model_type=ModelType.FLOW)[0])
+    expected = comfy.samplers.simple_scheduler(levels.sampling, 8)
+    torch.testing.assert_close(levels.schedule(8), expected, rtol=0, atol=2e-3)
+    assert levels.schedule(8)[0] == 1
+    assert levels.schedule(8)[-1] == 0
+
+
+def test_many_contexts_in_one_call(model) -> None:
+    contexts = [_host.context(cond(seed), f"prompt{seed}") for seed in range(5)]
+    z = torch.randn(2, 4, 8, 8)
+    calls = []
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(
+        lambda apply, args: calls.append(len(args["input"])) or apply(args["input"], args["timestep"], **args["c"])
+    )
+    with _host.open_denoiser(patched, z.shape, contexts) as denoiser:
+        together = denoiser.denoise(z, 2.5, contexts)
+        assert calls == [10]
+        assert together.shape == (5, 2, 4, 8, 8)
+        assert together.dtype == torch.float32
+        for i, context in enumerate(contexts):
+            torch.testing.assert_close(
+                denoiser.denoise(z, torch.tensor(2.5), [context])[0], together[i], atol=2e-5, rtol=1e-4
+            )
+        assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_half_precision_state_stays_float32(folder: Path) -> None:
+    model = _host_native.build(folder)[0]
+    reference = model.model.diffusion_model
+    context, z = _host.context(cond(1), "positive"), torch.randn(1, 4, 8, 8)
+    with _host.open_denoiser(model, z.shape, [context]) as denoiser:
+        full = denoiser.denoise(z, 1.0, [context])
+    model.model.diffusion_model = reference.bfloat16()
+    model.model.diffusion_model.dtype = torch.bfloat16
+    with _host.open_denoiser(model, z.shape, [context]) as denoiser:
+        half = denoiser.denoise(z, 1.0, [context])
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.3
+
+
+def test_one_row_of_context_per_image(model) -> None:
+    z = torch.randn(2, 4, 8, 8)
+    pair = _host.context([[torch.cat([tokens(1), tokens(2)]), {}]], "positive")
+    single = [_host.context(cond(seed), "positive") for seed in (1, 2)]
+    with _host.open_denoiser(model, z.shape, [pair, *single]) as denoiser:
+        both, first, second = denoiser.denoise(z, 1.0, [pair, *single])
+    torch.testing.assert_close(both[0], first[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both[1], second[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_lora_like_patch_is_in_force_and_leaves_no_trace(model) -> None:
+    before = digest(model.model)
+    patched = model.clone()
+    patched.add_patches({WEIGHT: ("diff", (torch.randn_like(model.model.state_dict()[WEIGHT]),))}, 0.5)
+    arguments = (
+        _host.levels(model).schedule(4, 0.8),
+        torch.randn(1, 4, 8, 8),
+        latent(4, 1, 8, 8),
+        cond(5),
+        cond(6),
+        3.0,
+    )
+    plain, changed = ours(model, *arguments), ours(patched, *arguments)
+    assert not close(plain, changed, 1e-2)
+    assert close(changed, stock(patched, *arguments))
+    assert close(ours(model, *arguments), plain, 1e-6)
+    assert _host.levels(model).fingerprint != _host.levels(patched).fingerprint
+    assert _host.levels(model).fingerprint == _host.levels(model.clone()).fingerprint
+    patched.detach()
+    assert same_weights(model.model, before)
+
+
+def test_areas_masks_and_guidance_hooks_act_as_in_stock_sampling(model) -> None:
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.9 + 0.1 * args["cond_denoised"])
+    patched.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0] * 1.1, *args["conds_out"][1:]])
+    mask = torch.zeros(1, 12, 10)
+    mask[:, :6] = 1
+    positive = [[tokens(1), {"mask": mask, "mask_strength": 1.0}], [tokens(2), {"area": (6, 6, 2, 2), "strength": 0.7}]]
+    positive += cond(7)
+    arguments = (_host.levels(model).schedule(3, 0.9), torch.randn(1, 4, 12, 10), latent(1), positive, cond(3), 3.0)
+    expected = stock(patched, *arguments)
+    assert not close(expected, stock(model, *arguments), 1e-3)
+    assert close(ours(patched, *arguments), expected)
+
+
+def test_replaced_tokens_are_used(model) -> None:
+    z, original = torch.randn(1, 4, 8, 8), _host.context(cond(1), "positive")
+    other = original.with_tokens(tokens(2))
+    with _host.open_denoiser(model, z.shape, [original]) as denoiser:
+        late = denoiser.denoise(z, 1.0, [other])[0]
+        direct = denoiser.denoise(z, 1.0, [_host.context(cond(2), "positive")])[0]
+        bare = denoiser.denoise(z, 1.0, [Context(tokens(2))])[0]
+    assert torch.equal(late, direct)
+    assert torch.equal(bare, direct)
+    assert _host.conditioning(original) is original.host
+    assert torch.equal(_host.conditioning(other)[0][0], tokens(2))
+
+
+def test_prompts_that_need_loading_must_be_announced(model) -> None:
+    late = _host.context([[tokens(1), {"gligen": ("position", None, [])}]], "positive")
+    with _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")]) as denoiser:
+        with pytest.raises(MismatchError, match="gligen"):
+            denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [late])
+
+
+def test_caches_stay_bounded(model) -> None:
+    z, start = torch.randn(1, 4, 8, 8), _host.context(cond(1), "positive")
+    with _host.open_denoiser(model, z.shape, [start]) as denoiser:
+        for seed in range(20):
+            denoiser.denoise(z, 1.0, [start.with_tokens(tokens(seed))])
+        assert len(denoiser._groups) <= 8
+
+
+class Stop(Exception):
+    """Stands for a cancel, a fault or running out of memory."""
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_faults_leave_the_model_as_it_was(model, at: int) -> None:
+    before, options = digest(model.model), {**model.model_options}
+    patched = model.clone()
+    patched.add_patches({WEIGHT: ("diff", (torch.ones_like(model.model.state_dict()[WEIGHT]),))})
+    calls = []
+
+    def wrapper(apply, args):
+        calls.append(1)
+        if len(calls) > at:
+            raise Stop
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    patched.set_model_unet_function_wrapper(wrapper)
+    context = _host.context(cond(1), "positive")
+    with pytest.raises(Stop), _host.open_denoiser(patched, (1, 4, 8, 8), [context]) as denoiser:
+        for _ in range(at + 1):
+            denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
+    assert model.model.current_patcher is None
+    with pytest.raises(RuntimeError, match="closed"):
+        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
+    with _host.open_denoiser(model, (1, 4, 8, 8), [context]) as again:  # loads the unpatched weights again
+        again.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
+    assert same_weights(model.model, before)
+    assert model.model_options == options
+
+
+def test_wrong_things_are_refused_by_name(model, folder: Path) -> None:
+    with pytest.raises(EditError, match="source_prompt"):
+        _host.context([], "source_prompt")
+    with pytest.raises(EditError, match="negative"):
+        _host.context([[None, {}]], "negative")
+    two = _host.context([*cond(1), *cond(2)], "positive").with_tokens(tokens(3))
+    with pytest.raises(ParameterError, match="2 combined parts"):
+        _host.conditioning(two)
+    context = _host.context(cond(1), "positive")
+    with _host.open_denoiser(model, (1, 4, 8, 8), [context]) as denoiser:
+        with pytest.raises(ShapeError, match="16 channels"):
+            denoiser.denoise(torch.randn(1, 16, 8, 8), 1.0, [context])
+    video = _host_native.build(folder)[0]
+    video.model.latent_format.latent_dimensions = 3
+    with pytest.raises(FamilyError, match="video"):
+        _host.levels(video)
+    cascade = _host_native.build(folder)[0]
+    cascade.model.model_type = ModelType.STABLE_CASCADE
+    with pytest.raises(FamilyError, match="STABLE_CASCADE"):
+        _host.levels(cascade)
+
+
+@pytest.mark.parametrize(("width", "name"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (320, "vp")])
+def test_family_by_context_width(folder: Path, monkeypatch: pytest.MonkeyPatch, width: int, name: str) -> None:
+    model = _host_native.build(folder)[0]
+    monkeypatch.setattr(_host_native.BundledConfig, "editkit_family", None)
+    monkeypatch.setitem(model.model.model_config.unet_config, "context_dim", width)
+    assert _host.levels(model).family == name
+
+
+def test_cancel_reaches_the_progress(model) -> None:
+    import comfy.model_management as management
+
+    report = _host.progress(3, model)
+    report(1, 3)
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        report(2, 3)
+    management.interrupt_current_processing(False)

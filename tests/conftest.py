@@ -1,0 +1,39 @@
+"""Registers the repository root as the package `editkit`, whatever the folder is called.
+
+The root must never be on sys.path: ComfyUI has a top-level module called `nodes`, and ours would shadow it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _register_package() -> None:
+    if "editkit" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location("editkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["editkit"] = module
+    spec.loader.exec_module(module)
+
+
+_register_package()
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    """Timings and sums do not depend on the machine's core count."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT

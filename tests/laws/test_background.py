@@ -1,0 +1,196 @@
+"""Background reconstruction by learning the decoder or the latent (methods.md, section 3)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from editkit.pipelines.background import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from editkit.pipelines.errors import ParameterError, ShapeError
+from editkit.pipelines.metrics import psnr_outside
+from editkit.tests.toy_codec import ToyCodec, box, random_image, smooth_image
+
+
+def problem(batch: int = 1, height: int = 16, width: int = 20):
+    """Codec, latent, source and a mask over the left part."""
+    codec = ToyCodec()
+    source = smooth_image(batch, height, width)
+    latent = torch.randn(batch, 3, -(-height // 4), -(-width // 4), generator=torch.Generator().manual_seed(5))
+    return codec, latent, source, box(batch, height, width, (0, height), (0, width // 3))
+
+
+def weights(codec: ToyCodec) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in codec.decoder.parameters()]
+
+
+# ------------------------------------------------------------------------------------------------ decoder learning
+def test_no_steps_is_the_plain_decode():
+    codec, latent, source, mask = problem()
+    tuned = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=0))
+    assert torch.equal(tuned.image, codec.decode(latent)) and tuned.losses == [] and tuned.steps == 0
+    assert tuned.psnr_before == tuned.psnr_after == pytest.approx(float(psnr_outside(codec.decode(latent), source, mask)))
+
+
+def test_a_full_mask_learns_nothing():
+    codec, latent, source, mask = problem()
+    tuned = tune_decoder(codec, latent, source, None, torch.ones_like(mask), settings=DecoderSettings(steps=4))
+    assert tuned.losses == tuned.edit_losses == tuned.background_losses == [0.0] * 4
+    assert torch.equal(tuned.image, codec.decode(latent))
+    assert all(torch.equal(a, b) for a, b in zip(weights(codec), weights(tuned.codec), strict=True))
+    assert tuned.psnr_before != tuned.psnr_before  # nothing is outside: NaN
+
+
+def test_an_empty_mask_reconstructs():
+    codec, latent, source, mask = problem()
+    tuned = tune_decoder(codec, latent, source, None, torch.zeros_like(mask), settings=DecoderSettings(steps=40, lr=1e-3))
+    falls = [after <= before for before, after in zip(tuned.losses, tuned.losses[1:], strict=False)]
+    assert sum(falls) >= 38
+    assert tuned.psnr_after > tuned.psnr_before + 1.5
+    assert tuned.edit_losses == [0.0] * 40
+
+
+def test_the_loss_is_the_published_one():
+    codec, latent, source, mask = problem(batch=2)
+    edited = random_image(2, 16, 20, seed=3)
+    tuned = tune_decoder(codec, latent, source, edited, mask, settings=DecoderSettings(steps=1, background_weight=7))
+    made, m = codec.decode(latent, clamp=False) * 2 - 1, mask[..., None]
+    edit = ((made * m - (edited * 2 - 1) * m) ** 2).sum() / made.numel()
+    background = ((made * (1 - m) - (source * 2 - 1) * (1 - m)) ** 2).sum() / made.numel()
+    assert tuned.edit_losses[0] == pytest.approx(float(edit), rel=1e-5)
+    assert tuned.background_losses[0] == pytest.approx(float(7 * background), rel=1e-5)
+    assert tuned.losses[0] == pytest.approx(float(edit + 7 * background), rel=1e-5)
+
+
+def reference_step(codec: ToyCodec, latent, source, edited, mask, lr: float) -> list[torch.Tensor]:
+    """Adam's first step by hand: lr g / (|g| + eps), with the gradient of the published loss."""
+    parameters = [weight.clone().requires_grad_(True) for weight in weights(codec)]
+    x = latent * codec.scale
+    for stage, weight, bias in zip(codec.decoder, parameters[::2], parameters[1::2], strict=True):
+        x = torch.nn.functional.interpolate(x, scale_factor=2.0) if stage.up else x
+        x = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+        x = x.tanh() if stage.squash else x
+    made, m = x.movedim(1, -1)[:, : source.shape[1], : source.shape[2]], mask[..., None]
+    loss = torch.nn.functional.mse_loss(made * m, (edited * 2 - 1) * m)
+    loss = loss + 100 * torch.nn.functional.mse_loss(made * (1 - m), (source * 2 - 1) * (1 - m))
+    gradients = torch.autograd.grad(loss, parameters)
+    return [p.detach() - lr * g / (g.abs() + 1e-8) for p, g in zip(parameters, gradients, strict=True)]
+
+
+@pytest.mark.parametrize("blocks", ["all", 3, 2, 1])
+def test_one_step_moves_the_last_blocks_by_adams_rule_and_nothing_else(blocks):
+    codec, latent, source, mask = problem(batch=2, height=14, width=17)
+    soft = mask * 0.8
+    edited = random_image(2, 14, 17, seed=3)
+    expected = reference_step(codec, latent, source, edited, soft, 1e-2)
+    tuned = tune_decoder(codec, latent, source, edited, soft, settings=DecoderSettings(steps=1, lr=1e-2, blocks=blocks))
+    learns = 6 if blocks == "all" else 2 * blocks
+    for i, (before, want, got) in enumerate(zip(weights(codec), expected, weights(tuned.codec), strict=True)):
+        if i < 6 - learns:
+            assert torch.equal(got, before)
+        else:
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+            assert (got - before).abs().max() > 5e-3
+
+
+def test_the_frozen_prefix_runs_once():
+    codec, latent, source, mask = problem()
+    tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=6, blocks=1))
+    clone = codec.clones[0]
+    assert [stage.calls for stage in clone.blocks] == [1, 1, 8]  # first decode, six steps, last decode
+
+
+def test_the_codec_handed_back_makes_the_image_and_encodes_as_before():
+    codec, latent, source, mask = problem(height=13, width=18)
+    before = codec.digest()
+    tuned = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2))
+    assert tuned.image.shape == source.shape
+    assert torch.equal(tuned.codec.decode(latent)[:, :13, :18], tuned.image)
+    assert torch.equal(tuned.codec.encode(source[:, :12, :16]), codec.encode(source[:, :12, :16]))
+    assert codec.digest() == before and not torch.equal(tuned.image, codec.decode(latent)[:, :13, :18])
+    assert not any(weight.requires_grad for weight in tuned.codec.decoder.parameters())
+
+
+def test_both_terms_pull_their_own_side():
+    codec, latent, source, mask = problem()
+    plain, edited = codec.decode(latent), 1 - source
+    chosen = {"steps": 60, "lr": 1e-2}
+    published = tune_decoder(codec, latent, source, edited, mask, settings=DecoderSettings(**chosen))
+    edit_only = tune_decoder(codec, latent, source, edited, mask, settings=DecoderSettings(**chosen, background_weight=0))
+    assert published.psnr_after > published.psnr_before + 5
+    assert edit_only.background_losses == [0.0] * 60 and edit_only.psnr_after < published.psnr_after - 2
+
+    def inside(image):
+        return float(psnr_outside(image, edited, 1 - mask))
+
+    assert inside(edit_only.image) > inside(plain) + 5
+    assert inside(edit_only.image) > inside(published.image) + 2
+
+
+def test_memory_and_precision_options_keep_the_result():
+    codec, latent, source, mask = problem()
+    usual = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2))
+    small = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, low_memory=True))
+    assert torch.equal(small.image, usual.image)
+    recomputed = [stage.calls for stage in codec.clones[1].blocks]
+    assert recomputed == [12, 12, 12]  # two decodes and two passes per step
+    half = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, half=torch.bfloat16))
+    assert not torch.equal(half.image, usual.image)
+    torch.testing.assert_close(half.image, usual.image, atol=0.03, rtol=0)
+
+
+def test_patience_stops_on_a_plateau():
+    codec, latent, _, mask = problem()
+    solved = codec.decode(latent, clamp=False)  # the source is what the decoder makes: nothing to gain
+    chosen = DecoderSettings(steps=60, patience=5)
+    tuned = tune_decoder(codec, latent, solved, None, mask, settings=chosen)
+    assert tuned.stopped and tuned.steps == len(tuned.losses) == 10
+    falling = tune_decoder(codec, latent, smooth_image(1, 16, 20), None, mask, settings=DecoderSettings(steps=20, lr=1e-2, patience=5))
+    assert not falling.stopped and falling.steps == 20
+
+
+def test_works_on_inference_tensors_under_inference_mode():
+    with torch.inference_mode():
+        codec, latent, source, mask = problem()
+        assert next(codec.decoder.parameters()).is_inference() or latent.is_inference()
+        hidden = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=3, blocks=2))
+        moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=3))
+    codec, latent, source, mask = problem()
+    usual = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=3, blocks=2))
+    assert torch.equal(hidden.image, usual.image) and moved.losses[-1] < moved.losses[0]
+
+
+# ------------------------------------------------------------------------------------------------- latent learning
+def test_latents_learn_alone_in_any_batch():
+    codec, latent, source, mask = problem(batch=3)
+    chosen = TuneSettings(steps=8)
+    together = tune_latent(codec, latent, source, None, mask, settings=chosen)
+    assert together.psnr_after > together.psnr_before and (together.latent - latent).abs().max() > 0.1
+    for i in range(3):
+        alone = tune_latent(codec, latent[i : i + 1], source[i : i + 1], None, mask[:1], settings=chosen)
+        torch.testing.assert_close(alone.latent[0], together.latent[i], atol=5e-3, rtol=0)  # steps are 0.1
+    torch.testing.assert_close(codec.decode(together.latent), together.image)
+
+
+def test_latent_losses_are_means_and_a_full_mask_moves_nothing():
+    codec, latent, source, mask = problem(batch=2)
+    decoder = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=1))
+    moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=1))
+    assert moved.losses == pytest.approx(decoder.losses)
+    still = tune_latent(codec, latent, source, None, torch.ones_like(mask), settings=TuneSettings(steps=3))
+    assert torch.equal(still.latent, latent) and codec.clones[-1].released
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+def test_refusals_name_what_to_do():
+    codec, latent, source, mask = problem()
+    with pytest.raises(ShapeError, match="5 x 4 cells.*needs 4 x 4"):
+        tune_decoder(codec, latent, source[:, :, :16], None, mask[:, :, :16])
+    with pytest.raises(ShapeError, match="mask is 16 x 16"):
+        tune_decoder(codec, latent, source, None, mask[:, :, :16])
+    with pytest.raises(ShapeError, match="batch sizes"):
+        tune_decoder(codec, latent.expand(2, -1, -1, -1), source.expand(3, -1, -1, -1), None, mask)
+    for blocks in (0, 4, "last", True, 1.5):
+        with pytest.raises(ParameterError, match="blocks"):
+            tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(blocks=blocks))
+    for wrong in ({"steps": -1}, {"lr": 0.0}, {"lr": float("nan")}, {"patience": -1}, {"background_weight": -1.0}):
+        with pytest.raises(ParameterError):
+            tune_latent(codec, latent, source, None, mask, settings=TuneSettings(**wrong))

@@ -1,0 +1,150 @@
+"""Latent masks and the shrinking schedule (T6, T7 and the invariants of methods.md, sections 0.4 and 2)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from editkit.pipelines.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.masks import (
+    MODES,
+    constant_schedule,
+    dilate,
+    dilation_schedule,
+    downsample,
+    parse_kernels,
+    scaled_kernel,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def line() -> torch.Tensor:
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 16, 10:20] = 1
+    return mask
+
+
+def test_t6_dilation_counts():
+    assert [int(dilate(line(), k).sum()) for k in (1, 3, 5, 7)] == [10, 36, 70, 112]
+
+
+def lengths(steps: int, published: bool = False) -> list[int]:
+    schedule = dilation_schedule(line(), published=published)
+    parts = [schedule.part(i, steps) for i in range(steps)]
+    return [parts.count(i) for i in range(4)]
+
+
+def test_t7_equal_parts():
+    wanted = {5: [2, 1, 1, 1], 9: [3, 2, 2, 2], 30: [8, 7, 8, 7], 38: [10, 9, 10, 9], 50: [13, 12, 13, 12]}
+    assert {steps: lengths(steps) for steps in wanted} == wanted
+
+
+def test_t7_published_parts():
+    wanted = {50: [13, 13, 13, 11], 38: [10, 10, 10, 8], 30: [8, 8, 8, 6], 20: [6, 6, 6, 2]}
+    assert {steps: lengths(steps, published=True) for steps in wanted} == wanted
+    assert all(lengths(steps, published=True)[-1] == 0 for steps in (4, 5, 6, 8, 9, 12))
+
+
+@given(st.integers(1, 120))
+def test_every_run_ends_with_the_users_mask_and_only_shrinks(steps):
+    mask = line()
+    schedule = dilation_schedule(mask)
+    masks = [schedule.at(i, steps) for i in range(steps)]
+    assert torch.equal(masks[-1][:, 0], mask)
+    assert all((a >= b).all() for a, b in zip(masks, masks[1:], strict=False))
+    if steps >= 4:
+        counts = lengths(steps)
+        assert max(counts) - min(counts) <= 1
+
+
+def test_empty_and_full_masks_stay():
+    for value in (0.0, 1.0):
+        schedule = dilation_schedule(torch.full((2, 9, 5), value))
+        assert (schedule.masks == value).all()
+
+
+def test_inversion_comes_before_dilation_and_the_published_order_erodes():
+    mask = line()
+    ours, theirs = dilation_schedule(mask, invert=True), dilation_schedule(mask, invert=True, published=True)
+    assert torch.equal(ours.masks[-1, :, 0], 1 - mask) and torch.equal(theirs.masks[-1, :, 0], 1 - mask)
+    assert (ours.masks[0] >= ours.masks[-1]).all() and ours.masks[0].sum() > ours.masks[-1].sum()
+    assert theirs.masks[0].sum() < theirs.masks[-1].sum()
+
+
+def test_kernels_scale_with_the_latent():
+    assert [scaled_kernel(k, 64) for k in (7, 5, 3, 1)] == [13, 9, 5, 1]
+    assert [scaled_kernel(k, 32) for k in (7, 5, 3, 1)] == [7, 5, 3, 1]
+    assert [scaled_kernel(k, 12) for k in (7, 5, 3, 1)] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("text", ["", "7,5,3", "2,1", "1,3", "7;x", "5,0,1", "3,5,1"])
+def test_broken_kernels_are_refused(text):
+    with pytest.raises(ParameterError, match="kernels"):
+        parse_kernels(text)
+
+
+def test_kernels_are_parsed():
+    assert parse_kernels(" 7, 5,3,1 ") == (7, 5, 3, 1)
+
+
+def test_max_never_loses_a_stroke_that_others_lose():
+    mask = torch.zeros(1, 64, 64)
+    mask[0, 17:19] = 1  # two pixels of an eight-pixel cell, off its centre
+    kept = {mode: downsample(mask, 8, 8, mode).kept.item() for mode in MODES}
+    assert kept == {"max": 1.0, "area": 0.0, "nearest": 0.0, "bilinear": 0.0}
+    assert downsample(mask, 8, 8, "area").lost == [0] and downsample(mask, 8, 8, "max").lost == []
+    assert downsample(mask, 8, 8, "area", threshold=0.25).kept.item() == 1.0
+
+
+def test_area_is_the_exact_coverage():
+    mask = torch.zeros(1, 16, 16)
+    mask[0, :8, :6] = 1
+    soft = downsample(mask, 2, 2, "area", threshold=0)
+    assert torch.equal(soft.mask, torch.tensor([[[0.75, 0.0], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("factor", [None, 8])
+def test_odd_sizes_keep_whole_cells(factor):
+    mask = torch.zeros(1, 20, 13)
+    mask[0, 8:16, 0:8] = 1  # exactly one cell of factor 8 on a 3 x 2 grid
+    cells = downsample(mask, 3, 2, "area", threshold=0, factor=factor).mask[0]
+    assert cells[1, 0] == 1 and cells[0].sum() == 0 and cells[1, 1] == 0
+
+
+def test_a_touching_pixel_marks_its_cell_only():
+    for y, x in [(0, 0), (7, 7), (8, 8), (31, 24)]:
+        mask = torch.zeros(1, 32, 32)
+        mask[0, y, x] = 1
+        cells = downsample(mask, 4, 4, "max").mask[0]
+        assert cells.sum() == 1 and cells[y // 8, x // 8] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 4), st.sampled_from(MODES), st.floats(0, 1), st.sampled_from([2, 4, 8, 16]))
+def test_any_size_gives_a_mask_or_an_edit_error(height, width, batch, mode, value, factor):
+    h, w = -(-height // factor), -(-width // factor)
+    result = downsample(torch.full((batch, height, width), value), h, w, mode, threshold=0)
+    assert result.mask.shape == (batch, h, w)
+    assert torch.allclose(result.mask, torch.full_like(result.mask, value), atol=1e-6)
+
+
+def test_nan_and_wrong_ranges_are_refused():
+    with pytest.raises(EditError, match="NaN"):
+        downsample(torch.full((1, 8, 8), float("nan")), 1, 1)
+    with pytest.raises(EditError, match="0 to 1"):
+        downsample(torch.full((1, 8, 8), 255.0), 1, 1)
+
+
+def test_schedules_refuse_another_size_or_batch():
+    schedule = constant_schedule(torch.ones(2, 4, 4))
+    with pytest.raises(ShapeError, match="latent"):
+        schedule.expanded(2, 5, 4)
+    with pytest.raises(ShapeError, match="2 entries"):
+        schedule.expanded(3, 4, 4)
+    assert constant_schedule(torch.ones(1, 4, 4)).expanded(3, 4, 4).batch == 3
+
+
+def test_preview_shows_every_part_of_every_image():
+    strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(cell=2)
+    assert strip.shape == (1, 2 * (64 + 2) + 2, 4 * (64 + 2) + 2, 3)
+    assert strip[0, 2 + 2 * 16, 2 + 2 * 12, 0] == 1 and strip[0, 0, 0, 0] == 0.5

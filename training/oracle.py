@@ -1,0 +1,146 @@
+"""The oracle: reads a picture of the grammar back into words, without any weights.
+
+It knows the renderer's palette and shapes and nothing of the model, so it can judge an edit: which background, which
+colours, which shapes, where. `tests/behaviour` and `evaluate` self-test it on clean renders first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from .scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES, Scene, Thing, render_background, thing_mask
+
+MIN_AREA = 0.008  # of the picture: smaller components are specks, not things
+MIN_IOU = 0.65  # a shape counts only if its best template overlaps at least this much
+COLOUR_NAMES = tuple(OBJECT_COLOURS)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle sees: `things` from left to right; a shape that fits no template is called "blob"."""
+
+    background: str
+    pattern: str
+    things: tuple[Thing, ...]
+    overlaps: tuple[float, ...]
+
+    def agrees(self, scene: Scene) -> bool:
+        """Everything that a caption says is right: background, pattern, count, colours, shapes, order."""
+        return self.background_agrees(scene) and [t.words for t in self.things] == [t.words for t in scene.things]
+
+    def background_agrees(self, scene: Scene) -> bool:
+        return (self.background, self.pattern) == (scene.background, scene.pattern)
+
+    def has(self, colour: str, shape: str | None = None) -> bool:
+        return any(t.colour == colour and shape in (None, t.shape) for t in self.things)
+
+
+@lru_cache(maxsize=8)
+def _backgrounds(size: int) -> tuple[list[tuple[str, str]], np.ndarray]:
+    names = [(colour, pattern) for colour in BACKGROUND_COLOURS for pattern in PATTERNS]
+    return names, np.stack([render_background(*name, size) for name in names])
+
+
+def object_palette() -> np.ndarray:
+    """[8, 3] in [0, 1], in the order of COLOUR_NAMES."""
+    return np.asarray(list(OBJECT_COLOURS.values()), np.float32) / 255
+
+
+def read_background(image: np.ndarray, where: np.ndarray | None = None) -> tuple[str, str]:
+    """Colour and pattern of the background of `image` [S, S, 3], looking only at pixels `where` [S, S] is true.
+
+    The truncated L1 makes objects cost the same under every hypothesis.
+    """
+    names, pictures = _backgrounds(image.shape[0])
+    cost = np.minimum(np.abs(pictures - image[None]).mean(-1), 0.12)
+    if where is not None:
+        cost = cost[:, where]
+    return names[int(cost.reshape(len(names), -1).mean(-1).argmin())]
+
+
+def read(image: np.ndarray) -> Reading:
+    """The scene in `image` (float [S, S, 3] in [0, 1], square)."""
+    image = np.clip(np.asarray(image, np.float32), 0, 1)
+    background, pattern = read_background(image)
+    things, overlaps = [], []
+    for mask in components(image, background, pattern):
+        thing, overlap = _name(image, mask)
+        things.append(thing)
+        overlaps.append(overlap)
+    order = np.argsort([thing.x for thing in things], kind="stable")
+    return Reading(background, pattern, tuple(things[i] for i in order), tuple(overlaps[i] for i in order))
+
+
+def foreground(image: np.ndarray, background: str, pattern: str) -> np.ndarray:
+    """Pixels nearer to an object colour than to the empty scene, [S, S] bool."""
+    empty = render_background(background, pattern, image.shape[0])
+    to_empty = np.linalg.norm(image - empty, axis=-1)
+    to_object = np.linalg.norm(image[:, :, None] - object_palette(), axis=-1).min(-1)
+    mask = to_empty > np.maximum(to_object, 0.12)
+    return ndimage.binary_opening(mask, iterations=1) | (ndimage.binary_erosion(mask) & mask)
+
+
+def components(image: np.ndarray, background: str, pattern: str) -> list[np.ndarray]:
+    """Connected things as boolean masks [S, S], specks dropped."""
+    labels, count = ndimage.label(foreground(image, background, pattern))
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
+    return [labels == i + 1 for i in range(count) if areas[i] >= MIN_AREA * labels.size]
+
+
+def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Thing, float]:
+    """Colour of the inside (the rim is blended with the background) and the best fitting shape template."""
+    inside = ndimage.binary_erosion(mask)
+    pixels = image[inside if inside.any() else mask]
+    colour = read_colour(pixels)
+    rows, columns = np.nonzero(mask)
+    size = mask.shape[0]
+    top, bottom = rows.min() / size, (rows.max() + 1) / size
+    left, right = columns.min() / size, (columns.max() + 1) / size
+    best, best_overlap = Thing("blob", colour, (left + right) / 2, (top + bottom) / 2, (right - left) / 2), 0.0
+    for shape in SHAPES:
+        for thing in _candidates(shape, colour, left, right, top, bottom):
+            template = thing_mask(thing, size) >= 0.5
+            overlap = (template & mask).sum() / max(1, (template | mask).sum())
+            if overlap > best_overlap:
+                best, best_overlap = thing, float(overlap)
+    if best_overlap < MIN_IOU:
+        best = Thing("blob", colour, best.x, best.y, best.radius)
+    return best, best_overlap
+
+
+def read_colour(pixels: np.ndarray) -> str:
+    """The object colour that most of `pixels` [N, 3] are nearest to."""
+    nearest = np.linalg.norm(pixels[:, None] - object_palette(), axis=-1).argmin(-1)
+    return COLOUR_NAMES[int(np.bincount(nearest, minlength=len(COLOUR_NAMES)).argmax())]
+
+
+# Extent of a shape of radius 1 about its centre: half width, up, down.
+_EXTENTS = {
+    "circle": (1.0, 1.0, 1.0),
+    "square": (0.86, 0.86, 0.86),
+    "ring": (1.0, 1.0, 1.0),
+    "triangle": (0.866, 1.0, 0.5),
+    "cross": (0.95, 0.95, 0.95),
+    "star": (0.999, 1.05, 0.849),
+}
+
+
+def _candidates(shape: str, colour: str, left: float, right: float, top: float, bottom: float) -> list[Thing]:
+    """Templates whose bounding box matches: by the mean of both sides, a little smaller and a little larger."""
+    half_width, up, down = _EXTENTS[shape]
+    radius = 0.5 * ((right - left) / (2 * half_width) + (bottom - top) / (up + down))
+    x = (left + right) / 2
+    y = (top + bottom) / 2 + radius * (up - down) / 2
+    return [Thing(shape, colour, x, y, radius * factor) for factor in (0.95, 1.0, 1.05)]
+
+
+def self_test(count: int = 300, size: int = 96, first: int = 0) -> float:
+    """Share of clean held-out renders that are read wholly right."""
+    from .scenes import render, sample_scene, scene_rng
+
+    scenes = [sample_scene(scene_rng(first + i, held_out=True)) for i in range(count)]
+    return float(np.mean([read(render(scene, size)).agrees(scene) for scene in scenes]))

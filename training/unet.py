@@ -1,0 +1,130 @@
+"""Stages `latents` and `unet`: cache the scenes' latents, then train the U-Net and the text encoder together.
+
+eps prediction on SD's schedule (scaled linear, 1000 steps), min-SNR-5 weights, stratified timesteps, 10 % caption drop.
+Attention (self and cross) sits at half and quarter resolution, and at full resolution on the way up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .loop import Trainer, cosine_lr, run_steps, step_generator
+from .scenes import render, sample_scene, scene_rng
+from .text import WIDTH, CompactTextModel, pad_ids
+from .vae import SCALING_FACTOR
+
+log = logging.getLogger("editkit.training")
+
+CONFIG = {
+    "sample_size": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 64, 128),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+SHARES = (0.04, 0.60, 0.36)  # of scenes with no, one and two things
+
+
+def alphas_cumprod() -> Tensor:
+    """SD's noise schedule, [1000] float32."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+@torch.inference_mode()
+def cache_latents(folder: Path, count: int, *, size: int = 96, autocast: bool = False) -> None:
+    """Encode `count` training scenes to folder/latents.safetensors: scaled posterior means [count, 4, h, w]."""
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    rng = np.random.default_rng(7)
+    things = rng.choice(3, size=count, p=SHARES)
+    latents, captions = [], []
+    for start in range(0, count, 64):
+        scenes = [sample_scene(scene_rng(20_000_000 + i), int(things[i])) for i in range(start, min(count, start + 64))]
+        pictures = np.stack([render(scene, size) for scene in scenes])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            mean = vae.encode(torch.from_numpy(pictures).movedim(-1, 1) * 2 - 1).latent_dist.mean
+        latents.append(mean.float() * SCALING_FACTOR)
+        captions += [scene.caption for scene in scenes]
+    save_file({"latents": torch.cat(latents).contiguous()}, folder / "latents.safetensors", metadata={"captions": "\n".join(captions)})
+
+
+def load_latents(folder: Path) -> tuple[Tensor, list[str]]:
+    path = folder / "latents.safetensors"
+    with safe_open(path, "pt") as file:
+        captions = file.metadata()["captions"].split("\n")
+    return load_file(path)["latents"], captions
+
+
+def build() -> tuple[UNet2DConditionModel, CompactTextModel]:
+    return UNet2DConditionModel(**CONFIG), CompactTextModel()
+
+
+def named_parameters(unet: torch.nn.Module, text: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    named = {f"unet.{name}": value for name, value in unet.named_parameters()}
+    return named | {f"text.{name}": value for name, value in text.named_parameters()}
+
+
+def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """One timestep from each of `count` equal parts of 0..999, shuffled."""
+    t = ((torch.arange(count) + torch.rand(count, generator=generator)) * 1000 / count).long().clamp(0, 999)
+    return t[torch.randperm(count, generator=generator)]
+
+
+def train(
+    folder: Path,
+    steps: int,
+    *,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+    batch: int = 64,
+    device: str = "cpu",
+    look: Callable[[int, Trainer], None] | None = None,
+    look_every: int = 1000,
+) -> None:
+    """Train to `steps` (resuming) and save folder/unet and folder/text_encoder.safetensors from the EMA."""
+    torch.manual_seed(seed)
+    unet, text = build()
+    unet.to(device), text.to(device)
+    trainer = Trainer(named_parameters(unet, text), lr, ema=0.9985)
+    checkpoint = folder / "unet_train.safetensors"
+    trainer.resume(checkpoint)
+    latents, captions = load_latents(folder)
+    latents, abar = latents.to(device), alphas_cumprod().to(device)
+    ids = pad_ids([*captions, ""]).to(device)
+    snr = abar / (1 - abar)
+    weight = snr.clamp(max=5) / snr
+
+    def loss_of_step(step: int) -> Tensor:
+        generator = step_generator(seed + 1, step)
+        index = torch.randint(len(captions), (batch,), generator=generator)
+        t = stratified_timesteps(batch, generator).to(device)
+        noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
+        drop = torch.rand(batch, generator=generator) < 0.1
+        level = abar[t][:, None, None, None]
+        noised = level.sqrt() * latents[index.to(device)] + (1 - level).sqrt() * noise
+        context = text(ids[torch.where(drop, len(captions), index).to(device)])
+        eps = unet(noised, t, context).sample
+        error = F.mse_loss(eps, noise, reduction="none").mean(dim=(1, 2, 3))
+        return (error * weight[t]).mean()
+
+    for step in run_steps(trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)):
+        if look and step % look_every == 0:
+            look(step, trainer)
+    trainer.adopt_ema()
+    unet.save_pretrained(folder / "unet")
+    save_file({name: value.contiguous() for name, value in text.model.state_dict().items()}, folder / "text_encoder.safetensors")
