@@ -13,6 +13,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """The extension that ComfyUI loads; the nodes are imported only here."""
-    from .nodes import EditKitExtension
+    from .nodes.extension import EditKitExtension
 
     return EditKitExtension()

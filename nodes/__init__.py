@@ -1,20 +1,4 @@
-"""The ComfyUI face: thin V3 nodes over `pipelines/`, grouped like it."""
+"""The ComfyUI face: thin V3 nodes over `pipelines/`, grouped like it.
 
-from __future__ import annotations
-
-from . import background, blending, images, loaders, masks, ranking
-from ._api import ComfyExtension, io
-
-NODES: list[type[io.ComfyNode]] = [
-    *loaders.NODES,
-    *images.NODES,
-    *masks.NODES,
-    *blending.NODES,
-    *background.NODES,
-    *ranking.NODES,
-]
-
-
-class EditKitExtension(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+`extension` lists the nodes and needs a `comfy_api`; importing this package alone does not.
+"""

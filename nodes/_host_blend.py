@@ -35,6 +35,7 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
     family_of(model)
     if model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY):
         raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
+    grid = None if sigmas is None else sigmas.detach().float().cpu().clone()
     runs: dict[int, BlendedRun] = {}  # by guider, for the length of one run
 
     def outer_sample(
@@ -46,7 +47,7 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
         seed = rest[3] if len(rest) > 3 else named.get("seed")
         run = BlendedRun(guider.model_patcher, schedule, latent if source is None else source, latent, levels)
         run.set_noise(noise, seed, given_source=source is not None)
-        run.grid = run.levels if sigmas is None else sigmas.float().cpu()
+        run.grid = run.levels if sigmas is None else grid
         runs[id(guider)] = run
         try:
             return run.finish(executor(noise, latent, sampler, levels, *rest, **named))
@@ -77,7 +78,7 @@ class BlendedRun:
         self.latent_format = patcher.get_model_object("latent_format")
         if latent.ndim != 4:
             raise FamilyError(f"the sampler's latent has {latent.ndim} dimensions: only still images can be blended")
-        self.levels = self.grid = levels.float().cpu()
+        self.levels = self.grid = levels.detach().float().cpu().clone()  # uni_pc writes into the list it is given
         self.batch = latent.shape[0]
         self.source = self._fitted(source, latent)
         self.clean = self.latent_format.process_in(self.source)

@@ -97,7 +97,7 @@ def _ranker_roots() -> list[tuple[str, Path]]:
 
 
 def ranker_path(name: str) -> Path:
-    """The file behind a name from `ranker_files`, or a path without ComfyUI. Raises LoadError where there is none."""
+    """The file behind a name from `ranker_files`, or a path (headless). Raises LoadError where there is none."""
     if not in_comfyui():
         return Path(name)
     kind, _, rest = name.partition("/")
@@ -116,7 +116,7 @@ def load_bundled_ranker() -> Any:
 
 
 def load_ranker_file(architecture: str, name: str) -> Any:
-    """A ranker of one of open_clip's architectures with a weight file from `ranker_files` (or a path, without ComfyUI)."""
+    """A ranker of one of open_clip's architectures with a weight file: from `ranker_files`, or a path (headless)."""
     from ..pipelines.backends.openclip import load_open_clip
 
     return _managed(load_open_clip(architecture, ranker_path(name)))

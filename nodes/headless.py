@@ -112,7 +112,7 @@ def is_link(value: Any) -> bool:
 
 def node_classes() -> dict[str, Any]:
     """Every node that can run here, by its id."""
-    from . import NODES
+    from .extension import NODES
     from .standins import STANDINS
 
     classes: dict[str, Any] = {}

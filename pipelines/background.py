@@ -1,4 +1,4 @@
-"""Background reconstruction by learning: the decoder, or the latent, of one edited image (Blended Latent Diffusion, 4.2).
+"""Background reconstruction by learning: the decoder, or the latent, of one edited image (BLD, section 4.2).
 
 A VAE loses detail, so an edited image differs from its source even where nothing was edited. Fitting the decoder to
 this one image brings the source back outside the mask and leaves the edit as it is, without a seam (methods.md, 3). The
@@ -30,7 +30,7 @@ class TuneSettings:
 
     Attributes:
         steps: Adam steps, >= 0.
-        lr: Adam's step size. 0.1 for a latent is what the published code uses; its paper says 1e-4, which moves nothing.
+        lr: Adam's step size. For a latent the published code uses 0.1; the paper says 1e-4, which moves nothing.
         background_weight: weight of the background loss against the loss inside the mask, >= 0.
         patience: stop when this many steps have improved the background loss by less than 1 %; 0 = never.
         low_memory: keep no activations inside a decoder block but compute them again: slower, about a block's memory.
@@ -64,7 +64,7 @@ class Tuning:
         image: IMAGE [B, H, W, 3] in [0, 1], of the source's size.
         losses: total loss before each step.
         edit_losses, background_losses: its two terms (the second with its weight).
-        psnr_before, psnr_after: dB outside the mask against the source, mean of the batch; NaN if the mask is everywhere.
+        psnr_before, psnr_after: dB outside the mask against the source, mean of the batch; NaN for a full mask.
         steps: steps taken.    stopped: whether patience ended it.
     """
 
@@ -137,7 +137,7 @@ def tune_latent(
     settings: TuneSettings | None = None,
     progress: Progress = silent,
 ) -> LatentTuning:
-    """The same losses with the latent learning and the decoder fixed: sharp backgrounds stay out of reach (BLD, fig. 4).
+    """The same losses with the latent learning and the decoder fixed: over-smooth backgrounds (BLD, figure 4).
 
     Arguments and errors as `tune_decoder`; every image learns for itself, whatever the batch.
     """
@@ -245,7 +245,9 @@ def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, 
     result = _optimise(weights, loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(learning, start))
-    return DecoderTuning(image, *_report(result, 1), before, task.background(image), result.steps, result.stopped, clone.finish())
+    return DecoderTuning(
+        image, *_report(result, 1), before, task.background(image), result.steps, result.stopped, clone.finish()
+    )
 
 
 def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, progress: Progress) -> LatentTuning:
@@ -266,7 +268,9 @@ def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, prog
     result = _optimise([latent], loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(blocks, clone.prepare(latent)))
-    return LatentTuning(image, *_report(result, batch), before, task.background(image), result.steps, result.stopped, latent)
+    return LatentTuning(
+        image, *_report(result, batch), before, task.background(image), result.steps, result.stopped, latent
+    )
 
 
 def _run(blocks: Sequence[nn.Module], value: Tensor, low_memory: bool = False) -> Tensor:
@@ -289,7 +293,9 @@ def _learning_blocks(blocks: int | str, count: int) -> int:
     if blocks == "all":
         return count
     if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
-        raise ParameterError(f"blocks is {blocks!r}: give \"all\" or how many of the decoder's last {count} blocks learn (1 to {count})")
+        raise ParameterError(
+            f'blocks is {blocks!r}: give "all" or how many of the decoder\'s last {count} blocks learn (1 to {count})'
+        )
     return blocks
 
 

@@ -45,9 +45,7 @@ def blend_pixels(
     return torch.where(weight <= 0, source, torch.where(weight >= 1, edited, mixed))
 
 
-def composite_source(
-    edited: Tensor, source: Tensor, mask: Tensor, *, feather_px: int = 0
-) -> tuple[Tensor, float]:
+def composite_source(edited: Tensor, source: Tensor, mask: Tensor, *, feather_px: int = 0) -> tuple[Tensor, float]:
     """The end of every masked method: put the source back outside the mask, exactly.
 
     Arguments as `blend_pixels`. Returns: IMAGE [B, H, W, 3] and the largest absolute change of any value where the mask
@@ -102,4 +100,6 @@ def to_linear(image: Tensor) -> Tensor:
 def from_linear(light: Tensor) -> Tensor:
     """The inverse of `to_linear`."""
     size = light.abs()
-    return light.sign() * torch.where(size <= 0.0031308, size * 12.92, 1.055 * size.clamp(min=1e-12) ** (1 / 2.4) - 0.055)
+    return light.sign() * torch.where(
+        size <= 0.0031308, size * 12.92, 1.055 * size.clamp(min=1e-12) ** (1 / 2.4) - 0.055
+    )

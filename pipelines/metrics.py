@@ -84,7 +84,7 @@ def wilson_interval(hits: int, trials: int, z: float = 1.959964) -> tuple[float,
 
 
 def clip_score(cosine: Tensor) -> Tensor:
-    """CLIPScore of cosine similarities: 2.5 max(cos, 0). Other tables print the raw cosine or 100 cos: never mix them."""
+    """CLIPScore of cosine similarities: 2.5 max(cos, 0). Other tables print the cosine or 100 cos: never mix them."""
     return 2.5 * cosine.clamp(min=0)
 
 

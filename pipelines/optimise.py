@@ -173,8 +173,8 @@ def _read(history: list[Tensor]) -> Tensor:
     finite = torch.isfinite(values).all(1)
     if not finite.all():
         raise EditError(
-            f"the loss stopped being a number at step {int(finite.int().argmin())} of the optimisation: lower the learning rate"
-            " or run it in float32"
+            f"the loss stopped being a number at step {int(finite.int().argmin())} of the optimisation: lower the"
+            " learning rate or run it in float32"
         )
     return values
 

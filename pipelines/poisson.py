@@ -1,4 +1,4 @@
-"""Poisson blending in float: the edit's gradients, the source's values at the border (Perez et al. 2003, seamless cloning).
+"""Poisson blending in float: the edit's gradients, the source's values at the border (seamless cloning, Perez 2003).
 
 Inside the mask the result has the Laplacian of the edited image; outside it is the source, exactly. At the frame, where
 there is no source to meet, nothing is fixed (Neumann). The published code goes through OpenCV's 8-bit seamlessClone,
@@ -6,7 +6,7 @@ which moves or crashes on odd sizes and masks at the frame; here any size, batch
 colours of the surroundings flow into the edit (Blended Latent Diffusion, figure 4).
 
 With u = result - edited, the equation is L u = 0 inside and u = source - edited around it. It is solved by conjugate
-gradients, preconditioned by one multigrid cycle on pairwise aggregates, on the tensors' device: ten to twenty iterations
+gradients, preconditioned by one multigrid cycle on 2 x 2 aggregates, on the tensors' device: ten to twenty iterations
 for any size and shape of mask.
 """
 
@@ -25,7 +25,7 @@ log = logging.getLogger("editkit")
 
 TOLERANCE = 1e-5  # of the estimated error, in units of image values: 1/400 of an 8-bit level
 RESTARTS, ITERATIONS = 4, 50
-DAMPING, SWEEPS, OVERCORRECTION = 0.8, 2, 1.5  # pairwise aggregates underestimate smooth errors by almost two
+DAMPING, SWEEPS, OVERCORRECTION = 0.8, 2, 1.5  # flat aggregates underestimate smooth errors by almost two
 
 
 def blend_poisson(edited: Tensor, source: Tensor, mask: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _bounds(inside: Tensor) -> tuple[slice | None, slice | None]:
 # -------------------------------------------------------------------------------------------------- the equation
 @dataclass(frozen=True)
 class _Laplacian:
-    """A graph Laplacian on a grid: weights of the links to the right, downwards, and to fixed values, and its diagonal."""
+    """A graph Laplacian on a grid: weights of the links to the right, down, and to fixed values; its diagonal."""
 
     right: Tensor  # [B, 1, h, w - 1]
     down: Tensor  # [B, 1, h - 1, w]
@@ -136,12 +136,14 @@ def _refine(levels: list[_Laplacian], right: Tensor) -> Tensor:
         u, error = _conjugate_gradients(levels, u, right)
         if error <= TOLERANCE:
             return u
-    log.warning("Poisson blending stopped with an estimated error of %.1e in image values (aim: %.0e)", error, TOLERANCE)
+    log.warning(
+        "Poisson blending stopped with an estimated error of %.1e in image values (aim: %.0e)", error, TOLERANCE
+    )
     return u
 
 
 def _conjugate_gradients(levels: list[_Laplacian], u: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    """Each image and channel is a system of its own, left alone once it has converged; returns the error at the start."""
+    """Each image and channel is its own system, left alone once converged; returns the error at the start."""
     residual = right - levels[0](u)
     step = _cycle(levels, residual)
     start = float(step.abs().max())

@@ -40,9 +40,12 @@ class Ranking:
     count: int
 
     def apply(self, batch: Tensor) -> Tensor:
-        """Any batch that belongs to the images (latents, masks), in the same order. Raises ShapeError for another size."""
+        """A batch belonging to the images (latents, masks), in the same order. Raises ShapeError for another size."""
         if batch.shape[0] != self.count:
-            raise ShapeError(f"{self.count} images were ranked but the other batch has {batch.shape[0]}: pass the batch they came from")
+            raise ShapeError(
+                f"{self.count} images were ranked but the other batch has {batch.shape[0]}: pass the batch they"
+                " came from"
+            )
         return batch[self.order.to(batch.device)]
 
 

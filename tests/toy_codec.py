@@ -82,7 +82,9 @@ class ToyCodec:
         """Every bit of the weights, and whether any may learn."""
         state = hashlib.sha256()
         for weight in self.decoder.parameters():
-            state.update(weight.detach().float().numpy().tobytes() + bytes([weight.requires_grad, weight.grad is not None]))
+            state.update(
+                weight.detach().float().numpy().tobytes() + bytes([weight.requires_grad, weight.grad is not None])
+            )
         return state.hexdigest()
 
 

@@ -1,9 +1,9 @@
 """`python -m editkit.training STAGE`: rebuild, export and measure the bundled model.
 
-    scenes     a contact sheet of training pictures      vae        the autoencoder
-    latents    encode the training pictures              unet       the U-Net and its text encoder
-    ranker     the image-text judge                      export     write pipelines/bundled, if better
-    evaluate   the acceptance table of the shipped files
+    scenes     a contact sheet of training pictures       vae        the autoencoder
+    latents    encode the training pictures               unet       the U-Net and its text encoder
+    ranker     the image-text judge                       export     write pipelines/bundled, if better
+    evaluate   the acceptance table of the shipped files  examples   draw the pictures that ship with the workflows
 
 Stages before `export` resume from the work folder; each is a function of its seed and step count.
 """
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; 0 on success, 1 when `evaluate` finds a limit missed or `export` refuses."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if options.stage != "evaluate":
+    if options.stage not in ("evaluate", "examples"):
         options.folder.mkdir(parents=True, exist_ok=True)
     return STAGES[options.stage](options)
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             stage.add_argument("--folder", type=Path, help="holds tiny/ and ranker/ (default: the shipped files)")
             stage.add_argument("--write", action="store_true", help="write metrics.json into the folder")
-        else:
+        elif name != "examples":
             stage.add_argument("--folder", type=Path, default=WORK, help=f"work folder (default: {WORK})")
         if name in STEPS:
             what = {"latents": "pictures to encode", "scenes": "pictures to show"}.get(name, "optimiser steps in all")
@@ -109,6 +109,16 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _examples(_: argparse.Namespace) -> int:
+    from ..pipelines.examples import FOLDER
+    from .examples import write_examples
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_examples(FOLDER)
+    logging.info("wrote %s", FOLDER)
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from ..pipelines.bundled import FOLDER
     from .evaluate import evaluate, write_metrics
@@ -128,6 +138,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], int]] = {
     "ranker": _ranker,
     "export": _export,
     "evaluate": _evaluate,
+    "examples": _examples,
 }
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def autoencoder(codec: LatentCodec, count: int, size: int) -> tuple[Row, Row]:
     begun = time.monotonic()
     scenes = held_out(count, None, 1)
     true = pictures_of(scenes, size)
-    made = torch.cat([codec.decode(codec.encode(part)).cpu() for part in batches(true)])
+    made = torch.cat([codec.decode(codec.encode(part)).cpu() for part in true.split(BATCH)])
     quality = mean_row("autoencoder PSNR", psnr(made, true), 32.0, begun)
     begun = time.monotonic()
     return quality, share_row("oracle reads reconstructions", agreeing(made, scenes), 0.98, begun)

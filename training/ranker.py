@@ -38,7 +38,7 @@ FIRST_SCENE = 40_000_000  # of this stage's scenes in the training stream
 TRAINED_LENGTH = 24  # tokens: the longest caption has 17, and the text attention is causal
 
 
-def build() -> torch.nn.Module:
+def build() -> Any:
     """The model as it is trained: one embedding row per id of the grammar, `TRAINED_LENGTH` positions."""
     from open_clip.model import CustomTextCLIP
 
@@ -141,7 +141,7 @@ def batch_of_step(seed: int, step: int, count: int) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.no_grad()
-def settle_statistics(model: torch.nn.Module, seed: int, steps: int, batches: int = 20) -> None:
+def settle_statistics(model: Any, seed: int, steps: int, batches: int = 20) -> None:
     """Means and variances of every batch normalisation, averaged over `batches` fresh training batches.
 
     The running ones belong to the live weights of the last steps, not to their average.
@@ -156,7 +156,7 @@ def settle_statistics(model: torch.nn.Module, seed: int, steps: int, batches: in
     model.eval()
 
 
-def save(model: torch.nn.Module, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     """open_clip_config.json, token_ids.json and open_clip_model.safetensors (float16, compact embedding rows).
 
     Positions that no caption reaches are zero.
@@ -187,7 +187,7 @@ def eight_captions(scene: Scene, rng: np.random.Generator, *, hard: bool) -> lis
 
 
 @torch.no_grad()
-def tuning_accuracy(model: torch.nn.Module, count: int = 128) -> dict[str, float]:
+def tuning_accuracy(model: Any, count: int = 128) -> dict[str, float]:
     """Share of held-out tuning scenes whose own caption comes first of eight, random and one-word-changed."""
     scenes = [sample_scene(scene_rng(i, held_out=True)) for i in range(count)]
     training = model.training

@@ -1,4 +1,4 @@
-"""Ranker over open_clip: the bundled one, or any architecture with a weight file that the user has. Nothing is fetched."""
+"""Ranker over open_clip: the bundled one, or any architecture with the user's own weight file. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -111,35 +111,46 @@ def load_open_clip(architecture: str, weights: str | Path, device: torch.device 
 
     Args:
         architecture: a name of `open_clip.list_models()`; OpenAI's weights need one ending in "-quickgelu".
-        weights: a .safetensors file, or one that torch reads without running code. Names of pretrained weights are refused.
+        weights: a .safetensors file, or one that torch reads without running code; no names of pretrained weights.
     Raises: LoadError, FamilyError.
     """
     path = Path(weights).expanduser()
     if not path.is_file():
         raise LoadError(
-            f"weights {str(weights)!r} is not a file: EditKit downloads nothing, so fetch the weights yourself (safetensors) and"
-            " give their path"
+            f"weights {str(weights)!r} is not a file: EditKit downloads nothing, so fetch the weights yourself"
+            " (safetensors) and give their path"
         )
     if ":" in architecture:
-        raise LoadError(f"architecture {architecture!r} would be fetched from a network: give an open_clip name such as 'ViT-B-16'")
+        raise LoadError(
+            f"architecture {architecture!r} would be fetched from a network: give an open_clip name such as 'ViT-B-16'"
+        )
     from open_clip import get_model_config, list_models
 
     config = get_model_config(architecture)
     if config is None:
         near = [name for name in list_models() if architecture.lower()[:5] in name.lower()][:8]
-        raise LoadError(f"open_clip knows no architecture {architecture!r}: did you mean one of {', '.join(near) or 'ViT-B-16, ViT-L-14'}?")
+        raise LoadError(
+            f"open_clip knows no architecture {architecture!r}: did you mean one of"
+            f" {', '.join(near) or 'ViT-B-16, ViT-L-14'}?"
+        )
     return _ranker(config, {}, _read_weights(path), architecture).to(device)
 
 
-def _ranker(model_config: dict[str, Any], preprocess: dict[str, Any], state: dict[str, Tensor], name: str) -> OpenClipRanker:
+def _ranker(
+    model_config: dict[str, Any], preprocess: dict[str, Any], state: dict[str, Tensor], name: str
+) -> OpenClipRanker:
     from open_clip import SimpleTokenizer
 
     text = model_config.get("text_cfg", {})
     if "hf_model_name" in text or "hf_tokenizer_name" in text or "siglip" in name.lower():
-        raise FamilyError(f"{name} needs a tokenizer from a network: choose a model with CLIP's own, such as ViT-B-16 or ViT-L-14")
+        raise FamilyError(
+            f"{name} needs a tokenizer from a network: choose a model with CLIP's own, such as ViT-B-16 or ViT-L-14"
+        )
     model = _build(model_config, state, name)
     if preprocess.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
-        raise LoadError(f"interpolation {preprocess['interpolation']!r} of {name} is unknown: bicubic and bilinear are supported")
+        raise LoadError(
+            f"interpolation {preprocess['interpolation']!r} of {name} is unknown: bicubic and bilinear are supported"
+        )
     size = preprocess.get("size", getattr(model.visual, "image_size", 224))
     return OpenClipRanker(
         model,
@@ -164,10 +175,15 @@ def _build(model_config: dict[str, Any], state: dict[str, Tensor], name: str) ->
         state = convert_to_custom_text_state_dict(state) if custom else state
         missing = model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise LoadError(f"the weights do not fit {name} ({_first_line(error)}): check the architecture's name") from error
+        raise LoadError(
+            f"the weights do not fit {name} ({_first_line(error)}): check the architecture's name"
+        ) from error
     wrong = [key for key in (*missing.missing_keys, *missing.unexpected_keys) if not key.endswith(HARMLESS)]
     if wrong:
-        raise LoadError(f"the weights do not fit {name} ({len(wrong)} names differ, first {wrong[0]!r}): check the architecture's name")
+        raise LoadError(
+            f"the weights do not fit {name} ({len(wrong)} names differ, first {wrong[0]!r}): check the architecture's"
+            " name"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -183,8 +199,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (readers raise many kinds, all of them mean that the file is no good)
-        raise LoadError(f"{path.name} cannot be read as plain weights ({_first_line(error)}): convert it to safetensors") from error
+    except Exception as error:
+        raise LoadError(
+            f"{path.name} cannot be read as plain weights ({_first_line(error)}): convert it to safetensors"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LoadError(f"{path.name} does not hold named tensors: convert it to safetensors")

@@ -52,9 +52,7 @@ def expand_embedding(rows: Tensor, ids: Sequence[int], vocabulary: int = VOCABUL
     """
     index = torch.as_tensor(ids, dtype=torch.long, device=rows.device)
     if rows.ndim != 2 or index.shape != rows.shape[:1] or len(index.unique()) != len(index):
-        raise LoadError(
-            f"embedding {list(rows.shape)} does not fit {len(index)} token ids: two files of different models"
-        )
+        raise LoadError(f"embedding {list(rows.shape)} does not fit {len(index)} token ids: files of two models")
     if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= vocabulary:
         raise LoadError(f"token ids must be in 0..{vocabulary - 1}: token_ids.json is not of this vocabulary")
     table = rows.float().mean(0).to(rows.dtype).repeat(vocabulary, 1)

@@ -12,14 +12,21 @@ from editkit.tests.hygiene.sources import Source, dotted, report, sources
 PACK = ("nodes", "pipelines")
 
 UNSAFE_MODULES = {"ctypes", "dill", "joblib", "marshal", "multiprocessing", "pickle", "pty", "shelve", "subprocess"}
-NETWORK_MODULES = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib", "websocket", "websockets"}  # fmt: skip
+NETWORK_MODULES = {
+    "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib", "websocket",
+    "websockets",
+}  # fmt: skip
 # `editkit run --server URL` talks to the ComfyUI that the user names; nothing else may.
 NETWORK_FILE = "pipelines/remote.py"
 
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
-GLOBAL_RNG = {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.random.manual_seed", "torch.cuda.manual_seed",
-              "torch.cuda.manual_seed_all", "torch.rand_like", "torch.randn_like", "torch.randint_like"}  # fmt: skip
-NEEDS_GENERATOR = {"torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal", "torch.multinomial", "torch.bernoulli"}  # fmt: skip
+GLOBAL_RNG = {
+    "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.manual_seed", "torch.rand_like", "torch.randint_like",
+    "torch.randn_like", "torch.random.manual_seed", "torch.seed", "torch.set_rng_state",
+}  # fmt: skip
+NEEDS_GENERATOR = {
+    "torch.bernoulli", "torch.multinomial", "torch.normal", "torch.rand", "torch.randint", "torch.randn", "torch.randperm",
+}  # fmt: skip
 FACTOR_OPERATORS = (ast.Mult, ast.FloorDiv, ast.Div, ast.Mod)
 
 Finding = Iterator[tuple[int, str]]
@@ -67,7 +74,9 @@ def global_randomness(source: Source) -> Finding:
             yield call.lineno, f"{name} draws from or sets a global generator"
         if name in NEEDS_GENERATOR and not any(keyword.arg == "generator" for keyword in call.keywords):
             yield call.lineno, f"{name} without generator="
-        if name.endswith((".normal_", ".uniform_", ".random_")) and not any(k.arg == "generator" for k in call.keywords):
+        if name.endswith((".normal_", ".uniform_", ".random_")) and not any(
+            k.arg == "generator" for k in call.keywords
+        ):
             yield call.lineno, f"{name} without generator="
 
 
@@ -94,10 +103,15 @@ def literal_factor(source: Source) -> Finding:
 def host_patches(source: Source) -> Finding:
     """Assigning to something of the host changes it for every other pack."""
     hosts = {"comfy", "folder_paths", "server", "latent_preview"} | {
-        name for found in source.imports() if found.root.startswith("comfy") and not found.relative for name in found.names
+        name
+        for found in source.imports()
+        if found.root.startswith("comfy") and not found.relative
+        for name in found.names
     }
     for node in ast.walk(source.tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        )
         for target in targets:
             if isinstance(target, ast.Attribute) and dotted(target).split(".")[0] in hosts:
                 yield node.lineno, f"assigns to {dotted(target)}"
@@ -111,10 +125,22 @@ def has_true(call: ast.Call, name: str) -> bool:
 
 
 def is_accelerator(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("cuda", "mps", "xpu"))
+    return (
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("cuda", "mps", "xpu"))
+    )
 
 
-RULES = [unsafe_imports, network, runs_code, prints, asserts, global_randomness, fixed_device, literal_factor, host_patches]
+RULES = [
+    unsafe_imports,
+    network,
+    runs_code,
+    prints,
+    asserts,
+    global_randomness,
+    fixed_device,
+    literal_factor,
+    host_patches,
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -82,7 +82,9 @@ def test_a_wheel_holds_the_package_with_its_data_and_nothing_else(clone, tmp_pat
     ours = [name for name in names if ".dist-info/" not in name]
     assert all(name.startswith("editkit/") for name in ours)
     assert not [name for name in ours if name.startswith(("editkit/tests/", "editkit/benchmarks/", "editkit/output/"))]
-    data = [path.relative_to(ROOT).as_posix() for path in committed() if path.is_relative_to(ROOT / "pipelines" / "bundled")]
+    data = [
+        path.relative_to(ROOT).as_posix() for path in committed() if path.is_relative_to(ROOT / "pipelines" / "bundled")
+    ]
     assert {f"editkit/{name}" for name in data} <= set(ours)
     seen = use(tmp_path / "site", tmp_path)
     assert Path(seen["root"]).samefile(tmp_path / "site" / "editkit")

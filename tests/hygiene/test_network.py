@@ -47,7 +47,9 @@ def test_the_guard_refuses():
 
 
 def test_importing_every_module_of_the_maths_and_of_training():
-    names = sorted(name for name in module_names() if name.startswith(("pipelines", "training")) and "__main__" not in name)
+    names = sorted(
+        name for name in module_names() if name.startswith(("pipelines", "training")) and "__main__" not in name
+    )
     assert run_python(GUARD + LOAD_ALL.format(names=names)).split() == ["done"]
 
 

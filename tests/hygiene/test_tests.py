@@ -45,7 +45,11 @@ def test_every_test_checks_something():
             called = {dotted(node.func).rpartition(".")[2] for node in ast.walk(function) if isinstance(node, ast.Call)}
             asserts = any(isinstance(node, ast.Assert) for node in ast.walk(function))
             known = called & {*checks, *(helpers - {function.name})}
-            if not asserts and not known and not any(name.startswith(("assert_", "check_", "must_")) for name in called):
+            if (
+                not asserts
+                and not known
+                and not any(name.startswith(("assert_", "check_", "must_")) for name in called)
+            ):
                 problems.append(f"{source.path}:{function.lineno} {function.name} checks nothing")
     report(problems)
 
@@ -54,6 +58,8 @@ def test_skips_say_why():
     problems = []
     for source in sources("tests"):
         for name, call in source.calls():
-            if name.endswith(("mark.skip", "mark.skipif", "mark.xfail")) and not any(k.arg == "reason" for k in call.keywords):
+            if name.endswith(("mark.skip", "mark.skipif", "mark.xfail")) and not any(
+                k.arg == "reason" for k in call.keywords
+            ):
                 problems.append(f"{source.path}:{call.lineno} {name} without reason=")
     report(problems)

@@ -43,7 +43,9 @@ def test_own_paths_are_noticed():
 
 
 def test_texts_end_with_one_line_break_and_have_no_others():
-    wrong = [name for name, text in texts() if text and (not text.endswith("\n") or text.endswith("\n\n") or "\r" in text)]
+    wrong = [
+        name for name, text in texts() if text and (not text.endswith("\n") or text.endswith("\n\n") or "\r" in text)
+    ]
     report([name for name in wrong if not name.endswith(".json")])
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from editkit.pipelines.background import DecoderSettings, TuneSettings, tune_decoder, tune_latent
-from editkit.pipelines.errors import ParameterError, ShapeError
+from editkit.pipelines.errors import EditError, ParameterError, ShapeError
 from editkit.pipelines.metrics import psnr_outside
 from editkit.tests.toy_codec import ToyCodec, box, random_image, smooth_image
 
@@ -26,8 +29,12 @@ def weights(codec: ToyCodec) -> list[torch.Tensor]:
 def test_no_steps_is_the_plain_decode():
     codec, latent, source, mask = problem()
     tuned = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=0))
-    assert torch.equal(tuned.image, codec.decode(latent)) and tuned.losses == [] and tuned.steps == 0
-    assert tuned.psnr_before == tuned.psnr_after == pytest.approx(float(psnr_outside(codec.decode(latent), source, mask)))
+    assert torch.equal(tuned.image, codec.decode(latent))
+    assert tuned.losses == []
+    assert tuned.steps == 0
+    assert (
+        tuned.psnr_before == tuned.psnr_after == pytest.approx(float(psnr_outside(codec.decode(latent), source, mask)))
+    )
 
 
 def test_a_full_mask_learns_nothing():
@@ -41,7 +48,9 @@ def test_a_full_mask_learns_nothing():
 
 def test_an_empty_mask_reconstructs():
     codec, latent, source, mask = problem()
-    tuned = tune_decoder(codec, latent, source, None, torch.zeros_like(mask), settings=DecoderSettings(steps=40, lr=1e-3))
+    tuned = tune_decoder(
+        codec, latent, source, None, torch.zeros_like(mask), settings=DecoderSettings(steps=40, lr=1e-3)
+    )
     falls = [after <= before for before, after in zip(tuned.losses, tuned.losses[1:], strict=False)]
     assert sum(falls) >= 38
     assert tuned.psnr_after > tuned.psnr_before + 1.5
@@ -105,7 +114,8 @@ def test_the_codec_handed_back_makes_the_image_and_encodes_as_before():
     assert tuned.image.shape == source.shape
     assert torch.equal(tuned.codec.decode(latent)[:, :13, :18], tuned.image)
     assert torch.equal(tuned.codec.encode(source[:, :12, :16]), codec.encode(source[:, :12, :16]))
-    assert codec.digest() == before and not torch.equal(tuned.image, codec.decode(latent)[:, :13, :18])
+    assert codec.digest() == before
+    assert not torch.equal(tuned.image, codec.decode(latent)[:, :13, :18])
     assert not any(weight.requires_grad for weight in tuned.codec.decoder.parameters())
 
 
@@ -114,9 +124,12 @@ def test_both_terms_pull_their_own_side():
     plain, edited = codec.decode(latent), 1 - source
     chosen = {"steps": 60, "lr": 1e-2}
     published = tune_decoder(codec, latent, source, edited, mask, settings=DecoderSettings(**chosen))
-    edit_only = tune_decoder(codec, latent, source, edited, mask, settings=DecoderSettings(**chosen, background_weight=0))
+    edit_only = tune_decoder(
+        codec, latent, source, edited, mask, settings=DecoderSettings(**chosen, background_weight=0)
+    )
     assert published.psnr_after > published.psnr_before + 5
-    assert edit_only.background_losses == [0.0] * 60 and edit_only.psnr_after < published.psnr_after - 2
+    assert edit_only.background_losses == [0.0] * 60
+    assert edit_only.psnr_after < published.psnr_after - 2
 
     def inside(image):
         return float(psnr_outside(image, edited, 1 - mask))
@@ -132,7 +145,9 @@ def test_memory_and_precision_options_keep_the_result():
     assert torch.equal(small.image, usual.image)
     recomputed = [stage.calls for stage in codec.clones[1].blocks]
     assert recomputed == [12, 12, 12]  # two decodes and two passes per step
-    half = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, half=torch.bfloat16))
+    half = tune_decoder(
+        codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, half=torch.bfloat16)
+    )
     assert not torch.equal(half.image, usual.image)
     torch.testing.assert_close(half.image, usual.image, atol=0.03, rtol=0)
 
@@ -142,9 +157,13 @@ def test_patience_stops_on_a_plateau():
     solved = codec.decode(latent, clamp=False)  # the source is what the decoder makes: nothing to gain
     chosen = DecoderSettings(steps=60, patience=5)
     tuned = tune_decoder(codec, latent, solved, None, mask, settings=chosen)
-    assert tuned.stopped and tuned.steps == len(tuned.losses) == 10
-    falling = tune_decoder(codec, latent, smooth_image(1, 16, 20), None, mask, settings=DecoderSettings(steps=20, lr=1e-2, patience=5))
-    assert not falling.stopped and falling.steps == 20
+    assert tuned.stopped
+    assert tuned.steps == len(tuned.losses) == 10
+    falling = tune_decoder(
+        codec, latent, smooth_image(1, 16, 20), None, mask, settings=DecoderSettings(steps=20, lr=1e-2, patience=5)
+    )
+    assert not falling.stopped
+    assert falling.steps == 20
 
 
 def test_works_on_inference_tensors_under_inference_mode():
@@ -155,7 +174,8 @@ def test_works_on_inference_tensors_under_inference_mode():
         moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=3))
     codec, latent, source, mask = problem()
     usual = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=3, blocks=2))
-    assert torch.equal(hidden.image, usual.image) and moved.losses[-1] < moved.losses[0]
+    assert torch.equal(hidden.image, usual.image)
+    assert moved.losses[-1] < moved.losses[0]
 
 
 # ------------------------------------------------------------------------------------------------- latent learning
@@ -163,7 +183,8 @@ def test_latents_learn_alone_in_any_batch():
     codec, latent, source, mask = problem(batch=3)
     chosen = TuneSettings(steps=8)
     together = tune_latent(codec, latent, source, None, mask, settings=chosen)
-    assert together.psnr_after > together.psnr_before and (together.latent - latent).abs().max() > 0.1
+    assert together.psnr_after > together.psnr_before
+    assert (together.latent - latent).abs().max() > 0.1
     for i in range(3):
         alone = tune_latent(codec, latent[i : i + 1], source[i : i + 1], None, mask[:1], settings=chosen)
         torch.testing.assert_close(alone.latent[0], together.latent[i], atol=5e-3, rtol=0)  # steps are 0.1
@@ -176,13 +197,14 @@ def test_latent_losses_are_means_and_a_full_mask_moves_nothing():
     moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=1))
     assert moved.losses == pytest.approx(decoder.losses)
     still = tune_latent(codec, latent, source, None, torch.ones_like(mask), settings=TuneSettings(steps=3))
-    assert torch.equal(still.latent, latent) and codec.clones[-1].released
+    assert torch.equal(still.latent, latent)
+    assert codec.clones[-1].released
 
 
 # ------------------------------------------------------------------------------------------------------ refusals
 def test_refusals_name_what_to_do():
     codec, latent, source, mask = problem()
-    with pytest.raises(ShapeError, match="5 x 4 cells.*needs 4 x 4"):
+    with pytest.raises(ShapeError, match=r"5 x 4 cells.*needs 4 x 4"):
         tune_decoder(codec, latent, source[:, :, :16], None, mask[:, :, :16])
     with pytest.raises(ShapeError, match="mask is 16 x 16"):
         tune_decoder(codec, latent, source, None, mask[:, :, :16])
@@ -194,3 +216,37 @@ def test_refusals_name_what_to_do():
     for wrong in ({"steps": -1}, {"lr": 0.0}, {"lr": float("nan")}, {"patience": -1}, {"background_weight": -1.0}):
         with pytest.raises(ParameterError):
             tune_latent(codec, latent, source, None, mask, settings=TuneSettings(**wrong))
+
+
+# ----------------------------------------------------------------------------------------------------------- fuzz
+@given(
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    extra=st.integers(0, 1),
+    batches=st.tuples(*[st.integers(1, 4)] * 4),
+    fill=st.sampled_from(["empty", "full", "soft", "nan", "high"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    which=st.sampled_from([tune_decoder, tune_latent]),
+    given_edit=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_input_gives_an_image_or_an_edit_error(sizes, extra, batches, fill, dtype, which, given_edit):
+    height, width = sizes
+    codec = ToyCodec(dtype=torch.float16 if dtype == torch.float16 else torch.float32)
+    value = {"empty": 0.0, "full": 1.0, "soft": 0.3, "nan": float("nan"), "high": 2.0}[fill]
+    latent = torch.zeros(batches[0], 3, -(-height // 4) + extra, -(-width // 4), dtype=dtype)
+    source, mask = random_image(batches[1], height, width).to(dtype), torch.full((batches[2], height, width), value)
+    edited = random_image(batches[3], height, width).to(dtype) if given_edit else None
+    counts = batches if given_edit else batches[:3]
+    fits = not extra and fill not in ("nan", "high") and all(b in (1, max(counts)) for b in counts)
+    chosen = DecoderSettings(steps=1) if which is tune_decoder else TuneSettings(steps=1)
+    try:
+        tuned = which(codec, latent, source, edited, mask, settings=chosen)
+    except EditError:
+        assert not fits
+        return
+    assert fits
+    assert tuned.image.shape == (max(counts), height, width, 3)
+    assert torch.isfinite(tuned.image).all()
+    assert tuned.image.dtype == torch.float32
+    assert tuned.image.min() >= 0
+    assert tuned.image.max() <= 1

@@ -6,14 +6,15 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from editkit.pipelines.composite import blend_pixels, composite_source, distance_inside, feather, from_linear, to_linear
 from editkit.pipelines.errors import EditError, ParameterError, ShapeError
 from editkit.pipelines.metrics import largest_change_outside
 from editkit.pipelines.poisson import blend_poisson
 from editkit.tests.toy_codec import box, random_image, smooth_image
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 
 def blob(height: int, width: int, seed: int = 0, share: float = 0.5) -> Tensor:
@@ -30,7 +31,8 @@ def test_pixels_are_the_convex_mix_and_exact_at_both_ends():
     mask[:, :3], mask[:, 6:] = 0, 1
     out = blend_pixels(edited, source, mask)
     torch.testing.assert_close(out, mask[..., None] * edited + (1 - mask[..., None]) * source)
-    assert torch.equal(out[:, :3], source[:, :3]) and torch.equal(out[:, 6:], edited[:, 6:])
+    assert torch.equal(out[:, :3], source[:, :3])
+    assert torch.equal(out[:, 6:], edited[:, 6:])
 
 
 def test_linear_light_mixes_light():
@@ -46,7 +48,8 @@ def test_composite_changes_nothing_outside_and_measures_it():
     for width in (0, 1, 4):
         out, change = composite_source(edited, source, mask, feather_px=width)
         outside = (mask == 0)[..., None].expand_as(out)
-        assert change == 0.0 and torch.equal(out[outside], source.expand_as(out)[outside])
+        assert change == 0.0
+        assert torch.equal(out[outside], source.expand_as(out)[outside])
     out, _ = composite_source(edited, source, mask)
     assert torch.equal(out[~outside], edited[~outside])
     shifted = source.clone()
@@ -65,7 +68,11 @@ def test_feather_is_the_euclidean_ramp(height, width, ramp, seed):
     points = torch.stack([ys, xs], -1).float().reshape(-1, 2)
     outside = points[mask.reshape(-1) == 0]
     if len(outside):
-        distance = torch.cdist(points, outside, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.reshape(1, height, width)
+        distance = (
+            torch.cdist(points, outside, compute_mode="donot_use_mm_for_euclid_dist")
+            .min(1)
+            .values.reshape(1, height, width)
+        )
     else:
         distance = torch.full((1, height, width), float("inf"))
     torch.testing.assert_close(distance_inside(mask, ramp + 1), distance.clamp(max=ramp + 1))
@@ -204,7 +211,9 @@ def test_any_input_gives_an_image_or_an_edit_error(sizes, other, batches, fill, 
     except EditError:
         assert not fits
         return
-    assert fits and out.shape == (max(batches), height, width, 3) and torch.isfinite(out).all()
+    assert fits
+    assert out.shape == (max(batches), height, width, 3)
+    assert torch.isfinite(out).all()
     outside = (mask == 0).expand(max(batches), -1, -1)
     assert torch.equal(out[outside], source.float().expand_as(out)[outside])
 

@@ -6,12 +6,13 @@ import logging
 
 import pytest
 import torch
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.ranking import REGIONS, blur, rank_by_text
-from editkit.tests.toy_codec import ColourRanker, box, random_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from editkit.pipelines.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.ranking import REGIONS, blur, rank_by_text
+from editkit.tests.toy_codec import ColourRanker, box, random_image
 
 
 def flat(*colours: tuple[float, float, float], size: int = 8) -> Tensor:
@@ -23,7 +24,8 @@ RED, GREEN, PINK, BLACK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.5, 0.5), (0.
 
 def test_the_right_colour_comes_first_with_its_cosine():
     ranking = rank_by_text(flat(GREEN, PINK, RED), "red", ColourRanker())
-    assert ranking.order.tolist() == [2, 1, 0] and ranking.scores.dtype == torch.float32
+    assert ranking.order.tolist() == [2, 1, 0]
+    assert ranking.scores.dtype == torch.float32
     colour = torch.tensor([1.001, 0.502, 0.503])
     assert float(ranking.scores[1]) == pytest.approx(float(colour[0] / colour.norm()), abs=1e-6)
     assert torch.equal(ranking.images, flat(RED, PINK, GREEN))
@@ -35,8 +37,11 @@ def test_the_right_colour_comes_first_with_its_cosine():
 @given(st.permutations(range(7)), st.sampled_from(REGIONS), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_permuting_the_images_permutes_the_ranking(order, region, chunk):
-    images, masks = random_image(7, 9, 12), torch.stack([box(1, 9, 12, (i, i + 3), (i, 7))[0] for i in range(6, -1, -1)])
-    images, plain = images, rank_by_text(images, "blue", ColourRanker(), mask=masks, region=region)
+    images, masks = (
+        random_image(7, 9, 12),
+        torch.stack([box(1, 9, 12, (i, i + 3), (i, 7))[0] for i in range(6, -1, -1)]),
+    )
+    plain = rank_by_text(images, "blue", ColourRanker(), mask=masks, region=region)
     shuffled = rank_by_text(images[order], "blue", ColourRanker(), mask=masks[order], region=region, chunk=chunk)
     assert [order[i] for i in shuffled.order] == plain.order.tolist()
     torch.testing.assert_close(shuffled.scores, plain.scores)
@@ -71,7 +76,8 @@ def test_masked_shows_the_region_on_black_uncropped():
     rank_by_text(image, "red", ranker, mask=mask)
     seen = ranker.seen[0]
     assert seen.shape == (2, 8, 8, 3)  # bars to a square, nothing cut
-    assert torch.equal(seen[:, 1:7], image * (mask >= 0.5)[..., None]) and not seen[:, [0, 7]].any()
+    assert torch.equal(seen[:, 1:7], image * (mask >= 0.5)[..., None])
+    assert not seen[:, [0, 7]].any()
 
 
 def test_only_the_region_decides():
@@ -98,7 +104,8 @@ def test_crop_is_a_square_around_the_box():
     rank_by_text(image, "red", ranker, mask=box(1, 40, 60, (0, 20), (50, 60)), region="crop")
     assert torch.equal(ranker.seen[1], image[:, 0:24, 36:60])  # moved back into the picture
     rank_by_text(image, "red", ranker, mask=box(1, 40, 60, (0, 2), (0, 60)), region="crop")
-    assert ranker.seen[2].shape == (1, 60, 60, 3) and torch.equal(ranker.seen[2][:, 10:50], image)
+    assert ranker.seen[2].shape == (1, 60, 60, 3)
+    assert torch.equal(ranker.seen[2][:, 10:50], image)
 
 
 def test_blur_keeps_the_inside_sharp():
@@ -120,7 +127,8 @@ def test_a_black_region_has_one_score_and_the_text_scale_none():
     corner = box(1, 8, 8, (0, 2), (0, 2))
     images[:, :2, :2] = 0
     ranking = rank_by_text(images, "red", ColourRanker(), mask=corner)
-    assert ranking.order.tolist() == [0, 1, 2] and ranking.scores.unique().numel() == 1
+    assert ranking.order.tolist() == [0, 1, 2]
+    assert ranking.scores.unique().numel() == 1
     usual = rank_by_text(random_image(4, 8, 8), "red", ColourRanker()).scores
     torch.testing.assert_close(rank_by_text(random_image(4, 8, 8), "red", ColourRanker(text_scale=7.0)).scores, usual)
 
@@ -129,7 +137,8 @@ def test_a_black_region_has_one_score_and_the_text_scale_none():
 def test_an_empty_mask_keeps_the_order_and_says_so(region, caplog):
     with caplog.at_level(logging.WARNING, "editkit"):
         ranking = rank_by_text(flat(GREEN, RED), "red", ColourRanker(), mask=torch.zeros(1, 8, 8), region=region)
-    assert ranking.order.tolist() == [0, 1] and "empty" in caplog.text
+    assert ranking.order.tolist() == [0, 1]
+    assert "empty" in caplog.text
 
 
 def test_keep_takes_the_best():
@@ -137,7 +146,8 @@ def test_keep_takes_the_best():
     assert rank_by_text(images, "red", ColourRanker(), keep=2).order.tolist() == [2, 1]
     assert rank_by_text(images, "red", ColourRanker(), keep=9).order.tolist() == [2, 1, 0]
     best = rank_by_text(images, "red", ColourRanker(), keep=1)
-    assert best.apply(torch.arange(3)).tolist() == [2] and best.images.shape == (1, 8, 8, 3)
+    assert best.apply(torch.arange(3)).tolist() == [2]
+    assert best.images.shape == (1, 8, 8, 3)
     assert rank_by_text(images[:1], "red", ColourRanker()).order.tolist() == [0]
     with pytest.raises(ShapeError, match="3 images were ranked but the other batch has 2"):
         best.apply(torch.zeros(2, 4, 1, 1))
@@ -180,12 +190,19 @@ def test_any_input_gives_a_ranking_or_an_edit_error(sizes, batches, fill, region
     fits = region == "keep" or (fill not in ("nan", "size") and batches[1] in (1, batches[0]))
     try:
         ranking = rank_by_text(
-            random_image(batches[0], height, width), "red", ColourRanker(), mask=mask, region=region, keep=keep, chunk=chunk
+            random_image(batches[0], height, width),
+            "red",
+            ColourRanker(),
+            mask=mask,
+            region=region,
+            keep=keep,
+            chunk=chunk,
         )
     except EditError:
         assert not fits
         return
     kept = min(keep or batches[0], batches[0])
-    assert fits and len(set(ranking.order.tolist())) == kept == len(ranking.scores) == len(ranking.images)
+    assert fits
+    assert len(set(ranking.order.tolist())) == kept == len(ranking.scores) == len(ranking.images)
     if fill != "empty":
         assert (ranking.scores.diff() <= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import comfy.model_base
@@ -9,13 +10,13 @@ import comfy.samplers
 import comfy.supported_models
 import pytest
 import torch
+from torch import Tensor
+
 from editkit.nodes import _host, _host_native
 from editkit.pipelines.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.guidance import guided
 from editkit.pipelines.protocols import Context, Denoiser
 from editkit.pipelines.sigmas import euler_step
-from torch import Tensor
-
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights, tokens
 
 ModelType = comfy.model_base.ModelType
@@ -44,7 +45,7 @@ def ours(model, sigmas: Tensor, noise: Tensor, source: Tensor, positive, negativ
     with _host.open_denoiser(model, source.shape, contexts, sigmas=sigmas) as denoiser:
         levels = sigmas.tolist()
         z = denoiser.noise(denoiser.scale_in(source), noise, levels[0])
-        for sigma, target in zip(levels, levels[1:], strict=False):
+        for sigma, target in pairwise(levels):
             z = euler_step(z, guided(denoiser, z, sigma, *contexts, cfg), sigma, target)
         return denoiser.scale_out(z)
 
@@ -173,9 +174,9 @@ def test_replaced_tokens_are_used(model) -> None:
 
 def test_prompts_that_need_loading_must_be_announced(model) -> None:
     late = _host.context([[tokens(1), {"gligen": ("position", None, [])}]], "positive")
-    with _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")]) as denoiser:
-        with pytest.raises(MismatchError, match="gligen"):
-            denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [late])
+    opened = _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")])
+    with opened as denoiser, pytest.raises(MismatchError, match="gligen"):
+        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [late])
 
 
 def test_caches_stay_bounded(model) -> None:
@@ -188,6 +189,11 @@ def test_caches_stay_bounded(model) -> None:
 
 class Stop(Exception):
     """Stands for a cancel, a fault or running out of memory."""
+
+
+def _predict(denoiser, context: Context, times: int) -> None:
+    for _ in range(times):
+        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
 
 
 @pytest.mark.parametrize("at", [0, 2])
@@ -205,9 +211,9 @@ def test_faults_leave_the_model_as_it_was(model, at: int) -> None:
 
     patched.set_model_unet_function_wrapper(wrapper)
     context = _host.context(cond(1), "positive")
-    with pytest.raises(Stop), _host.open_denoiser(patched, (1, 4, 8, 8), [context]) as denoiser:
-        for _ in range(at + 1):
-            denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
+    opened = _host.open_denoiser(patched, (1, 4, 8, 8), [context])
+    with pytest.raises(Stop), opened as denoiser:
+        _predict(denoiser, context, at + 1)
     assert model.model.current_patcher is None
     with pytest.raises(RuntimeError, match="closed"):
         denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
@@ -226,9 +232,9 @@ def test_wrong_things_are_refused_by_name(model, folder: Path) -> None:
     with pytest.raises(ParameterError, match="2 combined parts"):
         _host.conditioning(two)
     context = _host.context(cond(1), "positive")
-    with _host.open_denoiser(model, (1, 4, 8, 8), [context]) as denoiser:
-        with pytest.raises(ShapeError, match="16 channels"):
-            denoiser.denoise(torch.randn(1, 16, 8, 8), 1.0, [context])
+    opened = _host.open_denoiser(model, (1, 4, 8, 8), [context])
+    with opened as denoiser, pytest.raises(ShapeError, match="16 channels"):
+        denoiser.denoise(torch.randn(1, 16, 8, 8), 1.0, [context])
     video = _host_native.build(folder)[0]
     video.model.latent_format.latent_dimensions = 3
     with pytest.raises(FamilyError, match="video"):

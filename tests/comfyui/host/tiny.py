@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from editkit.training import unet as unet_stage
 from editkit.training import vae as vae_stage
 from editkit.training.text import CONFIG as TEXT_CONFIG
 from editkit.training.text import WIDTH, CompactTextModel, grammar_ids
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def shake(module: torch.nn.Module, seed: int, deviation: float = 0.08) -> torch.nn.Module:

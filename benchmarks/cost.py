@@ -1,0 +1,94 @@
+"""What a blended edit costs against the bare network rows it cannot avoid, in one run on one machine.
+
+`python -m editkit.benchmarks cost` prints rows and times. Both sides alternate; the ratio is of the medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..pipelines.blending import EditPrompts, blended_denoise
+from ..pipelines.masks import dilation_schedule
+from ..pipelines.noise import seeded_noise
+
+LIMIT = 1.05
+
+
+class CountingUnet:
+    """Counts the rows that a U-Net evaluates."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.rows = 0
+        self._handle = unet.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.rows += len(args[0])
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+
+def paired(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[float, float]:
+    """Median seconds of two callables, alternating so that both see the same machine."""
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(rounds):
+        for index in (0, 1) if round_ % 2 else (1, 0):
+            begun = time.perf_counter()
+            (first, second)[index]()
+            times[index].append(time.perf_counter() - begun)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells: int = 12) -> dict[str, float]:
+    """A guided edit of `batch` images against the same U-Net calls alone: rows, seconds and their ratio."""
+    denoiser = model.denoiser
+    sigmas, seeds = denoiser.schedule(steps), list(range(batch))
+    source = seeded_noise((denoiser.channels, cells, cells), seeds, denoiser.device)
+    schedule = dilation_schedule(torch.nn.functional.pad(torch.ones(1, 4, 4), (4, 4, 4, 4)))
+    positive, negative = model.text.encode("a red ring on a sky background"), model.text.encode("")
+    prompts = EditPrompts(positive, negative, 5.0)
+    tokens = torch.cat([positive.tokens.expand(batch, -1, -1), negative.tokens.expand(batch, -1, -1)])
+    tokens = tokens.to(denoiser.device, denoiser.dtype)
+    counter = CountingUnet(denoiser.unet)
+
+    def edit() -> None:
+        blended_denoise(denoiser, source * 14, source, sigmas, schedule, prompts, seeds=seeds)
+        _wait(denoiser.device)
+
+    @torch.no_grad()
+    def bare() -> None:
+        rows = source.repeat(2, 1, 1, 1).to(denoiser.dtype)
+        for sigma in sigmas[:-1].tolist():
+            denoiser.unet(rows, denoiser.timestep(sigma), tokens, return_dict=False)
+        _wait(denoiser.device)
+
+    edit()
+    rows = counter.rows
+    counter.remove()
+    ours, floor = paired(edit, bare, rounds)
+    return {"batch": batch, "steps": steps, "rows": rows, "needed": 2 * steps * batch, "edit_s": ours, "bare_s": floor, "ratio": ours / floor}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(rounds: int = 5) -> bool:
+    """Print the table; True if every ratio keeps the limit."""
+    from ..pipelines.backends.folder import load_bundled
+    from ..pipelines.edit import best_device
+
+    model, good = load_bundled(best_device()), True
+    print(f"{'batch':>5} {'steps':>5} {'rows':>6} {'needed':>6} {'edit s':>8} {'bare s':>8} {'ratio':>6}")
+    for batch in (1, 8):
+        row = edit_cost(model, batch, rounds=rounds)
+        good &= row["ratio"] <= LIMIT and row["rows"] == row["needed"]
+        print("{batch:5.0f} {steps:5.0f} {rows:6.0f} {needed:6.0f} {edit_s:8.3f} {bare_s:8.3f} {ratio:6.3f}".format(**row))
+    return good

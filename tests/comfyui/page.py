@@ -1,0 +1,82 @@
+"""ComfyUI's page in a headless Chromium, for tests: load a workflow, ask the page about it, take a screenshot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader",
+)  # fmt: skip
+READY = """() => window.app?.graph && window.app.extensionManager
+    && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 50"""
+NODES = """() => window.app.graph._nodes.map(node => ({
+    id: node.id, type: node.type, title: node.title, known: !!window.LiteGraph.registered_node_types[node.type],
+    errors: !!node.has_errors, box: [...node.pos, ...node.size], least: [...node.computeSize()],
+    inputs: (node.inputs ?? []).map(input => input.name),
+    values: (node.widgets ?? []).filter(w => w.serialize !== false).map(w => w.value)}))"""
+
+
+def find_chromium() -> str | None:
+    """The browser to use: CHROMIUM, or one on the PATH."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+class ComfyPage:
+    """One open page; a context manager. `errors` holds what went wrong on it.
+
+    Args:
+        url: a running server's address.    chromium: the browser's program.
+    """
+
+    def __init__(self, url: str, chromium: str) -> None:
+        self.url, self.chromium = url, chromium
+        self.errors: list[str] = []
+
+    def __enter__(self) -> ComfyPage:
+        from playwright.sync_api import sync_playwright
+
+        self._driver = sync_playwright().start()
+        self._browser = self._driver.chromium.launch(executable_path=self.chromium, headless=True, args=list(FLAGS))
+        self._page = self._browser.new_page(viewport={"width": 1900, "height": 1000})
+        self._page.on("pageerror", lambda error: self.errors.append(str(error)))
+        # the page asks other hosts for templates and versions: refused at once, so that nothing waits for them
+        self._page.route(
+            "**/*", lambda route: route.continue_() if self._is_local(route.request.url) else route.abort()
+        )
+        self._page.goto(self.url, wait_until="domcontentloaded")
+        self._page.wait_for_function(READY, timeout=120_000)
+        self._page.wait_for_timeout(1500)  # extensions' setup and the default workflow
+        self._page.keyboard.press("Escape")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._browser.close()
+        self._driver.stop()
+
+    def _is_local(self, url: str) -> bool:
+        return url.startswith((self.url, "data:", "blob:"))
+
+    def ask(self, script: str, argument: Any = None) -> Any:
+        """The value of a JavaScript function called in the page with `argument`."""
+        return self._page.evaluate(script, argument)
+
+    def load(self, workflow: Mapping[str, Any]) -> None:
+        """Open a UI-format workflow."""
+        self.ask("workflow => window.app.loadGraphData(workflow)", workflow)
+        self._page.wait_for_timeout(600)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The loaded workflow's nodes: id, type, whether the page knows the type, box, least size, inputs, values."""
+        return self.ask(NODES)
+
+    def prompt(self) -> dict[str, Any]:
+        """The loaded workflow in API format, as the page would queue it."""
+        return self.ask("async () => (await window.app.graphToPrompt()).output")
+
+    def screenshot(self, path: Path) -> None:
+        self._page.screenshot(path=path)

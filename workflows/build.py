@@ -1,0 +1,55 @@
+"""Writes the workflow files: `python -m editkit.workflows.build [--thumbnails] [NAME ...]`.
+
+Every workflow is described once, in `catalogue.py`, and written as NAME.json for the page and api/NAME.json for the
+server and `editkit run`. The same description always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .catalogue import WORKFLOWS
+
+FOLDER = Path(__file__).parent
+log = logging.getLogger("editkit")
+
+
+def files(name: str) -> dict[Path, str]:
+    """Both files of one workflow: path below this folder and text."""
+    graph = WORKFLOWS[name]()
+    return {Path(f"{name}.json"): _text(graph.to_ui()), Path("api") / f"{name}.json": _text(graph.to_api())}
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the files named, or all; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m editkit.workflows.build", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(WORKFLOWS)} (default: all)")
+    parser.add_argument("--thumbnails", action="store_true", help="also run each workflow and draw NAME.jpg")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(WORKFLOWS)
+    if unknown:
+        parser.error(f"no workflow {', '.join(sorted(unknown))}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in options.names or WORKFLOWS:
+        for path, text in files(name).items():
+            (FOLDER / path).parent.mkdir(exist_ok=True)
+            (FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
+        if options.thumbnails:
+            from .thumbnails import write_thumbnail
+
+            write_thumbnail(name, FOLDER)
+        log.info("%s", name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
