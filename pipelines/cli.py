@@ -72,7 +72,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument("--kernels", default="7,5,3,1", help="mask shrinking in latent cells; 1 = plain loop (%(default)s)")
     parser.add_argument("--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)")
-    parser.add_argument("--feather", type=float, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)")
+    parser.add_argument("--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)")
     parser.add_argument("--rank-text", help="text to rank by (default: the prompt)")
     parser.add_argument("--ranker", type=Path, help="local open_clip weights, safetensors (default: the bundled ranker)")
     parser.add_argument("--ranker-architecture", default="ViT-B-16", help="architecture of --ranker (%(default)s)")
@@ -187,7 +187,7 @@ def demo_command(options: argparse.Namespace) -> int:
     print(f"source: {example.caption}\nprompt: {example.prompt}")
     result = blended_edit(
         model.denoiser, model.codec, model.text, example.image, example.mask, example.prompt,
-        ranker=ranker, settings=settings, stage=Bar,
+        ranker=ranker, rank_text=example.subject, settings=settings, stage=Bar,
     )  # fmt: skip
     write_result(result, example.image, example.mask, options.output, example.prompt)
     print(f"done in {time.monotonic() - begun:.0f} s")

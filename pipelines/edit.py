@@ -51,7 +51,7 @@ class EditSettings:
     kernels: tuple[int, ...] = PAPER_KERNELS
     scale_kernels: bool = False
     tune_steps: int = 75
-    feather_px: float = 0.0
+    feather_px: int = 0
     options: BlendOptions = field(default_factory=BlendOptions)
 
 
@@ -65,7 +65,6 @@ class EditResult:
         image: the winner over the source, [1, H, W, 3]: nothing outside the mask differs.
         losses: of the decoder fine-tune.    psnr_plain, psnr_tuned: dB outside the mask against the source.
         change_outside: largest difference outside the mask in `image`.
-        model_rows: network rows evaluated by the loop.
     """
 
     candidates: Tensor

@@ -17,12 +17,13 @@ EXAMPLES = ("empty_side", "one_object", "thin_stroke", "scribble")
 
 @dataclass(frozen=True)
 class Example:
-    """image [1, H, W, 3] in [0, 1]; mask [1, H, W], 1 = edit; the caption of the picture; a prompt to edit it with."""
+    """image [1, H, W, 3] in [0, 1]; mask [1, H, W], 1 = edit; its caption; a prompt to edit it with, and what is new in it."""
 
     image: Tensor
     mask: Tensor
     caption: str
     prompt: str
+    subject: str
 
 
 def load_example(name: str) -> Example:
@@ -34,7 +35,7 @@ def load_example(name: str) -> Example:
         image, mask = load_picture(FOLDER / f"{name}.png"), load_mask(FOLDER / f"{name}.mask.png")
     except (OSError, KeyError) as error:
         raise LoadError(f"example {name!r} is incomplete ({error}): reinstall the pack") from error
-    return Example(image, mask, words["caption"], words["prompt"])
+    return Example(image, mask, words["caption"], words["prompt"], words["subject"])
 
 
 def load_picture(path: str | Path) -> Tensor:

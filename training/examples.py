@@ -13,6 +13,7 @@ from .loop import write_json
 from .scenes import OBJECT_COLOURS, Scene, Thing, grid, render, shape_distance
 
 SIZE = 96
+Drawn = tuple[np.ndarray, np.ndarray, str, str, str]  # picture, mask, caption, prompt, what is new
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -20,24 +21,24 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return ((x >= left) & (x < right) & (y >= top) & (y < bottom)).astype(np.float32)
 
 
-def _empty_side() -> tuple[np.ndarray, np.ndarray, str, str]:
+def _empty_side() -> Drawn:
     """One thing on the left; the mask is a box in the empty right half."""
     scene = Scene("sky", "plain", (Thing("ring", "red", 0.26, 0.5, 0.2),))
     target = Scene("sky", "plain", (*scene.things, Thing("star", "yellow", 0.74, 0.5, 0.2)))
-    return render(scene, SIZE), _box(0.5, 0.22, 0.98, 0.78), scene.caption, target.caption
+    return render(scene, SIZE), _box(0.5, 0.22, 0.98, 0.78), scene.caption, target.caption, "a yellow star"
 
 
-def _one_object() -> tuple[np.ndarray, np.ndarray, str, str]:
+def _one_object() -> Drawn:
     """One thing in the middle; the mask is everything but the thing and a margin of a few pixels."""
     thing = Thing("circle", "purple", 0.5, 0.5, 0.27)
     scene = Scene("white", "plain", (thing,))
     x, y = grid(SIZE)
     near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 2.5 / SIZE
     target = Scene("brown", "striped", (thing,))
-    return render(scene, SIZE), 1 - near.astype(np.float32), scene.caption, target.caption
+    return render(scene, SIZE), 1 - near.astype(np.float32), scene.caption, target.caption, target.background_words
 
 
-def _thin_stroke() -> tuple[np.ndarray, np.ndarray, str, str]:
+def _thin_stroke() -> Drawn:
     """A big thing, and a wavy stroke of 3 pixels across it: thinner than a latent cell."""
     thing = Thing("square", "blue", 0.5, 0.5, 0.31)
     scene = Scene("cream", "plain", (thing,))
@@ -45,10 +46,10 @@ def _thin_stroke() -> tuple[np.ndarray, np.ndarray, str, str]:
     stroke = np.abs(y - 0.5 - 0.06 * np.sin(2 * np.pi * x * 1.5)) < 1.5 / SIZE
     stroke &= (x > 0.22) & (x < 0.78)
     target = scene.with_thing(0, colour="red")
-    return render(scene, SIZE), stroke.astype(np.float32), scene.caption, target.caption
+    return render(scene, SIZE), stroke.astype(np.float32), scene.caption, target.caption, "a red square"
 
 
-def _scribble() -> tuple[np.ndarray, np.ndarray, str, str]:
+def _scribble() -> Drawn:
     """A user's rough green scribble on an empty picture, and a mask around it."""
     scene = Scene("pink", "plain", ())
     image = render(scene, SIZE)
@@ -57,7 +58,7 @@ def _scribble() -> tuple[np.ndarray, np.ndarray, str, str]:
     blob = np.hypot(x - 0.5, (y - 0.5) * 1.1) < 0.24 + wobble
     image[blob] = np.asarray(OBJECT_COLOURS["green"], np.float32) / 255
     target = Scene("pink", "plain", (Thing("triangle", "green", 0.5, 0.5, 0.25),))
-    return image, _box(0.12, 0.12, 0.88, 0.88), scene.caption, target.caption
+    return image, _box(0.12, 0.12, 0.88, 0.88), scene.caption, target.caption, "a green triangle"
 
 
 MAKERS = {"empty_side": _empty_side, "one_object": _one_object, "thin_stroke": _thin_stroke, "scribble": _scribble}
@@ -67,10 +68,10 @@ def write_examples(folder: Path) -> None:
     """Write NAME.png, NAME.mask.png and examples.json for every example."""
     words = {}
     for name in EXAMPLES:
-        image, mask, caption, prompt = MAKERS[name]()
+        image, mask, caption, prompt, subject = MAKERS[name]()
         save_picture(torch.from_numpy(image), folder / f"{name}.png")
         save_picture(torch.from_numpy(mask), folder / f"{name}.mask.png")
-        words[name] = {"caption": caption, "prompt": prompt}
+        words[name] = {"caption": caption, "prompt": prompt, "subject": subject}
     write_json(folder / "examples.json", words)
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from editkit.tests.comfyui.server import ComfyServer
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
-def server(comfyui: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfy"), root) as server:
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfy"), ROOT) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ from editkit.pipelines.protocols import DecoderClone, LatentCodec
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 
 
-def image(batch: int = 1, height: int = 40, width: int = 32) -> Tensor:
+def image(batch: int = 1, height: int = 24, width: int = 16) -> Tensor:
     return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(batch))
 
 
@@ -29,7 +29,7 @@ def through(clone, z: Tensor) -> Tensor:
     return x
 
 
-def learn(clone, z: Tensor, target: Tensor, steps: int = 6, stop_at: int | None = None) -> list[float]:
+def learn(clone, z: Tensor, target: Tensor, steps: int = 5, stop_at: int | None = None) -> list[float]:
     """A few optimiser steps inside a node, as the fine-tune does."""
     losses = []
     with torch.inference_mode(False), torch.enable_grad():
@@ -41,7 +41,7 @@ def learn(clone, z: Tensor, target: Tensor, steps: int = 6, stop_at: int | None 
                 raise KeyboardInterrupt
             loss = (through(clone, z) - target).square().mean()
             optimiser.zero_grad(), loss.backward(), optimiser.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
     return losses
 
 
