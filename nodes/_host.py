@@ -21,7 +21,17 @@ from ..pipelines.masks import MaskSchedule
 from ..pipelines.progress import Progress
 from ..pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder
 from . import _latent
-from ._host_base import Blend, HeadlessClip, HeadlessModel, HeadlessVae, held, in_comfyui, intermediate_device
+from ._host_base import (
+    Blend,
+    HeadlessClip,
+    HeadlessModel,
+    HeadlessVae,
+    conditioning,
+    context,
+    held,
+    in_comfyui,
+    intermediate_device,
+)
 from ._host_load import (
     diffusers_folders,
     load_bundled,
@@ -112,40 +122,6 @@ def open_denoiser(
 
     with native_denoiser(model, tuple(batch_shape), list(contexts), sigmas) as denoiser:
         yield denoiser
-
-
-def context(conditioning: Any, socket: str) -> Context:
-    """CONDITIONING as a Context; `host` keeps the whole of it (areas, masks, ControlNets, hooks).
-
-    Raises: EditError for an empty one or one without a text embedding, naming the socket.
-    """
-    if not isinstance(conditioning, (list, tuple)) or not conditioning:
-        raise EditError(f"{socket} is an empty CONDITIONING: connect a CLIP Text Encode node")
-    tokens, extras = conditioning[0][0], conditioning[0][1]
-    if not isinstance(tokens, Tensor):
-        raise EditError(f"{socket} has no text embedding: connect a CLIP Text Encode node")
-    return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning)
-
-
-def conditioning(context: Context) -> list:
-    """The CONDITIONING of a Context: the host's own, or a rebuilt one where the embedding was replaced.
-
-    Raises: ParameterError where a combined CONDITIONING leaves it open which part was replaced.
-    """
-    host = context.host
-    if host is None:
-        return [[context.tokens, {} if context.pooled is None else {"pooled_output": context.pooled}]]
-    same = context.tokens is host[0][0] and context.pooled is host[0][1].get("pooled_output")
-    if same:
-        return host
-    if len(host) != 1:
-        raise ParameterError(
-            f"the CONDITIONING has {len(host)} combined parts, one embedding of which is to change: connect one with 1"
-        )
-    extras = dict(host[0][1])
-    if context.pooled is not None:
-        extras["pooled_output"] = context.pooled
-    return [[context.tokens, extras]]
 
 
 def codec(vae: Any) -> LatentCodec:

@@ -35,19 +35,19 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
     family_of(model)
     if model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY):
         raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
-    grid = None if sigmas is None else sigmas.detach().float().cpu().clone()
+    given = None if sigmas is None else sigmas.detach().float().cpu().clone()
     runs: dict[int, BlendedRun] = {}  # by guider, for the length of one run
 
     def outer_sample(
         executor: Any, noise: Tensor, latent: Tensor, sampler: Any, levels: Tensor, *rest: Any, **named: Any
-    ):
+    ) -> Tensor:
         if len(levels) < 2:
             return executor(noise, latent, sampler, levels, *rest, **named)
         guider = executor.class_obj
         seed = rest[3] if len(rest) > 3 else named.get("seed")
         run = BlendedRun(guider.model_patcher, schedule, latent if source is None else source, latent, levels)
         run.set_noise(noise, seed, given_source=source is not None)
-        run.grid = run.levels if sigmas is None else grid
+        run.grid = run.levels if given is None else given
         runs[id(guider)] = run
         try:
             return run.finish(executor(noise, latent, sampler, levels, *rest, **named))

@@ -33,13 +33,17 @@ class Evictable:
 
     def __init__(self, tensor: Tensor) -> None:
         offload = management.unet_offload_device()
-        self.patcher = comfy.model_patcher.ModelPatcher(_Tensor(tensor), tensor.device, offload)
-        self.get()  # tells the manager that the memory is taken; the tensor is there already and does not move
+        self.device = tensor.device
+        self.patcher = comfy.model_patcher.ModelPatcher(_Tensor(tensor), self.device, offload)
+        # tells the manager that the memory is taken; the tensor is there already and does not move
+        management.load_models_gpu([self.patcher], force_full_load=True)
 
     def get(self) -> Tensor:
-        """The tensor, on its accelerator again if it was evicted."""
-        management.load_models_gpu([self.patcher], force_full_load=True)
-        return self.patcher.model.tensor.data
+        """The tensor on its accelerator; a copy there if it was evicted.
+
+        Never loads through the manager: a latent is read while a model is open, which loading might evict.
+        """
+        return self.patcher.model.tensor.data.to(self.device)
 
 
 def native_progress(total: int, model: Any | None) -> Progress:

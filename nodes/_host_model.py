@@ -21,7 +21,7 @@ from torch import Tensor
 from ..pipelines.errors import MismatchError
 from ..pipelines.protocols import Context
 from ..pipelines.shapes import check_latent
-from ._host import conditioning
+from ._host_base import conditioning
 from ._host_levels import NativeLevels, level_tensor
 
 NAMES = ("positive", "negative")  # the host wires ControlNets and aesthetic scores by these keys

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..pipelines.errors import FamilyError, ParameterError
 from ..pipelines.protocols import Context, Token
-from ._host import context
+from ._host_base import context
 
 EMBEDDING = "embedding:"
 KEYS = ("l", "h", "g")  # CLIP towers by the host's names; SDXL's two share one tokenization

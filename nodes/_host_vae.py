@@ -18,7 +18,7 @@ from torch import Tensor
 from ..pipelines.errors import FamilyError, ShapeError
 from ..pipelines.shapes import check_image, check_latent
 
-TRAINING_MEMORY = 6  # times the memory of one float32 decode: activations kept for the backward pass, measured upwards
+TRAINING_MEMORY = 6  # decodes in float32 whose memory a backward pass may take: an estimate (14 GB at 512 x 512)
 
 
 class NativeCodec:
@@ -96,7 +96,7 @@ class NativeDecoderClone:
 
     def __init__(self, vae: Any) -> None:
         model = vae.first_stage_model
-        decoder = getattr(model, "decoder", None)
+        decoder: Any = getattr(model, "decoder", None)
         if type(decoder) is not Decoder or decoder.give_pre_end:
             name = type(model if decoder is None else decoder).__name__
             raise FamilyError(
@@ -107,7 +107,8 @@ class NativeDecoderClone:
             own = DecoderOnly(decoder, getattr(model, "post_quant_conv", None))
             own.to(device=vae.patcher.offload_device, dtype=torch.float32).requires_grad_(False).eval()
         self._patcher = comfy.model_patcher.ModelPatcher(own, vae.device, vae.patcher.offload_device)
-        self._vae, self._own = vae, own
+        self._vae: Any = vae
+        self._own: Any = own
         self.blocks = own.chain()
 
     def prepare(self, latent: Tensor) -> Tensor:
@@ -164,9 +165,9 @@ class _Start(torch.nn.Module):
 
 
 class _Level(torch.nn.Module):
-    def __init__(self, up: torch.nn.Module) -> None:
+    def __init__(self, up: Any) -> None:
         super().__init__()
-        self.up = up
+        self.up: Any = up
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.up.block):

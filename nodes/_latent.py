@@ -125,7 +125,7 @@ class DeviceLatent(dict):
         for key, value in dict(*others, **named).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> DeviceLatent:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> DeviceLatent:
         self.update(other)
         return self
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import comfy.controlnet
+import comfy.hooks
 import comfy.model_base
 import comfy.samplers
 import comfy.supported_models
@@ -157,6 +159,69 @@ def test_areas_masks_and_guidance_hooks_act_as_in_stock_sampling(model) -> None:
     expected = stock(patched, *arguments)
     assert not close(expected, stock(model, *arguments), 1e-3)
     assert close(ours(patched, *arguments), expected)
+
+
+class Control(comfy.controlnet.ControlBase):
+    """A ControlNet that adds a constant to the middle block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.cleanups = 0, 0
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        middle = torch.full((x_noisy.shape[0], 128, 1, 1), 0.5)
+        return {"input": [], "middle": [middle], "output": []}
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        self.runs += 1
+
+    def cleanup(self):
+        self.cleanups += 1
+
+    def get_models(self):
+        return []
+
+
+def test_controlnets_act_and_are_cleaned_up(model) -> None:
+    control = Control()
+    positive = [[tokens(1), {"control": control, "control_apply_to_uncond": True}]]
+    arguments = (
+        _host.levels(model).schedule(3, 0.9),
+        torch.randn(1, 4, 8, 8),
+        latent(1, 1, 8, 8),
+        positive,
+        cond(3),
+        3.0,
+    )
+    result = ours(model, *arguments)
+    assert (control.runs, control.cleanups) == (1, 1)
+    assert close(result, stock(model, *arguments))
+    assert not close(result, ours(model, *arguments[:3], cond(1), cond(3), 3.0), 1e-2)
+
+
+def test_weight_hooks_of_a_prompt_act_on_it_alone(model) -> None:
+    before = digest(model.model)
+    hook = comfy.hooks.WeightHook(strength_model=0.7, strength_clip=0.0)
+    hook.weights, hook.need_weight_init = {WEIGHT: ("diff", (torch.randn_like(before[WEIGHT]),))}, False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    positive = [[tokens(1), {"hooks": group}]]
+    arguments = (
+        _host.levels(model).schedule(3, 0.9),
+        torch.randn(1, 4, 8, 8),
+        latent(1, 1, 8, 8),
+        positive,
+        cond(3),
+        3.0,
+    )
+    result = ours(model, *arguments)
+    assert close(result, stock(model, *arguments))
+    assert not close(result, ours(model, *arguments[:3], cond(1), cond(3), 3.0), 1e-3)
+    assert same_weights(model.model, before)
+    late = _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")])
+    with late as denoiser, pytest.raises(MismatchError, match="hooks"):
+        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [_host.context(positive, "positive")])
 
 
 def test_replaced_tokens_are_used(model) -> None:

@@ -1,0 +1,66 @@
+"""Blended edits on the bundled model, judged by the oracle: a few trials of each claim of `editkit.benchmarks blended`.
+
+The full counts with their promised rates belong to the benchmark; the floors here leave room for the small numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from editkit.benchmarks import blended as claims
+from editkit.benchmarks import trials as t
+from editkit.pipelines.background import DecoderSettings, tune_decoder
+from editkit.pipelines.metrics import psnr_outside
+from editkit.pipelines.ranking import rank_by_text
+
+COUNT = 16
+QUICK = replace(claims.SETTINGS, steps=30)
+
+
+def rate(model, make, judge, settings=QUICK):
+    trials = [make(i) for i in range(COUNT)]
+    images, outside = claims.composited(model, trials, t.edit_all(model, trials, settings))
+    assert outside == 0
+    return sum(judge(image, trial) for image, trial in zip(images, trials, strict=True)) / COUNT
+
+
+def test_oracle_cannot_pass_blindly():
+    trials = [t.new_object(i) for i in range(COUNT)]
+    assert not any(t.object_right(torch.from_numpy(trial.source), trial) for trial in trials)
+    assert all(t.object_right(torch.from_numpy(t.render(trial.target, t.SIZE)), trial) for trial in trials)
+
+
+def test_new_object_appears_where_the_mask_is(model):
+    assert rate(model, t.new_object, t.object_right) >= 0.8
+
+
+def test_background_is_replaced_around_the_object(model):
+    assert rate(model, t.new_background, t.background_right) >= 0.6
+
+
+def test_without_guidance_towards_the_prompt_nothing_new_appears(model):
+    assert rate(model, lambda i: replace(t.new_object(i), prompt=t.new_object(i).before.caption), t.object_right) <= 0.1
+
+
+def test_decoder_fine_tune_brings_the_background_back_and_keeps_the_edit(model):
+    trials = [t.new_object(i) for i in range(3)]
+    latents = t.edit_all(model, trials, QUICK)
+    for index, trial in enumerate(trials):
+        source, mask = t.images_of([trial])
+        latent = latents[index : index + 1]
+        plain = model.codec.decode(latent)
+        tuned = tune_decoder(model.codec, latent, source, None, mask, settings=DecoderSettings()).image
+        gain = psnr_outside(tuned, source, mask) - psnr_outside(plain, source, mask)
+        assert float(gain) >= 5
+        assert t.new_thing_right(tuned[0], trial) == t.new_thing_right(plain[0], trial)
+
+
+def test_ranker_prefers_the_picture_that_shows_the_words(model, ranker):
+    wins = 0
+    for index in range(COUNT):
+        trial = t.new_object_alone(index)
+        other = replace(trial.target, things=(trial.target.things[0], replace(trial.target.things[1], shape="ring" if trial.target.things[1].shape != "ring" else "star")))
+        pair = torch.stack([torch.from_numpy(t.render(scene, t.SIZE)) for scene in (other, trial.target)])
+        wins += int(rank_by_text(pair, trial.prompt, ranker, mask=torch.from_numpy(trial.mask)[None]).order[0] == 1)
+    assert wins >= 0.75 * COUNT

@@ -1,0 +1,104 @@
+"""Anything may be connected: a valid result or an `EditError`, never another exception."""
+
+from __future__ import annotations
+
+import torch
+from editkit.pipelines.errors import EditError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from editkit.tests.nodes.graph import call
+from editkit.tests.toy_codec import ToyCodec
+from editkit.tests.toys import ToyDenoiser, pointwise
+
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SIZES = st.integers(1, 200)
+BATCHES = st.integers(1, 4)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+FILLS = st.sampled_from(["random", "empty", "full", "nan", "beyond"])
+
+
+def sockets():
+    from editkit.nodes._host import HeadlessModel, HeadlessVae
+
+    return HeadlessModel(ToyDenoiser(pointwise(), channels=3)), HeadlessVae(ToyCodec())
+
+
+def filled(shape: tuple[int, ...], fill: str, dtype: torch.dtype) -> torch.Tensor:
+    value = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    value = {"random": value, "empty": value * 0, "full": value * 0 + 1, "nan": value / 0 * 0, "beyond": value * 300}[fill]
+    return value.to(dtype)
+
+
+def text(rows: int = 1):
+    return [[torch.ones(rows, 4, 5), {}]]
+
+
+@QUICK
+@given(SIZES, SIZES, BATCHES, BATCHES, FILLS, DTYPES, st.booleans())
+def test_the_whole_chain(height, width, images, masks, fill, dtype, same):
+    """Encode, mask, schedule, noise, blend, decode, tune, composite: sizes, batches, dtypes and contents of all kinds."""
+    model, vae = sockets()
+    image = filled((images, height, width, 3), "random", dtype)
+    mask = filled((masks, height if same else width, width, ), fill, dtype)
+    try:
+        latent = call("EncodeImage", image=image, vae=vae)[0]
+        cells, kept = call("LatentMask", mask=mask, latent=latent)
+        schedule = call("DilationSchedule", latent_mask=cells)[0]
+        sigmas = call("EditSigmas", model=model, steps=2)[0]
+        noised = call("NoiseLatent", model=model, latent=latent, sigmas=sigmas)[0]
+        edited = call(
+            "BlendedDenoise", model=model, positive=text(), negative=text(), sigmas=sigmas, latent=noised,
+            source_latent=latent, schedule=schedule,
+        )[0]  # fmt: skip
+        decoded = call("DecodeLatent", latent=edited, vae=vae)[0]
+        result, change = call("CompositeSource", edited=decoded, source=image, mask=mask)
+    except EditError as error:
+        assert str(error)
+        return
+    assert 0 <= kept <= 1 and change == 0
+    assert result.shape == (max(images, masks), height, width, 3) and torch.isfinite(result).all()
+
+
+@QUICK
+@given(st.integers(1, 60), st.integers(1, 60), BATCHES, BATCHES, BATCHES, FILLS, DTYPES)
+def test_background_nodes(height, width, images, sources, masks, fill, dtype):
+    edited, source = (filled((n, height, width, 3), "random", dtype) for n in (images, sources))
+    mask = filled((masks, height, width), fill, dtype)
+    for name in ("BlendPixels", "BlendPoisson", "CompositeSource"):
+        try:
+            image = call(name, edited=edited, source=source, mask=mask)[0]
+        except EditError as error:
+            assert str(error)
+            continue
+        assert image.shape == (max(images, sources, masks), height, width, 3) and torch.isfinite(image).all()
+
+
+@QUICK
+@given(st.integers(1, 40), st.integers(1, 40), BATCHES, BATCHES, FILLS, st.sampled_from(["TuneDecoder", "TuneLatent"]))
+def test_tuning_nodes(height, width, images, masks, fill, name):
+    _, vae = sockets()
+    image = filled((images, height, width, 3), "random", torch.float32)
+    mask = filled((masks, height, width), fill, torch.float32)
+    try:
+        latent = call("EncodeImage", image=image, vae=vae)[0]
+        tuned = call(name, vae=vae, latent=latent, source=image, mask=mask, steps=1)[1]
+    except EditError as error:
+        assert str(error)
+        return
+    assert tuned.shape == (max(images, masks), height, width, 3) and torch.isfinite(tuned).all()
+
+
+@QUICK
+@given(st.integers(-3, 60), st.floats(-1, 2), st.integers(-2, 60), st.integers(0, 60))
+def test_levels_and_ranges(steps, strength, start, end):
+    model, _ = sockets()
+    try:
+        sigmas = call("EditSigmas", model=model, steps=steps, strength=strength)[0]
+        latent = {"samples": torch.zeros(1, 3, 4, 4)}
+        call(
+            "BlendedDenoise", model=model, positive=text(), negative=text(), sigmas=sigmas, latent=latent,
+            source_latent=latent, schedule=torch.ones(1, 4, 4), start_step=start, end_step=end,
+        )  # fmt: skip
+    except EditError as error:
+        assert str(error)
