@@ -21,7 +21,6 @@ from ..pipelines.protocols import Context
 from ..training import oracle
 from ..training.scenes import (
     BACKGROUND_COLOURS,
-    OBJECT_COLOURS,
     PATTERNS,
     Scene,
     grid,
@@ -82,13 +81,13 @@ def new_background(index: int) -> Trial:
 
 
 def thin_stroke(index: int) -> Trial:
-    """A stroke of 2 to 6 pixels across a thing; the prompt says the thing in another colour."""
+    """A stroke of 2 to 6 pixels on an empty picture, where the prompt wants a thing: too thin to hold its shape.
+
+    A plain loop pins the empty background right beside the stroke from the first step on (BLD, section 4.3).
+    """
     rng = _rng(index, 2)
-    before = sample_scene(rng, 1)
-    before = before.with_thing(0, shape=str(rng.choice(["circle", "square"])))
-    thing = before.things[0]
-    colours = [c for c in OBJECT_COLOURS if c != thing.colour]
-    target = before.with_thing(0, colour=str(rng.choice(colours)))
+    target = sample_scene(rng, 1)
+    before, thing = replace(target, things=()), target.things[0]
     width, angle = rng.uniform(2, 6), rng.uniform(0, np.pi)
     x, y = grid(SIZE)
     dx, dy = x - thing.x, y - thing.y

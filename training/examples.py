@@ -39,13 +39,12 @@ def _one_object() -> Drawn:
 
 
 def _thin_stroke() -> Drawn:
-    """A big thing, and a wavy stroke of 3 pixels across it: thinner than a latent cell."""
-    thing = Thing("square", "blue", 0.5, 0.5, 0.31)
-    scene = Scene("cream", "plain", (thing,))
+    """An empty picture and a wavy stroke of 4 pixels: thinner than a latent cell."""
+    scene = Scene("cream", "plain", ())
     x, y = grid(SIZE)
-    stroke = np.abs(y - 0.5 - 0.06 * np.sin(2 * np.pi * x * 1.5)) < 1.5 / SIZE
-    stroke &= (x > 0.22) & (x < 0.78)
-    target = scene.with_thing(0, colour="red")
+    stroke = np.abs(y - 0.5 - 0.07 * np.sin(2 * np.pi * x * 1.5)) < 2 / SIZE
+    stroke &= (x > 0.24) & (x < 0.76)
+    target = Scene("cream", "plain", (Thing("square", "red", 0.5, 0.5, 0.31),))
     return render(scene, SIZE), stroke.astype(np.float32), scene.caption, target.caption, "a red square"
 
 
