@@ -1,7 +1,7 @@
 """The host behind the nodes: MODEL, CLIP, VAE and CONDITIONING as the protocols of `pipelines/protocols.py`.
 
 In ComfyUI the sockets hold native objects, which the `_host_*` modules adapt (they alone import `comfy`, and only when
-a native object arrives). Without ComfyUI they hold the three `Headless*` objects below, which carry protocol objects.
+a native object arrives). Without ComfyUI they hold the `Headless*` objects of `_host_base`, which carry protocol objects.
 Nothing here changes what a socket holds: what must be patched or tuned is cloned first.
 """
 

@@ -57,7 +57,15 @@ class EncodeImage(io.ComfyNode):
                     optional=True,
                     tooltip="mean: the most likely latent. sample: a random one, as the published LDM script.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True, tooltip="Seed of the sample; unused for mean."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a new seed at every run would encode, and edit, again each time
+                    optional=True,
+                    tooltip="Seed of the sample, 0 to 2^64 - 1; unused for mean.",
+                ),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="Clean latent; remembers the picture's own size.")],
         )

@@ -80,5 +80,10 @@ def pointwise() -> Callable[[Tensor, float, float], Tensor]:
     return lambda z, sigma, value: torch.tanh(z / (1 + sigma)) + 0.1 * value
 
 
+def neighbourly() -> Callable[[Tensor, float, float], Tensor]:
+    """Non-linear, and every cell sees the whole latent, as attention and norms do."""
+    return lambda z, sigma, value: torch.tanh(z / (1 + sigma) + z.mean(dim=(1, 2, 3), keepdim=True)) + 0.1 * value
+
+
 def random_latent(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

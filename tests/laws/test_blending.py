@@ -18,7 +18,7 @@ from editkit.pipelines.noise import image_seeds, seeded_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.tests.toys import ToyDenoiser, linear, pointwise, prompt, random_latent
+from editkit.tests.toys import ToyDenoiser, linear, neighbourly, point, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5
 SIGMAS = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
@@ -78,13 +78,34 @@ def test_t1_closed_form_inside_source_outside():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3), st.booleans(), st.sampled_from(["fixed", "fresh"]), st.sampled_from([0.0, 0.6]))
 def test_t19_ranges_compose_bit_for_bit(cut, shrinking, noise, eta):
-    denoiser = ToyDenoiser(pointwise())
+    denoiser = ToyDenoiser(neighbourly())
     schedule = dilation_schedule(box(), (3, 1)) if shrinking else constant_schedule(box())
     options = BlendOptions(background_noise=noise, eta=eta)
     _, whole = run(denoiser, schedule=schedule, options=options)
     _, first = run(denoiser, schedule=schedule, options=options, end=cut)
     _, both = run(denoiser, schedule=schedule, options=options, start=cut, z=first)
     assert torch.equal(whole, both)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ancestral_steps_keep_the_level_and_draw_anew(flow, eta):
+    """With a known clean latent, z at every level is signal x clean + sigma x unit noise, whatever eta."""
+    sigmas, clean = torch.tensor([0.9, 0.7, 0.4, 0.2, 0.0]), torch.full((4, 64, 64), 2.0)
+    denoiser, full = ToyDenoiser(point(clean), flow=flow), constant_schedule(torch.ones(1, 64, 64))
+    z, drawn = denoiser.noise(clean[None], seeded_noise((4, 64, 64), [1]), 0.9), []
+    for step in range(3):
+        z = blended_denoise(
+            denoiser, z, clean[None], sigmas, full, EditPrompts(prompt(), None, 1.0), seeds=[1], start=step, end=step + 1,
+            options=BlendOptions(eta=eta),
+        )  # fmt: skip
+        level = float(sigmas[step + 1])
+        noise = (z - (1 - level if flow else 1) * clean) / level
+        assert abs(float(noise.mean())) < 0.03 and float(noise.std()) == pytest.approx(1, abs=0.03)
+        drawn.append(noise.flatten())
+    correlation = float(torch.corrcoef(torch.stack(drawn[1:]))[0, 1])
+    if eta == 1.0 and not flow:
+        assert correlation == pytest.approx((0.2 / 0.4), abs=0.05)  # the part of the old noise that DDPM keeps
 
 
 def test_outside_stays_on_the_line_of_the_source():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skimage import data
+
 from editkit.nodes import _host
 from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.bundled import tiny_folder
 from editkit.pipelines.edit import EditSettings, edit_latents
 from editkit.pipelines.examples import load_example
-from skimage import data
-
 from editkit.tests.nodes.graph import blended_chain, call
 
 
@@ -32,7 +32,10 @@ def test_predictions_of_both_hosts(shipped, example):
     with _host.open_denoiser(shipped[0], z.shape, [context, empty]) as native:
         for sigma in (14.0, 2.0, 0.1):
             noised = z * (1 + sigma**2) ** 0.5
-            ours, theirs = native.denoise(noised, sigma, [context, empty]), headless.denoiser.denoise(noised, sigma, [context, empty])
+            ours, theirs = (
+                native.denoise(noised, sigma, [context, empty]),
+                headless.denoiser.denoise(noised, sigma, [context, empty]),
+            )
             # predictions of the network: eps = (z - clean) / sigma
             assert (ours - theirs).abs().max() / sigma <= 1e-4
 
@@ -49,7 +52,9 @@ def test_an_edit_equals_the_headless_one(shipped, example):
 
 def test_ranges_compose_bit_for_bit(shipped, example):
     whole, parts = (
-        blended_chain(*shipped, example.image, example.mask, example.prompt, steps=4, ranges=ranges)["edited"]["samples"]
+        blended_chain(*shipped, example.image, example.mask, example.prompt, steps=4, ranges=ranges)["edited"][
+            "samples"
+        ]
         for ranges in ([(0, 10000)], [(0, 1), (1, 3), (3, 4)])
     )
     assert torch.equal(whole, parts)
