@@ -1,4 +1,4 @@
-"""`python -m editkit.benchmarks blended|cost|all`: exit code 0 if every figure keeps its limit."""
+"""`python -m editkit.benchmarks cost|blended|photographs|all`: exit code 0 if every figure keeps its limit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import sys
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m editkit.benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["blended", "cost", "all"], nargs="?", default="all")
-    parser.add_argument("--trials", type=int, default=64, help="trials of each claim (%(default)s)")
+    parser.add_argument("what", choices=["cost", "blended", "photographs", "all"], nargs="?", default="all")
+    parser.add_argument("--trials", type=int, default=64, help="trials of each claim of `blended` (%(default)s)")
     options = parser.parse_args()
-    from . import blended, cost
+    from . import blended, cost, photographs
 
-    good = True
-    if options.what in ("cost", "all"):
-        good &= cost.main()
-    if options.what in ("blended", "all"):
-        good &= blended.main(options.trials)
-    return 0 if good else 1
+    runs = {"cost": cost.main, "blended": lambda: blended.main(options.trials), "photographs": photographs.main}
+    chosen = list(runs) if options.what == "all" else [options.what]
+    return 0 if all([runs[name]() for name in chosen]) else 1
 
 
 if __name__ == "__main__":
