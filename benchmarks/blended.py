@@ -120,8 +120,12 @@ def background_table(model: Any, count: int = 64) -> list[Method]:
         plain = model.codec.decode(latent)
         made: dict[str, Callable[[], Tensor]] = {
             "plain decode": lambda plain=plain: plain,
-            "tuned decoder": lambda a=(latent, source, mask): tune_decoder(model.codec, *a[:2], None, a[2], settings=DecoderSettings()).image,
-            "tuned latent": lambda a=(latent, source, mask): tune_latent(model.codec, *a[:2], None, a[2], settings=TuneSettings()).image,
+            "tuned decoder": lambda a=(latent, source, mask): (
+                tune_decoder(model.codec, *a[:2], None, a[2], settings=DecoderSettings()).image
+            ),
+            "tuned latent": lambda a=(latent, source, mask): (
+                tune_latent(model.codec, *a[:2], None, a[2], settings=TuneSettings()).image
+            ),
             "poisson": lambda a=(plain, source, mask): blend_poisson(*a),
             "pixels": lambda a=(plain, source, mask): blend_pixels(*a),
         }
@@ -140,16 +144,33 @@ def background_claims(table: Sequence[Method]) -> list[Claim]:
     rivals = [method for method in table if method.name not in ("plain decode", "tuned decoder")]
     best = max(rivals, key=lambda method: method.total)
     return [
-        Claim("decoder fine-tune outside", gain, f"{plain.psnr:.1f} to {tuned.psnr:.1f} dB: {gain:+.1f} dB, wanted +5", gain >= 5),
-        Claim("edit kept by the fine-tune", tuned.kept, f"{tuned.kept:.1%} right, {plain.kept:.1%} before", tuned.kept >= plain.kept),
-        Claim("fine-tune against the rest", tuned.total - best.total, f"{tuned.total:.1f} against {best.total:.1f} ({best.name})", tuned.total > best.total),
+        Claim(
+            "decoder fine-tune outside",
+            gain,
+            f"{plain.psnr:.1f} to {tuned.psnr:.1f} dB: {gain:+.1f} dB, wanted +5",
+            gain >= 5,
+        ),
+        Claim(
+            "edit kept by the fine-tune",
+            tuned.kept,
+            f"{tuned.kept:.1%} right, {plain.kept:.1%} before",
+            tuned.kept >= plain.kept,
+        ),
+        Claim(
+            "fine-tune against the rest",
+            tuned.total - best.total,
+            f"{tuned.total:.1f} against {best.total:.1f} ({best.name})",
+            tuned.total > best.total,
+        ),
     ]
 
 
 def print_table(table: Sequence[Method]) -> None:
     print(f"{'background method':<16} {'outside dB':>10} {'seam /255':>10} {'edit kept':>10} {'total':>8}")
     for method in table:
-        print(f"{method.name:<16} {method.psnr:10.2f} {method.seam * 255:10.3f} {method.kept:10.1%} {method.total:8.2f}")
+        print(
+            f"{method.name:<16} {method.psnr:10.2f} {method.seam * 255:10.3f} {method.kept:10.1%} {method.total:8.2f}"
+        )
 
 
 def print_claims(claims: Sequence[Claim]) -> bool:

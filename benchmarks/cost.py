@@ -72,7 +72,15 @@ def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells
     rows = counter.rows
     counter.remove()
     ours, floor = paired(edit, bare, rounds)
-    return {"batch": batch, "steps": steps, "rows": rows, "needed": 2 * steps * batch, "edit_s": ours, "bare_s": floor, "ratio": ours / floor}
+    return {
+        "batch": batch,
+        "steps": steps,
+        "rows": rows,
+        "needed": 2 * steps * batch,
+        "edit_s": ours,
+        "bare_s": floor,
+        "ratio": ours / floor,
+    }
 
 
 def _wait(device: torch.device) -> None:
@@ -90,5 +98,7 @@ def main(rounds: int = 5) -> bool:
     for batch in (1, 8):
         row = edit_cost(model, batch, rounds=rounds)
         good &= row["ratio"] <= LIMIT and row["rows"] == row["needed"]
-        print("{batch:5.0f} {steps:5.0f} {rows:6.0f} {needed:6.0f} {edit_s:8.3f} {bare_s:8.3f} {ratio:6.3f}".format(**row))
+        print(
+            "{batch:5.0f} {steps:5.0f} {rows:6.0f} {needed:6.0f} {edit_s:8.3f} {bare_s:8.3f} {ratio:6.3f}".format(**row)
+        )
     return good

@@ -120,7 +120,8 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
     denoiser, codec = model.denoiser, model.codec
     images, masks = images_of(trials)
     source = codec.encode(images)
-    cells = downsample(masks, *source.shape[-2:], settings.mask_mode, settings.mask_threshold, factor=codec.factor)
+    height, width = source.shape[-2:]
+    cells = downsample(masks, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
     schedule = dilation_schedule(cells.mask, settings.kernels)
     prompts = EditPrompts(
         stacked([model.text.encode(trial.prompt) for trial in trials]), model.text.encode(""), settings.guidance_scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pipelines.background import DecoderSettings, Tuning, TuneSettings, tune_decoder, tune_latent
+from ..pipelines.background import DecoderSettings, TuneSettings, Tuning, tune_decoder, tune_latent
 from ..pipelines.composite import blend_pixels, composite_source
 from ..pipelines.pictures import curve
 from ..pipelines.poisson import blend_poisson
@@ -52,13 +52,16 @@ def _learning_inputs(lr: float, lr_tooltip: str) -> list:
 
 def _optional_edited() -> io.Image.Input:
     return io.Image.Input(
-        "edited", optional=True, tooltip="The picture to keep inside the mask; without it, the plain decode of the latent."
+        "edited",
+        optional=True,
+        tooltip="The picture to keep inside the mask; without it, the plain decode of the latent.",
     )
 
 
 def _report(name: str, tuning: Tuning) -> str:
     stopped = " (stopped early)" if tuning.stopped else ""
-    return f"{name}: outside the mask {tuning.psnr_before:.1f} dB before, {tuning.psnr_after:.1f} dB after {tuning.steps} steps{stopped}"
+    before, after = f"{tuning.psnr_before:.1f} dB before", f"{tuning.psnr_after:.1f} dB after"
+    return f"{name}: outside the mask {before}, {after} {tuning.steps} steps{stopped}"
 
 
 class TuneDecoder(io.ComfyNode):
@@ -99,7 +102,9 @@ class TuneDecoder(io.ComfyNode):
                 io.Vae.Output("tuned_vae", display_name="vae", tooltip="A copy of the VAE with the tuned decoder."),
                 _image_output("The latent decoded with it, at the source's size."),
                 io.Image.Output("loss_curve", display_name="loss curve", tooltip="Loss over the steps, logarithmic."),
-                io.String.Output("report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."
+                ),
             ],
         )
 
@@ -108,13 +113,22 @@ class TuneDecoder(io.ComfyNode):
         cls, vae, latent, source, mask, steps, lr, background_weight, patience, last_blocks, low_memory, edited=None
     ) -> io.NodeOutput:
         settings = DecoderSettings(
-            steps, lr, background_weight, patience, low_memory, blocks="all" if last_blocks == ALL_BLOCKS else last_blocks
+            steps,
+            lr,
+            background_weight,
+            patience,
+            low_memory,
+            blocks="all" if last_blocks == ALL_BLOCKS else last_blocks,
         )
         tuning = tune_decoder(
             _host.codec(vae), _host.samples(latent), source, edited, mask,
             settings=settings, progress=_host.progress(steps),
         )  # fmt: skip
-        image, plot, text = _host.to_host(tuning.image), curve(tuning.losses, "decoder fine-tune: loss"), _report("decoder", tuning)
+        image, plot, text = (
+            _host.to_host(tuning.image),
+            curve(tuning.losses, "decoder fine-tune: loss"),
+            _report("decoder", tuning),
+        )
         return io.NodeOutput(_host.vae_of(tuning.codec), image, plot, text, ui=show_text(cls, plot, text))
 
 
@@ -135,14 +149,19 @@ class TuneLatent(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The edited, clean latent."),
                 _source(),
                 _mask(),
-                *_learning_inputs(0.1, "Adam's learning rate in latent units; 0.1 as the official code. The paper's 1e-4 moves nothing."),
+                *_learning_inputs(
+                    0.1,
+                    "Adam's learning rate in latent units; 0.1 as the official code. The paper's 1e-4 moves nothing.",
+                ),
                 _optional_edited(),
             ],
             outputs=[
                 io.Latent.Output("tuned_latent", display_name="latent", tooltip="The learned latent."),
                 _image_output("The learned latent decoded, at the source's size."),
                 io.Image.Output("loss_curve", display_name="loss curve", tooltip="Loss over the steps, logarithmic."),
-                io.String.Output("report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."
+                ),
             ],
         )
 
@@ -152,7 +171,11 @@ class TuneLatent(io.ComfyNode):
             _host.codec(vae), _host.samples(latent), source, edited, mask,
             settings=TuneSettings(steps, lr, background_weight, patience), progress=_host.progress(steps),
         )  # fmt: skip
-        image, plot, text = _host.to_host(tuning.image), curve(tuning.losses, "latent fine-tune: loss"), _report("latent", tuning)
+        image, plot, text = (
+            _host.to_host(tuning.image),
+            curve(tuning.losses, "latent fine-tune: loss"),
+            _report("latent", tuning),
+        )
         tuned = _host.finished_out(tuning.latent, like=latent)
         return io.NodeOutput(tuned, image, plot, text, ui=show_text(cls, plot, text))
 
@@ -192,9 +215,13 @@ class BlendPixels(io.ComfyNode):
                 _edited("The edited picture."),
                 _source(),
                 _mask(),
-                io.Int.Input("feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."),
+                io.Int.Input(
+                    "feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."
+                ),
                 io.Boolean.Input(
-                    "linear_light", default=False, tooltip="Mix light instead of sRGB values, as an out-of-focus edge would."
+                    "linear_light",
+                    default=False,
+                    tooltip="Mix light instead of sRGB values, as an out-of-focus edge would.",
                 ),
             ],
             outputs=[_image_output("The mix.")],
@@ -222,7 +249,9 @@ class CompositeSource(io.ComfyNode):
                 _edited("The edited picture, best from a tuned decoder."),
                 _source(),
                 _mask(),
-                io.Int.Input("feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."),
+                io.Int.Input(
+                    "feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."
+                ),
             ],
             outputs=[
                 _image_output("The result."),

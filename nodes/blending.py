@@ -34,7 +34,13 @@ class EditSigmas(io.ComfyNode):
             search_aliases=["scheduler", "ddim", "strength", "noise levels"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will denoise; the grid comes from its noise schedule."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of the whole grid, from pure noise to the picture."),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of the whole grid, from pure noise to the picture.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=0.75,
@@ -45,7 +51,11 @@ class EditSigmas(io.ComfyNode):
                     "rough layout under the mask; 1 starts from pure noise.",
                 ),
             ],
-            outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="Levels from noisy to 0, one more than steps to run.")],
+            outputs=[
+                io.Sigmas.Output(
+                    "sigmas", display_name="sigmas", tooltip="Levels from noisy to 0, one more than steps to run."
+                )
+            ],
         )
 
     @classmethod
@@ -66,7 +76,9 @@ class NoiseLatent(io.ComfyNode):
                 io.Model.Input("model", tooltip="Decides how noise is added (diffusion or flow)."),
                 io.Latent.Input("latent", tooltip="Clean latent of the source picture."),
                 io.Sigmas.Input("sigmas", tooltip="The grid of the edit."),
-                io.Int.Input("step", default=0, min=0, max=TO_THE_END, tooltip="Index into the sigmas: 0 is the noisiest level."),
+                io.Int.Input(
+                    "step", default=0, min=0, max=TO_THE_END, tooltip="Index into the sigmas: 0 is the noisiest level."
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -75,7 +87,9 @@ class NoiseLatent(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Image b of the batch uses seed + b. Give the blended loop the same seed.",
                 ),
-                io.Int.Input("copies", default=1, min=1, max=256, tooltip="Candidates per picture: a batch to rank afterwards."),
+                io.Int.Input(
+                    "copies", default=1, min=1, max=256, tooltip="Candidates per picture: a batch to rank afterwards."
+                ),
                 io.Combo.Input(
                     "start",
                     options=["noised source", "noise alone"],
@@ -116,19 +130,38 @@ class BlendedDenoise(io.ComfyNode):
             search_aliases=["blended latent diffusion", "inpaint", "masked edit", "BLD"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model; LoRA, ControlNet and guidance patches stay in force."),
-                io.Conditioning.Input("positive", tooltip="What should appear under the mask; describing the whole scene works best."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What should appear under the mask; describing the whole scene works best."
+                ),
                 io.Conditioning.Input("negative", tooltip="What to move away from; not evaluated at cfg 1."),
-                io.Float.Input("cfg", default=5.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance scale; 1 = no guidance, half the cost."),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale; 1 = no guidance, half the cost.",
+                ),
                 io.Sigmas.Input("sigmas", tooltip="The whole grid of the edit, also when only a range of it runs."),
-                io.Latent.Input("latent", tooltip="The latent at level start_step: from 'Noise latent' or the range before."),
+                io.Latent.Input(
+                    "latent", tooltip="The latent at level start_step: from 'Noise latent' or the range before."
+                ),
                 io.Latent.Input("source_latent", tooltip="The clean latent of the source: one, or one per image."),
                 io.MultiType.Input(
                     "schedule",
                     types=[MaskScheduleSocket, io.Mask],
                     tooltip="A mask schedule, or a latent mask for the same mask at every step. 1 = edit.",
                 ),
-                io.Int.Input("start_step", default=0, min=0, max=TO_THE_END, tooltip="First step of this range, 0-based."),
-                io.Int.Input("end_step", default=TO_THE_END, min=1, max=TO_THE_END, tooltip="Step to stop before; 10000 = to the end."),
+                io.Int.Input(
+                    "start_step", default=0, min=0, max=TO_THE_END, tooltip="First step of this range, 0-based."
+                ),
+                io.Int.Input(
+                    "end_step",
+                    default=TO_THE_END,
+                    min=1,
+                    max=TO_THE_END,
+                    tooltip="Step to stop before; 10000 = to the end.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -152,7 +185,7 @@ class BlendedDenoise(io.ComfyNode):
         check_latent(start, "latent")
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
         prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-        contexts = [prompts.positive, *([prompts.negative] if cfg != 1 else [])]
+        contexts = [prompts.positive, prompts.negative] if cfg != 1 and prompts.negative else [prompts.positive]
         steps, last = len(levels) - 1, min(end_step, len(levels) - 1)
         with _host.open_denoiser(model, (batch, *start.shape[1:]), contexts) as denoiser:
             z = match_batch(_host.latent_in(latent, denoiser, _level(levels, start_step)), batch, "latent", "the batch")
@@ -182,7 +215,7 @@ def _options() -> list:
             options=["after", "before"],
             default="after",
             optional=True,
-            tooltip="after: as the paper, ends at the clean source. before: as the LDM script, whose background is the model's own.",
+            tooltip="after: as the paper, ends at the clean source. before: as the LDM script, with the model's own background.",
         ),
         io.Combo.Input(
             "background_level",
@@ -241,7 +274,9 @@ class BlendedModel(io.ComfyNode):
                     "Without it, the latent that the sampler is given.",
                 ),
             ],
-            outputs=[io.Model.Output("blended_model", display_name="model", tooltip="For any native sampler or guider.")],
+            outputs=[
+                io.Model.Output("blended_model", display_name="model", tooltip="For any native sampler or guider.")
+            ],
         )
 
     @classmethod

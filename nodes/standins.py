@@ -141,7 +141,14 @@ def ksampler(
 
 
 def _sample(
-    model: Any, denoiser: Any, source: Any, sigmas: Any, prompts: EditPrompts, sampler_name: str, seed: int, samples: Any
+    model: Any,
+    denoiser: Any,
+    source: Any,
+    sigmas: Any,
+    prompts: EditPrompts,
+    sampler_name: str,
+    seed: int,
+    samples: Any,
 ) -> Any:
     """Sample, blended where the MODEL says so; the unscaled result."""
     from ..pipelines.blending import finished_latent
@@ -153,7 +160,11 @@ def _sample(
     if wish is None:
         z = sample(sampler_name, predict, denoiser.noise(source, noise, float(sigmas[0])), sigmas, progress)
         return denoiser.scale_out(z)
-    clean = source if wish.source is None else match_batch(denoiser.scale_in(wish.source), len(source), "source_latent", "latent_image")
+    clean = (
+        source
+        if wish.source is None
+        else match_batch(denoiser.scale_in(wish.source), len(source), "source_latent", "latent_image")
+    )
     background = Background(denoiser, clean, seeds, noise=noise)
     schedule = wish.schedule.expanded(len(source), *source.shape[-2:]).to(source.device)
     predict = blended_predictor(predict, background, schedule, sigmas if wish.sigmas is None else wish.sigmas)

@@ -68,7 +68,9 @@ def blend(edited: Tensor, background: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask >= 1, edited, torch.where(mask <= 0, background, mixed))
 
 
-def start_latent(denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True) -> Tensor:
+def start_latent(
+    denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True
+) -> Tensor:
     """The latent an edit starts from: the source noised to `sigma` (algorithm 1), or noise alone.
 
     `from_source=False` is the published SD2 script's start (section 16, row 3): unit Gaussian in the network's own
@@ -111,7 +113,9 @@ def blended_denoise(
     first, last = check_range(start, end, len(levels) - 1)
     batch = z.shape[0]
     if z.shape[1:] != source.shape[1:]:
-        raise ShapeError(f"latent is {list(z.shape)} but source latent is {list(source.shape)}: encode both at one size")
+        raise ShapeError(
+            f"latent is {list(z.shape)} but source latent is {list(source.shape)}: encode both at one size"
+        )
     source = match_batch(source, batch, "source latent", "latent").to(z)
     schedule = schedule.expanded(batch, *z.shape[-2:]).to(z.device)
     background = Background(denoiser, source, seeds, fresh=options.background_noise == "fresh")

@@ -65,16 +65,28 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of the whole grid (%(default)s)")
-    parser.add_argument("--strength", type=float, default=default.strength, help="part of the grid that runs, 0-1 (%(default)s)")
-    parser.add_argument("--cfg", type=float, default=default.guidance_scale, help="guidance scale; 1 = none (%(default)s)")
+    parser.add_argument(
+        "--strength", type=float, default=default.strength, help="part of the grid that runs, 0-1 (%(default)s)"
+    )
+    parser.add_argument(
+        "--cfg", type=float, default=default.guidance_scale, help="guidance scale; 1 = none (%(default)s)"
+    )
     parser.add_argument("--candidates", type=int, default=default.candidates, help="results to rank (%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
-    parser.add_argument("--kernels", default="7,5,3,1", help="mask shrinking in latent cells; 1 = plain loop (%(default)s)")
-    parser.add_argument("--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)")
-    parser.add_argument("--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)")
+    parser.add_argument(
+        "--kernels", default="7,5,3,1", help="mask shrinking in latent cells; 1 = plain loop (%(default)s)"
+    )
+    parser.add_argument(
+        "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
+    )
+    parser.add_argument(
+        "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
+    )
     parser.add_argument("--rank-text", help="text to rank by (default: the prompt)")
-    parser.add_argument("--ranker", type=Path, help="local open_clip weights, safetensors (default: the bundled ranker)")
+    parser.add_argument(
+        "--ranker", type=Path, help="local open_clip weights, safetensors (default: the bundled ranker)"
+    )
     parser.add_argument("--ranker-architecture", default="ViT-B-16", help="architecture of --ranker (%(default)s)")
     parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
     parser.add_argument("--half", action="store_true", help="run U-Net and text encoder in float16")
@@ -114,7 +126,10 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
     if options.ranker:
         return model, load_open_clip(options.ranker_architecture, options.ranker, device=device)
     if options.model:
-        print("editkit: the bundled ranker knows only the bundled model's pictures; candidates keep their order", file=sys.stderr)
+        print(
+            "editkit: the bundled ranker knows only the bundled model's pictures; candidates keep their order",
+            file=sys.stderr,
+        )
         return model, None
     return model, load_ranker(ranker_folder(), device=device)
 
@@ -171,7 +186,9 @@ def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt:
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"inside the mask: changed by {inside:.3f} on average (of 1)")
     print(f"outside the mask: changed by {result.change_outside:g} at most in the result")
-    print(f"outside the mask: {result.psnr_plain:.1f} dB from the plain decoder, {result.psnr_tuned:.1f} dB from the tuned one")
+    print(
+        f"outside the mask: {result.psnr_plain:.1f} dB from the plain decoder, {result.psnr_tuned:.1f} dB from the tuned one"
+    )
     print(f"pictures: {folder}")
 
 
@@ -202,7 +219,9 @@ def run_command(options: argparse.Namespace) -> int:
     if options.server:
         from .remote import run_on_server
 
-        saved = run_on_server(options.server, workflow, options.input or options.workflow.parent, options.output, Bar("server"))
+        saved = run_on_server(
+            options.server, workflow, options.input or options.workflow.parent, options.output, Bar("server")
+        )
     else:
         saved = _run_here(workflow, options)
     for path in saved:

@@ -100,14 +100,15 @@ def edit_latents(
     image, mask = check_image(image, "image"), check_mask(mask, "mask")
     same_size(image, mask, "image", "mask")
     source = codec.encode(pad_to_factor(image, codec.factor))
-    cells = downsample(
-        mask, *source.shape[-2:], settings.mask_mode, settings.mask_threshold, factor=codec.factor
-    )
+    height, width = source.shape[-2:]
+    cells = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
     for index in cells.lost:
         log.warning("the stroke of mask %d is gone on the latent grid: use mask mode 'max' or a thicker stroke", index)
     schedule = dilation_schedule(cells.mask, settings.kernels, scale_with_size=settings.scale_kernels)
     positive = text.encode(prompt)
-    prompts = EditPrompts(positive, text.encode(negative) if settings.guidance_scale != 1 else None, settings.guidance_scale)
+    prompts = EditPrompts(
+        positive, text.encode(negative) if settings.guidance_scale != 1 else None, settings.guidance_scale
+    )
     sigmas = denoiser.schedule(settings.steps, settings.strength)
     seeds = image_seeds(settings.seed, settings.candidates)
     source = match_batch(source, settings.candidates, "image", "the candidates")

@@ -19,7 +19,9 @@ def guided(
     """The guided clean prediction [B, C, h, w]. At scale 1, and without a negative, no unconditional row is evaluated."""
     if scale == 1 or negative is None:
         if scale != 1:
-            raise ParameterError(f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1")
+            raise ParameterError(
+                f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1"
+            )
         return denoiser.denoise(z, sigma, [positive])[0]
     cond, uncond = denoiser.denoise(z, sigma, [positive, negative])
     return denoiser.combine(z, sigma, cond, uncond, scale)

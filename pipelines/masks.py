@@ -69,7 +69,10 @@ def downsample(
 def _on_blocks(mask: Tensor, height: int, width: int, factor: int | None) -> Tensor:
     """The mask padded to whole cells, if it belongs to this grid."""
     for pixels in [factor] if factor else POWERS:
-        if (padded_length(mask.shape[1], pixels), padded_length(mask.shape[2], pixels)) == (height * pixels, width * pixels):
+        if (padded_length(mask.shape[1], pixels), padded_length(mask.shape[2], pixels)) == (
+            height * pixels,
+            width * pixels,
+        ):
             return pad_to_factor(mask, pixels)
     return mask
 
@@ -158,7 +161,7 @@ class MaskSchedule:
 
     def preview(self, cell: int = 8) -> Tensor:
         """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps."""
-        parts, batch, _, height, width = self.masks.shape
+        parts, batch = self.masks.shape[:2]
         tiles = self.masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
         tiles = F.pad(tiles, (cell, 0, cell, 0), value=0.5)
         strip = tiles.permute(1, 2, 0, 3).reshape(batch * tiles.shape[-2], parts * tiles.shape[-1])
@@ -193,7 +196,9 @@ def dilation_schedule(
     Raises: ShapeError, ParameterError.
     """
     mask = (check_mask(mask, "mask") >= 0.5).float()
-    sizes = [scaled_kernel(kernel, min(mask.shape[1:])) if scale_with_size else kernel for kernel in check_kernels(kernels)]
+    sizes = [
+        scaled_kernel(kernel, min(mask.shape[1:])) if scale_with_size else kernel for kernel in check_kernels(kernels)
+    ]
     if invert and not published:
         mask = 1 - mask
     masks = [dilate(mask, kernel) for kernel in sizes]

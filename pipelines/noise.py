@@ -10,7 +10,9 @@ from torch import Tensor
 STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit seeds
 
 
-def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0) -> Tensor:
+def seeded_noise(
+    shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
+) -> Tensor:
     """Unit-variance noise [B, ...] in float32; image b depends only on `seeds[b]` and `draw`.
 
     Args:

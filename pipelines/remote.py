@@ -19,7 +19,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def run_on_server(
-    server: str, workflow: Mapping[str, Any], inputs: Path, output: Path, progress: Progress = silent, timeout: float = 3600
+    server: str,
+    workflow: Mapping[str, Any],
+    inputs: Path,
+    output: Path,
+    progress: Progress = silent,
+    timeout: float = 3600,
 ) -> list[Path]:
     """Upload the pictures that the workflow names, queue it, wait, and download what it saved.
 

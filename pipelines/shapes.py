@@ -17,7 +17,9 @@ def check_image(image: Tensor, socket: str) -> Tensor:
     if not isinstance(image, Tensor):
         raise ShapeError(f"{socket} is a {type(image).__name__}: connect an IMAGE")
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-        raise ShapeError(f"{socket} has shape {list(image.shape)}: an IMAGE is [batch, height, width, 3] with no empty side")
+        raise ShapeError(
+            f"{socket} has shape {list(image.shape)}: an IMAGE is [batch, height, width, 3] with no empty side"
+        )
     image = image[..., :3].float()
     _refuse_nan(image, socket)
     return image
@@ -36,7 +38,9 @@ def check_mask(mask: Tensor, socket: str) -> Tensor:
     mask = mask.float()
     _refuse_nan(mask, socket)
     if mask.min() < 0 or mask.max() > 1:
-        raise ShapeError(f"{socket} has values from {mask.min():.3g} to {mask.max():.3g}: a MASK lies in 0 to 1 (1 = edit)")
+        raise ShapeError(
+            f"{socket} has values from {mask.min():.3g} to {mask.max():.3g}: a MASK lies in 0 to 1 (1 = edit)"
+        )
     return mask
 
 
@@ -45,16 +49,22 @@ def check_latent(latent: Tensor, socket: str, channels: int | None = None) -> Te
     if not isinstance(latent, Tensor):
         raise ShapeError(f"{socket} holds a {type(latent).__name__}: connect a LATENT with one tensor of samples")
     if latent.ndim != 4 or 0 in latent.shape:
-        raise ShapeError(f"{socket} has shape {list(latent.shape)}: a latent is [batch, channels, height, width] with no empty side")
+        raise ShapeError(
+            f"{socket} has shape {list(latent.shape)}: a latent is [batch, channels, height, width] with no empty side"
+        )
     if channels is not None and latent.shape[1] != channels:
-        raise ShapeError(f"{socket} has {latent.shape[1]} channels but the model takes {channels}: encode with the model's own VAE")
+        raise ShapeError(
+            f"{socket} has {latent.shape[1]} channels but the model takes {channels}: encode with the model's own VAE"
+        )
     _refuse_nan(latent, socket)
     return latent
 
 
 def _refuse_nan(value: Tensor, socket: str) -> None:
     if not torch.isfinite(value).all():
-        raise ShapeError(f"{socket} contains NaN or infinity: check the node that made it (a half-precision VAE can overflow)")
+        raise ShapeError(
+            f"{socket} contains NaN or infinity: check the node that made it (a half-precision VAE can overflow)"
+        )
 
 
 def match_batch(value: Tensor, batch: int, socket: str, other: str) -> Tensor:
@@ -115,5 +125,7 @@ def pad_to_factor(value: Tensor, factor: int) -> Tensor:
 def crop_to(value: Tensor, height: int, width: int) -> Tensor:
     """The exact inverse of `pad_to_factor`: the first `height` rows and `width` columns of dimensions 1 and 2."""
     if value.shape[1] < height or value.shape[2] < width:
-        raise ShapeError(f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the picture is smaller")
+        raise ShapeError(
+            f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the picture is smaller"
+        )
     return value[:, :height, :width]

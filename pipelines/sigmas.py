@@ -60,7 +60,9 @@ def _finish(levels: Tensor, steps: int, strength: float) -> Tensor:
 def check_sigmas(sigmas: Tensor, socket: str = "sigmas") -> Tensor:
     """SIGMAS as float32 [N + 1], N >= 1, strictly descending, not negative. Raises ParameterError otherwise."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ParameterError(f"{socket} needs at least two levels in one list: connect EditKit_EditSigmas or a scheduler node")
+        raise ParameterError(
+            f"{socket} needs at least two levels in one list: connect EditKit_EditSigmas or a scheduler node"
+        )
     sigmas = sigmas.float()
     if not torch.isfinite(sigmas).all() or (sigmas[1:] >= sigmas[:-1]).any() or sigmas[-1] < 0:
         raise ParameterError(f"{socket} must fall strictly and end at 0 or above; it is {_brief(sigmas)}")

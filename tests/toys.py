@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+
 from editkit.pipelines.guidance import mix
 from editkit.pipelines.protocols import Context
 from editkit.pipelines.sigmas import even_sigmas, leading_sigmas
-from torch import Tensor
 
 
 def sd_table() -> Tensor:
@@ -26,7 +27,12 @@ class ToyDenoiser:
     channels = 4
 
     def __init__(
-        self, rule: Callable[[Tensor, float, float], Tensor], *, flow: bool = False, scale: float = 1.0, channels: int = 4
+        self,
+        rule: Callable[[Tensor, float, float], Tensor],
+        *,
+        flow: bool = False,
+        scale: float = 1.0,
+        channels: int = 4,
     ):
         self.rule, self.flow, self.scale, self.rows, self.calls = rule, flow, scale, 0, 0
         self.family = "toy-flow" if flow else "toy"

@@ -72,5 +72,3 @@ def write_examples(folder: Path) -> None:
         save_picture(torch.from_numpy(mask), folder / f"{name}.mask.png")
         words[name] = {"caption": caption, "prompt": prompt, "subject": subject}
     write_json(folder / "examples.json", words)
-
-

@@ -64,7 +64,10 @@ class Trainer:
             tensors[f"ema/{name}"] = self.ema[name].contiguous()
             state = self.optimizer.state.get(value)
             if state:
-                tensors[f"m/{name}"], tensors[f"v/{name}"] = state["exp_avg"].contiguous(), state["exp_avg_sq"].contiguous()
+                tensors[f"m/{name}"], tensors[f"v/{name}"] = (
+                    state["exp_avg"].contiguous(),
+                    state["exp_avg_sq"].contiguous(),
+                )
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={"step": str(self.step)})
         temporary.replace(path)

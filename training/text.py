@@ -7,6 +7,7 @@ embedding rows that the grammar uses are trained and stored; a loader expands th
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,27 @@ CONFIG = {
     "eos_token_id": EOS,
     "pad_token_id": EOS,
 }
-EXTRA_WORDS = ("a", "an", "on", "left", "right", "of", "the", "and", "with", "background", "small", "large", "dotted", ",", ".")
+EXTRA_WORDS = (
+    "a",
+    "an",
+    "on",
+    "left",
+    "right",
+    "of",
+    "the",
+    "and",
+    "with",
+    "background",
+    "small",
+    "large",
+    "dotted",
+    ",",
+    ".",
+)
 
 
 @cache
-def _tokenizer():
+def _tokenizer() -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -70,6 +87,7 @@ class CompactTextModel(torch.nn.Module):
         self.model = CLIPTextModel(CLIPTextConfig(**{**CONFIG, "vocab_size": len(ids)}))
         table = torch.zeros(VOCABULARY, dtype=torch.long)
         table[torch.tensor(ids)] = torch.arange(len(ids))
+        self.row_of_id: Tensor
         self.register_buffer("row_of_id", table, persistent=False)
         # every end token is the same row, so the pooled output needs the position of the first one
         self.model.config.eos_token_id = int(table[EOS])

@@ -60,7 +60,8 @@ def cache_latents(folder: Path, count: int, *, size: int = 96, autocast: bool = 
             mean = vae.encode(torch.from_numpy(pictures).movedim(-1, 1) * 2 - 1).latent_dist.mean
         latents.append(mean.float() * SCALING_FACTOR)
         captions += [scene.caption for scene in scenes]
-    save_file({"latents": torch.cat(latents).contiguous()}, folder / "latents.safetensors", metadata={"captions": "\n".join(captions)})
+    tensors = {"latents": torch.cat(latents).contiguous()}
+    save_file(tensors, folder / "latents.safetensors", metadata={"captions": "\n".join(captions)})
 
 
 def load_latents(folder: Path) -> tuple[Tensor, list[str]]:
@@ -122,9 +123,14 @@ def train(
         error = F.mse_loss(eps, noise, reduction="none").mean(dim=(1, 2, 3))
         return (error * weight[t]).mean()
 
-    for step in run_steps(trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)):
+    for step in run_steps(
+        trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
+    ):
         if look and step % look_every == 0:
             look(step, trainer)
     trainer.adopt_ema()
     unet.save_pretrained(folder / "unet")
-    save_file({name: value.contiguous() for name, value in text.model.state_dict().items()}, folder / "text_encoder.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in text.model.state_dict().items()},
+        folder / "text_encoder.safetensors",
+    )

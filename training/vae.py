@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -54,7 +53,7 @@ def initialise(vae: AutoencoderKL, seed: int) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * (1.6 / fan_in) ** 0.5)
             if module.bias is not None:
                 module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
-            if name.endswith("conv2") or name.endswith("to_out.0"):
+            if name.endswith(("conv2", "to_out.0")):
                 weight.mul_(0.1)
             if "samplers" in name:
                 weight.mul_(0.1)
@@ -82,10 +81,12 @@ def reconstruction_loss(made: Tensor, true: Tensor, mse: float) -> Tensor:
     return difference.abs().mean() + mse * difference.square().mean() + 0.5 * edges
 
 
-def train(folder: Path, steps: int, *, seed: int = 0, lr: float = 1.2e-3, size: int = 96, autocast: bool = True) -> AutoencoderKL:
+def train(
+    folder: Path, steps: int, *, seed: int = 0, lr: float = 1.2e-3, size: int = 96, autocast: bool = True
+) -> AutoencoderKL:
     """Train to `steps` (resuming), adopt the EMA, fold the latents and save `folder`/vae in diffusers layout."""
     torch.manual_seed(seed)
-    vae = build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = build().to(memory_format=torch.channels_last)
     initialise(vae, seed)
     trainer = Trainer(dict(vae.named_parameters()), lr, ema=0.995, weight_decay=0.0)
     checkpoint = folder / "vae_train.safetensors"
@@ -103,7 +104,9 @@ def train(folder: Path, steps: int, *, seed: int = 0, lr: float = 1.2e-3, size: 
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return loss + 2e-4 * kl
 
-    for step in run_steps(trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)):
+    for step in run_steps(
+        trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
+    ):
         if step % 500 == 0:
             log.info("vae PSNR on 16 held-out scenes: %.2f dB (live weights)", psnr(vae, 16, size))
     trainer.adopt_ema()

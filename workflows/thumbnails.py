@@ -13,7 +13,8 @@ from .catalogue import WORKFLOWS
 from .graph import Graph
 
 WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
-TILE, COLUMNS = 152, 3
+TILE = 152
+COLUMNS = {4: 2}  # by the number of pictures; otherwise three
 
 
 def write_thumbnail(name: str, folder: Path) -> Path:
@@ -22,7 +23,7 @@ def write_thumbnail(name: str, folder: Path) -> Path:
 
     graph = WORKFLOWS[name]()
     tiles = [*_source(graph), *_results(graph)]
-    page = to_pil(sheet(tiles, columns=min(COLUMNS, len(tiles)), tile=TILE)[0])
+    page = to_pil(sheet(tiles, columns=COLUMNS.get(len(tiles), 3), tile=TILE)[0])
     page = page.resize((WIDTH, round(page.height * WIDTH / page.width)), Image.Resampling.LANCZOS)
     path = folder / f"{name}.jpg"
     quality = QUALITY

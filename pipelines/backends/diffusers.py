@@ -40,7 +40,7 @@ class DiffusersDenoiser:
         max_rows: rows of one network call; None = all. Halved by itself when memory runs out.
     """
 
-    unet: nn.Module
+    unet: Any  # diffusers modules: their attributes are not typed
     table: Tensor
     prediction: str
     family: str
@@ -52,10 +52,14 @@ class DiffusersDenoiser:
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise FamilyError(f"prediction type {self.prediction!r} is not supported headless: epsilon and v_prediction are")
+            raise FamilyError(
+                f"prediction type {self.prediction!r} is not supported headless: epsilon and v_prediction are"
+            )
         self.channels = int(self.unet.config["in_channels"])
         if self.channels != int(self.unet.config["out_channels"]):
-            raise FamilyError(f"this U-Net takes {self.channels} channels (an inpainting model): use the base model instead")
+            raise FamilyError(
+                f"this U-Net takes {self.channels} channels (an inpainting model): use the base model instead"
+            )
         self.table = self.table.float().cpu()
 
     @property
@@ -143,7 +147,9 @@ class DiffusersDenoiser:
         pooled = []
         for context in contexts:
             if context.pooled is None:
-                raise FamilyError("this SDXL model needs pooled text embeddings: encode the prompt with its own text encoder")
+                raise FamilyError(
+                    "this SDXL model needs pooled text embeddings: encode the prompt with its own text encoder"
+                )
             pooled.append(_rows(context.pooled, batch, "conditioning"))
         height, width = (int(side) * self.factor for side in cells)
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
@@ -184,7 +190,7 @@ def weights_digest(module: nn.Module) -> str:
 class DiffusersCodec:
     """A diffusers AutoencoderKL; works in the VAE's own dtype, hands out float32."""
 
-    vae: nn.Module
+    vae: Any
 
     def __post_init__(self) -> None:
         self.factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
@@ -200,7 +206,9 @@ class DiffusersCodec:
 
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
         if image.shape[1] % self.factor or image.shape[2] % self.factor:
-            raise ShapeError(f"image is {image.shape[2]} x {image.shape[1]}: pad it to multiples of {self.factor} pixels")
+            raise ShapeError(
+                f"image is {image.shape[2]} x {image.shape[1]}: pad it to multiples of {self.factor} pixels"
+            )
         pixels = image.movedim(-1, 1).to(self.device, self.dtype) * 2 - 1
         with torch.no_grad():
             posterior = self.vae.encode(pixels).latent_dist
@@ -224,8 +232,8 @@ class DiffusersDecoder:
         self._codec = codec
         post = getattr(codec.vae, "post_quant_conv", None)
         with torch.inference_mode(False):
-            self._decoder = copy.deepcopy(codec.vae.decoder).float().requires_grad_(False)
-            self._post = nn.Identity() if post is None else copy.deepcopy(post).float().requires_grad_(False)
+            self._decoder: Any = copy.deepcopy(codec.vae.decoder).float().requires_grad_(False)
+            self._post: Any = nn.Identity() if post is None else copy.deepcopy(post).float().requires_grad_(False)
         decoder = self._decoder
         self.blocks: list[nn.Module] = [
             nn.Sequential(decoder.conv_in, decoder.mid_block),

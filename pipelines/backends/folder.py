@@ -30,10 +30,14 @@ def load_folder(
     """
     folder = Path(folder).expanduser()
     if (folder / "transformer").is_dir():
-        raise FamilyError(f"{folder.name} is a transformer (flow) model: headless runs SD 1.x, SD 2.x and SDXL; use ComfyUI for it")
+        raise FamilyError(
+            f"{folder.name} is a transformer (flow) model: headless runs SD 1.x, SD 2.x and SDXL; use ComfyUI for it"
+        )
     for part in ("unet", "vae", "text_encoder", "scheduler"):
         if not (folder / part).is_dir():
-            raise LoadError(f"{folder} has no folder {part!r}: give a model folder in diffusers layout, not a single file")
+            raise LoadError(
+                f"{folder} has no folder {part!r}: give a model folder in diffusers layout, not a single file"
+            )
     with quiet_transformers():
         unet, vae = _unet(folder, dtype), _vae(folder, dtype)
         text = _text(folder, dtype)
@@ -54,8 +58,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _from_pretrained(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     try:
         model = cls.from_pretrained(str(folder / part), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, EnvironmentError) as error:
-        raise LoadError(f"{folder / part} cannot be loaded ({error}): safetensors files in diffusers layout are needed") from error
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{folder / part} cannot be loaded ({error}): safetensors files in diffusers layout are needed"
+        ) from error
     return model.eval().requires_grad_(False)
 
 
@@ -80,7 +86,11 @@ def _text(folder: Path, dtype: torch.dtype) -> ClipTextEncoder:
         return ClipTextEncoder([_compact_tower(folder, compact, dtype)])
     two = (folder / "text_encoder_2").is_dir()
     layer = -2 if two else None
-    towers = [ClipTower(_tokenizer(folder, "tokenizer"), _from_pretrained(CLIPTextModel, folder, "text_encoder", dtype), layer)]
+    towers = [
+        ClipTower(
+            _tokenizer(folder, "tokenizer"), _from_pretrained(CLIPTextModel, folder, "text_encoder", dtype), layer
+        )
+    ]
     if two:
         second = _from_pretrained(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype)
         towers.append(ClipTower(_tokenizer(folder, "tokenizer_2"), second, layer))
@@ -91,7 +101,9 @@ def _tokenizer(folder: Path, part: str) -> TransformersTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return TransformersTokenizer(AutoTokenizer.from_pretrained(str(folder / part), local_files_only=True, use_fast=True))
+        return TransformersTokenizer(
+            AutoTokenizer.from_pretrained(str(folder / part), local_files_only=True, use_fast=True)
+        )
     except (OSError, ValueError) as error:
         raise LoadError(f"{folder / part} cannot be loaded ({error}): the folder needs its tokenizer files") from error
 
@@ -105,7 +117,9 @@ def _compact_tower(folder: Path, compact: Path, dtype: torch.dtype) -> ClipTower
 
     config = _read_json(folder / "text_encoder" / "config.json")
     ids = json.loads(compact.read_text(encoding="utf-8"))
-    state = {k.removeprefix("text_model."): v for k, v in load_file(folder / "text_encoder" / "model.safetensors").items()}
+    state = {
+        k.removeprefix("text_model."): v for k, v in load_file(folder / "text_encoder" / "model.safetensors").items()
+    }
     name = "embeddings.token_embedding.weight"
     state[name] = expand_embedding(state[name], ids, VOCABULARY)
     model = CLIPTextModel(CLIPTextConfig(**{**config, "vocab_size": VOCABULARY}))
@@ -119,7 +133,9 @@ def _denoiser(folder: Path, unet: Any, codec: DiffusersCodec) -> DiffusersDenois
     width = unet.config["cross_attention_dim"]
     family = "bundled" if (folder / "text_encoder" / "token_ids.json").exists() else FAMILIES.get(width)
     if family is None:
-        raise FamilyError(f"{folder.name} has text width {width}: SD 1.x has 768, SD 2.x 1024, SDXL 2048; others are not supported")
+        raise FamilyError(
+            f"{folder.name} has text width {width}: SD 1.x has 768, SD 2.x 1024, SDXL 2048; others are not supported"
+        )
     return DiffusersDenoiser(
         unet=unet,
         table=sigma_table(scheduler),

@@ -38,7 +38,7 @@ class ClipBpe:
 
     def split(self, text: str) -> list[Token]:
         tokenizer = _simple_tokenizer()
-        tokens = []
+        tokens: list[Token] = []
         for match in tokenizer.pat.finditer(text.lower()):
             word = "".join(tokenizer.byte_encoder[byte] for byte in match.group().encode("utf-8"))
             pieces = tokenizer.bpe(word).split(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.backends.openclip import load_ranker
 from editkit.pipelines.bundled import ranker_folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+
 from editkit.benchmarks import blended as claims
 from editkit.benchmarks import trials as t
 from editkit.pipelines.background import DecoderSettings, tune_decoder
@@ -60,7 +61,13 @@ def test_ranker_prefers_the_picture_that_shows_the_words(model, ranker):
     wins = 0
     for index in range(COUNT):
         trial = t.new_object_alone(index)
-        other = replace(trial.target, things=(trial.target.things[0], replace(trial.target.things[1], shape="ring" if trial.target.things[1].shape != "ring" else "star")))
+        other = replace(
+            trial.target,
+            things=(
+                trial.target.things[0],
+                replace(trial.target.things[1], shape="ring" if trial.target.things[1].shape != "ring" else "star"),
+            ),
+        )
         pair = torch.stack([torch.from_numpy(t.render(scene, t.SIZE)) for scene in (other, trial.target)])
         wins += int(rank_by_text(pair, trial.prompt, ranker, mask=torch.from_numpy(trial.mask)[None]).order[0] == 1)
     assert wins >= 0.75 * COUNT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from editkit.pipelines.edit import EditSettings, blended_edit
 from skimage import data
+
+from editkit.pipelines.edit import EditSettings, blended_edit
 
 
 def photograph(name: str, height: int, width: int) -> torch.Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from editkit.pipelines.blending import (
     BlendOptions,
     EditPrompts,
@@ -15,9 +18,6 @@ from editkit.pipelines.blending import (
 from editkit.pipelines.errors import ParameterError, ShapeError
 from editkit.pipelines.masks import constant_schedule, dilation_schedule
 from editkit.pipelines.noise import image_seeds, seeded_noise
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from editkit.tests.toys import ToyDenoiser, linear, neighbourly, point, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5
@@ -132,7 +132,10 @@ def test_seeds_count_up_through_a_batch():
 
 
 def test_rows_are_two_per_step_and_one_without_guidance():
-    for prompts, rows in ((EditPrompts(prompt(1.0), prompt(0.0), 3.0), 16), (EditPrompts(prompt(1.0), prompt(0.0), 1.0), 8)):
+    for prompts, rows in (
+        (EditPrompts(prompt(1.0), prompt(0.0), 3.0), 16),
+        (EditPrompts(prompt(1.0), prompt(0.0), 1.0), 8),
+    ):
         denoiser = ToyDenoiser(pointwise())
         run(denoiser, prompts=prompts)
         assert denoiser.rows == rows

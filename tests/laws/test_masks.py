@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from editkit.pipelines.errors import EditError, ParameterError, ShapeError
 from editkit.pipelines.masks import (
     MODES,
@@ -14,8 +17,6 @@ from editkit.pipelines.masks import (
     parse_kernels,
     scaled_kernel,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def line() -> torch.Tensor:
@@ -120,7 +121,14 @@ def test_a_touching_pixel_marks_its_cell_only():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 4), st.sampled_from(MODES), st.floats(0, 1), st.sampled_from([2, 4, 8, 16]))
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 4),
+    st.sampled_from(MODES),
+    st.floats(0, 1),
+    st.sampled_from([2, 4, 8, 16]),
+)
 def test_any_size_gives_a_mask_or_an_edit_error(height, width, batch, mode, value, factor):
     h, w = -(-height // factor), -(-width // factor)
     result = downsample(torch.full((batch, height, width), value), h, w, mode, threshold=0)

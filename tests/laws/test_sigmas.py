@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from editkit.pipelines.errors import ParameterError
 from editkit.pipelines.sigmas import (
     ancestral_levels,
@@ -16,9 +19,6 @@ from editkit.pipelines.sigmas import (
     leading_sigmas,
     step_of_sigma,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from editkit.tests.toys import sd_table
 
 
@@ -46,7 +46,10 @@ def test_strength_keeps_the_last_part_of_the_same_grid():
 
 @given(st.integers(1, 1000), st.floats(0.01, 1))
 def test_grids_fall_strictly_and_end_at_zero(steps, strength):
-    for grid in (leading_sigmas(sd_table(), steps, strength), even_sigmas(torch.linspace(0.001, 1, 1000), steps, strength)):
+    for grid in (
+        leading_sigmas(sd_table(), steps, strength),
+        even_sigmas(torch.linspace(0.001, 1, 1000), steps, strength),
+    ):
         assert len(check_sigmas(grid)) == executed(steps, strength) + 1 and grid[-1] == 0
 
 

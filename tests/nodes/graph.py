@@ -34,7 +34,9 @@ def call(name: str, **inputs: Any) -> tuple[Any, ...]:
         return cls.execute(**{**defaults, **inputs}).result
 
 
-def blended_chain(model: Any, clip: Any, vae: Any, image: Any, mask: Any, prompt: str, **options: Any) -> dict[str, Any]:
+def blended_chain(
+    model: Any, clip: Any, vae: Any, image: Any, mask: Any, prompt: str, **options: Any
+) -> dict[str, Any]:
     """The chain of the workflow `blended_edit` up to the edited latent."""
     steps, seed, copies, cfg = (options.get(k, d) for k, d in (("steps", 6), ("seed", 3), ("copies", 2), ("cfg", 4.0)))
     text = _encode(clip)

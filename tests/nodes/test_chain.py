@@ -6,11 +6,11 @@ import gc
 
 import pytest
 import torch
+
 from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.edit import EditSettings, edit_latents
 from editkit.pipelines.errors import EditError, MismatchError, ShapeError
 from editkit.pipelines.examples import load_example
-
 from editkit.tests.nodes.graph import blended_chain, call
 
 
@@ -126,7 +126,14 @@ def test_faults_leave_model_and_vae_bit_identical(loaded, example, error, node):
             if node == "loop":
                 blended_chain(*loaded, example.image, example.mask, example.prompt, steps=4)
             else:
-                call("TuneDecoder", vae=loaded[2], latent=chain["edited"], source=example.image, mask=example.mask, steps=4)
+                call(
+                    "TuneDecoder",
+                    vae=loaded[2],
+                    latent=chain["edited"],
+                    source=example.image,
+                    mask=example.mask,
+                    steps=4,
+                )
     finally:
         _host.set_headless_progress(None)
     for module, state in zip(modules, before, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler
+
 from editkit.pipelines.backends.diffusers import DiffusersCodec, DiffusersDenoiser
 from editkit.pipelines.backends.folder import load_folder, sigma_table
 from editkit.pipelines.backends.text import ClipBpe, ClipTextEncoder, ClipTower
@@ -12,7 +13,6 @@ from editkit.pipelines.blending import EditPrompts, blended_denoise
 from editkit.pipelines.errors import EditError, FamilyError, LoadError, ShapeError
 from editkit.pipelines.masks import constant_schedule
 from editkit.pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder
-
 from editkit.tests.parity import tiny
 from editkit.tests.toys import random_latent
 

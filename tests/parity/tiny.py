@@ -21,7 +21,11 @@ def randomise(module: torch.nn.Module, seed: int = 0, std: float = 0.08) -> torc
 def unet(width: int = 16, *, sdxl: bool = False, seed: int = 0) -> UNet2DConditionModel:
     extra = {}
     if sdxl:
-        extra = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 12}
+        extra = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 12,
+        }
     model = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

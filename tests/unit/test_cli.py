@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from editkit.nodes.headless import Run, check_workflow, execution_order, run_workflow
 from editkit.pipelines.cli import main
 from editkit.pipelines.errors import EditError, LoadError
@@ -28,7 +29,11 @@ def test_edit_writes_everything_and_changes_nothing_outside(tmp_path, capsys):
     assert {path.stem for path in out.glob("*.png")} == names
     report = json.loads((out / "report.json").read_text())
     assert report["largest_change_outside"] == 0 and len(report["scores"]) == 2
-    source, result, mask = load_picture(out / "source.png"), load_picture(out / "result.png"), load_mask(out / "mask.png")
+    source, result, mask = (
+        load_picture(out / "source.png"),
+        load_picture(out / "result.png"),
+        load_mask(out / "mask.png"),
+    )
     assert torch.equal(source[mask == 0], result[mask == 0]) and not torch.equal(source, result)
     assert "outside the mask: changed by 0" in capsys.readouterr().out
 
