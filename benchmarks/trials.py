@@ -69,14 +69,14 @@ def new_object_alone(index: int) -> Trial:
 
 
 def new_background(index: int) -> Trial:
-    """Everything but the thing and a margin of 3 pixels becomes another background."""
+    """Everything but the thing and a margin of 1 pixel becomes another background."""
     rng = _rng(index, 1)
     before = sample_scene(rng, 1)
     colours = [c for c in BACKGROUND_COLOURS if c != before.background]
     target = replace(before, background=str(rng.choice(colours)), pattern=str(rng.choice(PATTERNS)))
     thing = before.things[0]
     x, y = grid(SIZE)
-    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 3 / SIZE
+    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 1 / SIZE
     return Trial(render(before, SIZE), 1 - near.astype(np.float32), target.caption, before, target)
 
 

@@ -6,12 +6,13 @@ One function does a step, a range or the whole loop. State is float32 and model-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import ParameterError, ShapeError
-from .guidance import guided
+from .guidance import Negative, check_negative, guided
 from .masks import MaskSchedule
 from .noise import seeded_noise
 from .progress import Progress, silent
@@ -55,11 +56,25 @@ class BlendOptions:
 
 @dataclass(frozen=True)
 class EditPrompts:
-    """What to denoise towards: positive and negative context, and the guidance scale."""
+    """What to denoise towards: positive context, negative (one, or one per step), and the guidance scale."""
 
     positive: Context
-    negative: Context | None
+    negative: Negative | None
     guidance_scale: float
+
+
+class SourcePath(Protocol):
+    """The source at every level, known beforehand: a `Trajectory`. It takes the place of a noised background."""
+
+    @property
+    def source(self) -> Tensor:
+        """The clean source [B, C, h, w], model scale."""
+
+    def at(self, sigma: float, step: int = 0) -> Tensor:
+        """The source at level `sigma`; at 0 the clean source itself."""
+
+    def fitted(self, denoiser: Denoiser, sigmas: Tensor, like: Tensor) -> SourcePath:
+        """The path for the latent batch `like`. Raises MismatchError for another model, grid or size."""
 
 
 def blend(edited: Tensor, background: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +101,7 @@ def start_latent(
 def blended_denoise(
     denoiser: Denoiser,
     z: Tensor,
-    source: Tensor,
+    source: Tensor | SourcePath,
     sigmas: Tensor,
     schedule: MaskSchedule,
     prompts: EditPrompts,
@@ -101,24 +116,21 @@ def blended_denoise(
 
     Args:
         z: latent at level sigmas[start], [B, C, h, w], model scale.
-        source: clean source latent, [B or 1, C, h, w], model scale.
+        source: clean source latent, [B or 1, C, h, w], model scale; or a trajectory, whose latents are then the
+            background level by level, without any noise drawn.
         sigmas: the full grid [N + 1]; mask parts count on it, so a range of it is the same range of the whole run.
         schedule: mask schedule on the latent grid, batch B or 1.
         seeds: one per image; with fixed noise these must be the seeds the start was noised with.
     Returns: the latent at level sigmas[end]. If that is 0, the outside of the mask equals `source` exactly.
-    Raises: ShapeError, ParameterError.
+    Raises: ShapeError, ParameterError, MismatchError.
     """
     options = options or BlendOptions()
-    levels = check_sigmas(sigmas).tolist()
+    sigmas = check_sigmas(sigmas)
+    levels = sigmas.tolist()
     first, last = check_range(start, end, len(levels) - 1)
-    batch = z.shape[0]
-    if z.shape[1:] != source.shape[1:]:
-        raise ShapeError(
-            f"latent is {list(z.shape)} but source latent is {list(source.shape)}: encode both at one size"
-        )
-    source = match_batch(source, batch, "source latent", "latent").to(z)
-    schedule = schedule.expanded(batch, *z.shape[-2:]).to(z.device)
-    background = Background(denoiser, source, seeds, fresh=options.background_noise == "fresh")
+    check_negative(prompts.negative, denoiser, sigmas)
+    schedule = schedule.expanded(z.shape[0], *z.shape[-2:]).to(z.device)
+    background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):
         mask = schedule.at(i, len(levels) - 1)
         if options.blend == "before":
@@ -130,6 +142,24 @@ def blended_denoise(
             z = blend(z, background.at(level, i), mask)
         progress(i + 1 - first, last - first, clean)
     return z
+
+
+def _background(
+    denoiser: Denoiser, source: Tensor | SourcePath, sigmas: Tensor, z: Tensor, seeds: list[int], options: BlendOptions
+) -> Background | SourcePath:
+    """What lies outside the mask, for the latent batch `z`."""
+    fresh = options.background_noise == "fresh"
+    if not isinstance(source, Tensor):
+        if fresh:
+            raise ParameterError(
+                "background_noise is 'fresh' but the background is a trajectory, which draws no noise: choose 'fixed'"
+            )
+        return source.fitted(denoiser, sigmas, z)
+    if z.shape[1:] != source.shape[1:]:
+        raise ShapeError(
+            f"latent is {list(z.shape)} but source latent is {list(source.shape)}: encode both at one size"
+        )
+    return Background(denoiser, match_batch(source, z.shape[0], "source latent", "latent").to(z), seeds, fresh=fresh)
 
 
 def _advance(

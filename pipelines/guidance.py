@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol, TypeAlias
+
 from torch import Tensor
 
 from .errors import ParameterError
 from .protocols import Context, Denoiser
+
+
+class NegativeSchedule(Protocol):
+    """Negatives that differ from step to step (null-text inversion), or that guide in their own way (ProxNPI)."""
+
+    def at_sigma(self, sigma: float) -> Context:
+        """The negative in force at noise level `sigma`."""
+
+    def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
+        """Raises MismatchError unless this was made for `denoiser`, on `sigmas` or a grid that ends with them."""
+
+    def guided(self, denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, scale: float) -> Tensor:
+        """The guided clean prediction [B, C, h, w]."""
+
+
+Negative: TypeAlias = "Context | NegativeSchedule"
 
 
 def mix(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -14,9 +32,11 @@ def mix(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 
 def guided(
-    denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, negative: Context | None, scale: float
+    denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, negative: Negative | None, scale: float
 ) -> Tensor:
     """The guided clean prediction [B, C, h, w]. At scale 1, and without a negative, no unconditional row is evaluated."""
+    if negative is not None and not isinstance(negative, Context):
+        return negative.guided(denoiser, z, sigma, positive, scale)
     if scale == 1 or negative is None:
         if scale != 1:
             raise ParameterError(
@@ -25,3 +45,9 @@ def guided(
         return denoiser.denoise(z, sigma, [positive])[0]
     cond, uncond = denoiser.denoise(z, sigma, [positive, negative])
     return denoiser.combine(z, sigma, cond, uncond, scale)
+
+
+def check_negative(negative: Negative | None, denoiser: Denoiser, sigmas: Tensor) -> None:
+    """Raises MismatchError if `negative` was made for another model or grid; a plain prompt fits everywhere."""
+    if negative is not None and not isinstance(negative, Context):
+        negative.check(denoiser, sigmas)

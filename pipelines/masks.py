@@ -7,7 +7,7 @@ depends on the step (methods.md, 0.4 and 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,27 @@ def dilate(mask: Tensor, kernel: int) -> Tensor:
     return F.max_pool2d(flat, kernel, stride=1, padding=kernel // 2).reshape(mask.shape)
 
 
+def remove_islands(mask: Tensor, cells: int) -> Tensor:
+    """A binary mask [B, h, w] without its connected parts of fewer than `cells` cells (corners connect)."""
+    if cells < 0:
+        raise ParameterError(f"smallest island is {cells} cells: give 0 (keep all) or more")
+    if cells <= 1:
+        return mask
+    batch, height, width = mask.shape
+    inside = (mask >= 0.5).float()[:, None]
+    # every cell of a part takes over the largest number in it; float32 counts exactly up to 2^24 cells
+    number = torch.arange(1, height * width + 1, device=mask.device).float().view(1, 1, height, width) * inside
+    while True:
+        before = number
+        for _ in range(max(height, width)):
+            number = F.max_pool2d(number, 3, stride=1, padding=1) * inside
+        if torch.equal(number, before):
+            break
+    labels = number.flatten(1).long()
+    sizes = torch.zeros(batch, height * width + 1, device=mask.device).scatter_add_(1, labels, inside.flatten(1))
+    return mask * (sizes.gather(1, labels) >= cells).view(mask.shape)
+
+
 @dataclass(frozen=True)
 class MaskSchedule:
     """Which cells may change at which step.
@@ -113,10 +134,13 @@ class MaskSchedule:
     Attributes:
         masks: float32 [parts, B, 1, h, w] in order of time.
         published: divide the steps by the published rule, whose short runs never reach the last part.
+        release: the one part is a map of change in [0, 1], and cells become editable one after the other
+            (`release_schedule`).
     """
 
     masks: Tensor
     published: bool = False
+    release: bool = False
 
     @property
     def parts(self) -> int:
@@ -138,7 +162,8 @@ class MaskSchedule:
 
     def at(self, step: int, steps: int) -> Tensor:
         """The mask [B, 1, h, w] of one step."""
-        return self.masks[self.part(step, steps)]
+        mask = self.masks[self.part(step, steps)]
+        return (1 - mask <= step / steps).to(mask) if self.release else mask
 
     def at_sigma(self, sigma: float, sigmas: Tensor) -> Tensor:
         """The mask in force while a sampler moves through `sigma` on the grid `sigmas` [N + 1]."""
@@ -147,7 +172,7 @@ class MaskSchedule:
         return self.at(step_of_sigma(sigma, sigmas), len(sigmas) - 1)
 
     def to(self, device: torch.device) -> MaskSchedule:
-        return MaskSchedule(self.masks.to(device), self.published)
+        return replace(self, masks=self.masks.to(device))
 
     def expanded(self, batch: int, height: int, width: int) -> MaskSchedule:
         """The schedule for a latent batch; raises ShapeError if batch or size do not fit."""
@@ -157,7 +182,7 @@ class MaskSchedule:
                 f"{width} x {height}: make the latent mask from this LATENT"
             )
         masks = match_batch(self.masks.transpose(0, 1), batch, "schedule", "the latent").transpose(0, 1)
-        return MaskSchedule(masks, self.published)
+        return replace(self, masks=masks)
 
     def preview(self, cell: int = 8) -> Tensor:
         """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps."""
@@ -171,6 +196,20 @@ class MaskSchedule:
 def constant_schedule(mask: Tensor) -> MaskSchedule:
     """The same mask [B, h, w] at every step."""
     return MaskSchedule(check_mask(mask, "mask")[None, :, None])
+
+
+def release_schedule(change: Tensor) -> MaskSchedule:
+    """Differential Diffusion: how much each cell may change decides when it is let go (Levin and Fried 2023).
+
+    The opposite of shrinking: the editable set grows. At step i of N a cell is editable if 1 - change <= i / N, so that
+    1 is free from the start and 0 never is. The published loop blends before each step (`BlendOptions(blend="before")`)
+    and never returns to the source; blending after each step holds a cell one step longer, and cells with less than
+    1 / N then end at the source exactly.
+
+    Args:
+        change: latent map [B, h, w] in [0, 1], 1 = edit freely (the official map is its inverse, 1 = keep).
+    """
+    return MaskSchedule(check_mask(change, "change map")[None, :, None], release=True)
 
 
 PAPER_KERNELS = (7, 5, 3, 1)

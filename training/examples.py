@@ -29,11 +29,11 @@ def _empty_side() -> Drawn:
 
 
 def _one_object() -> Drawn:
-    """One thing in the middle; the mask is everything but the thing and a margin of a few pixels."""
+    """One thing in the middle; the mask is everything else, and the half pixel of its rim that shows the old background."""
     thing = Thing("circle", "purple", 0.5, 0.5, 0.27)
     scene = Scene("white", "plain", (thing,))
     x, y = grid(SIZE)
-    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 2.5 / SIZE
+    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < -0.5 / SIZE
     target = Scene("brown", "striped", (thing,))
     return render(scene, SIZE), 1 - near.astype(np.float32), scene.caption, target.caption, target.background_words
 

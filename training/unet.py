@@ -38,6 +38,7 @@ CONFIG = {
     "norm_num_groups": 8,
 }
 SHARES = (0.04, 0.60, 0.36)  # of scenes with no, one and two things
+PAIRS_FROM, PAIRS_SHARE = 0.55, 0.6  # one thing is learned by then; which words belong together takes longer
 
 
 def alphas_cumprod() -> Tensor:
@@ -110,9 +111,14 @@ def train(
     snr = abar / (1 - abar)
     weight = snr.clamp(max=5) / snr
 
+    pairs = torch.tensor([i for i, caption in enumerate(captions) if " left of " in caption])
+
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed + 1, step)
         index = torch.randint(len(captions), (batch,), generator=generator)
+        if step >= PAIRS_FROM * steps:
+            many = round(PAIRS_SHARE * batch)
+            index[:many] = pairs[torch.randint(len(pairs), (many,), generator=generator)]
         t = stratified_timesteps(batch, generator).to(device)
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
         drop = torch.rand(batch, generator=generator) < 0.1

@@ -1,0 +1,45 @@
+"""SDEdit (Meng et al. 2022): noise a picture part of the way, and denoise it towards a text (methods.md, 11.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .blending import EditPrompts, start_latent
+from .guidance import check_negative
+from .noise import seeded_noise
+from .progress import Progress, silent
+from .protocols import Denoiser
+from .samplers import predictor, sample
+from .shapes import check_latent
+
+
+@torch.no_grad()
+def sdedit(
+    denoiser: Denoiser,
+    latent: Tensor,
+    prompts: EditPrompts,
+    *,
+    seeds: list[int],
+    steps: int = 50,
+    strength: float = 0.6,
+    sampler: str = "euler",
+    progress: Progress = silent,
+) -> Tensor:
+    """Edited latent [B, C, h, w], unscaled.
+
+    Args:
+        latent: clean source, unscaled, [B, C, h, w].    seeds: one per image.
+        steps, strength: the grid and the part of it that runs. 0 returns the source itself. 1 forgets it: the start is
+            then the host's full-strength noise, so that the result is plain text-to-image from the same seeds.
+    Raises: ShapeError, ParameterError, MismatchError.
+    """
+    latent = check_latent(latent, "latent", denoiser.channels)
+    if strength == 0:
+        return latent
+    sigmas = denoiser.schedule(steps, strength)
+    check_negative(prompts.negative, denoiser, sigmas)
+    source = denoiser.scale_in(latent)
+    noise = seeded_noise(source.shape[1:], seeds, source.device)
+    z = start_latent(denoiser, source, float(sigmas[0]), noise, from_source=strength < 1)
+    return denoiser.scale_out(sample(sampler, predictor(denoiser, prompts), z, sigmas, progress))
