@@ -88,7 +88,11 @@ class NoiseLatent(io.ComfyNode):
                     tooltip="Image b of the batch uses seed + b. Give the blended loop the same seed.",
                 ),
                 io.Int.Input(
-                    "copies", default=1, min=1, max=256, tooltip="How many candidates per picture: a batch to rank afterwards."
+                    "copies",
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="How many candidates per picture: a batch to rank afterwards.",
                 ),
                 io.Combo.Input(
                     "start",

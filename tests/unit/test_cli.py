@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from editkit.nodes.headless import Run, check_workflow, execution_order, run_workflow
+from editkit.nodes._run import Run
+from editkit.nodes.headless import check_workflow, execution_order, run_workflow
 from editkit.pipelines.cli import main
 from editkit.pipelines.errors import EditError, LoadError
 from editkit.pipelines.examples import FOLDER, load_example, load_mask, load_picture

