@@ -40,7 +40,7 @@ from ._host_load import (
     load_ranker_file,
     ranker_files,
 )
-from ._latent import DeviceLatent, finished_out, latent_in, latent_out, samples, to_host
+from ._latent import DeviceLatent, finished_out, latent_in, latent_out, reordered, samples, to_host
 
 __all__ = [
     "Blend",
@@ -69,6 +69,7 @@ __all__ = [
     "open_denoiser",
     "progress",
     "ranker_files",
+    "reordered",
     "samples",
     "set_headless_progress",
     "text_encoder",

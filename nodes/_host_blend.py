@@ -141,11 +141,13 @@ class BlendedRun:
         )
 
     def finish(self, samples: Tensor) -> Tensor:
-        """The run's unscaled result with the outside exact: the source, at the level where the run stopped."""
-        last = float(self.levels[-1])
-        outside = self.source
-        if last > 0:
-            level = level_tensor(last, self.device)
-            outside = self.latent_format.process_out(self.sampling.inverse_noise_scaling(level, self.background(last)))
-        mask = self.mask(float(self.levels[-2])).to(samples)
-        return blend(samples, outside.to(samples), mask)
+        """The run's unscaled result with the outside exact: the source, at the level where the run stopped.
+
+        A run that is cut short but ends clean is held to the last mask, as a whole run is.
+        """
+        last, steps = float(self.levels[-1]), len(self.grid) - 1
+        if last == 0:
+            return blend(samples, self.source.to(samples), self.schedule.at(steps - 1, steps).to(samples))
+        noised = self.sampling.inverse_noise_scaling(level_tensor(last, self.device), self.background(last))
+        outside = self.latent_format.process_out(noised).to(samples)
+        return blend(samples, outside, self.mask(float(self.levels[-2])).to(samples))

@@ -7,6 +7,7 @@ is 1 for eps and v models and 1 - sigma for flow models.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..pipelines.errors import MismatchError, ParameterError, ShapeError
 from ..pipelines.shapes import padded_length
 from ._host_base import held, intermediate_device
 
+log = logging.getLogger("editkit")
 SAMPLES = "samples"
 
 
@@ -51,6 +53,8 @@ class Held:
     def native(self) -> Tensor:
         """Unscaled, where the host keeps tensors between nodes; made when first asked for."""
         if self._native is None:
+            if self._levels is not None and self._levels.flow and self.sigma >= 1:
+                log.warning("a flow model's latent at level 1 is pure noise, which native nodes cannot take up again")
             self._native = self.samples().to(intermediate_device())
         return self._native
 
@@ -197,6 +201,18 @@ def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) 
 def finished_out(clean: Tensor, like: Mapping[str, Any]) -> DeviceLatent:
     """A LATENT of a clean, unscaled tensor."""
     return DeviceLatent(_rest(like, clean.shape[0]), Held(clean))
+
+
+def reordered(latent: Mapping[str, Any], ranking: Any) -> DeviceLatent:
+    """A clean LATENT in the order of a `Ranking`, with what belongs to its images (noise masks, batch indices)."""
+    rest = {key: latent[key] for key in latent if key not in (SAMPLES, "batch_index")}
+    mask = rest.get("noise_mask")
+    if isinstance(mask, Tensor) and len(mask) == ranking.count > 1:
+        rest["noise_mask"] = ranking.apply(mask)
+    index = latent.get("batch_index")
+    if index is not None and len(index) == ranking.count:
+        rest["batch_index"] = [index[i] for i in ranking.order.tolist()]
+    return DeviceLatent(rest, Held(ranking.apply(samples(latent))))
 
 
 def latent_in(latent: Mapping[str, Any], denoiser: Any, sigma: float) -> Tensor:

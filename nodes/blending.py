@@ -191,7 +191,7 @@ class BlendedDenoise(io.ComfyNode):
         prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
         contexts = [prompts.positive, prompts.negative] if cfg != 1 and prompts.negative else [prompts.positive]
         steps, last = len(levels) - 1, min(end_step, len(levels) - 1)
-        with _host.open_denoiser(model, (batch, *start.shape[1:]), contexts) as denoiser:
+        with _host.open_denoiser(model, (batch, *start.shape[1:]), contexts, sigmas=levels) as denoiser:
             z = match_batch(_host.latent_in(latent, denoiser, _level(levels, start_step)), batch, "latent", "the batch")
             z = blended_denoise(
                 denoiser, z, denoiser.scale_in(source), levels, masks, prompts,

@@ -59,7 +59,7 @@ class RankByText(io.ComfyNode):
     @classmethod
     def execute(cls, images, ranker, text, region, keep, mask=None, latent=None) -> io.NodeOutput:
         ranking = rank_by_text(images, text, ranker, mask=mask, region=region, keep=keep)
-        ranked = None if latent is None else _host.finished_out(ranking.apply(_host.samples(latent)), like=latent)
+        ranked = None if latent is None else _host.reordered(latent, ranking)
         scores = "\n".join(f"{score:.4f}" for score in ranking.scores.tolist())
         order = ",".join(str(i) for i in ranking.order.tolist())
         shown = _host.to_host(ranking.images)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,7 @@ class _Task:
 
     def owned(self, device: torch.device) -> _Task:
         edited = None if self.edited is None else own(self.edited, device)
-        return _Task(own(self.latent), own(self.source, device), edited, own(self.mask, device))
+        return _Task(self.latent, own(self.source, device), edited, own(self.mask, device))
 
     def crop(self, picture: Tensor) -> Tensor:
         height, width = self.mask.shape[-2:]
@@ -245,9 +246,8 @@ def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, 
     result = _optimise(weights, loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(learning, start))
-    return DecoderTuning(
-        image, *_report(result, 1), before, task.background(image), result.steps, result.stopped, clone.finish()
-    )
+    after = task.background(image)
+    return DecoderTuning(image, *_report(result, 1), before, after, result.steps, result.stopped, clone.finish())
 
 
 def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, progress: Progress) -> LatentTuning:
@@ -268,17 +268,14 @@ def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, prog
     result = _optimise([latent], loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(blocks, clone.prepare(latent)))
-    return LatentTuning(
-        image, *_report(result, batch), before, task.background(image), result.steps, result.stopped, latent
-    )
+    after = task.background(image)
+    return LatentTuning(image, *_report(result, batch), before, after, result.steps, result.stopped, latent)
 
 
 def _run(blocks: Sequence[nn.Module], value: Tensor, low_memory: bool = False) -> Tensor:
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for block in blocks:
-        if low_memory:
-            value = checkpoint(block, value, use_reentrant=False, preserve_rng_state=False)
-        else:
-            value = block(value)
+        value = again(block, value) if low_memory else block(value)
     return value
 
 
@@ -301,5 +298,5 @@ def _learning_blocks(blocks: int | str, count: int) -> int:
 
 def _report(result: OptimiseResult, batch: int) -> tuple[list[float], list[float], list[float]]:
     """Total, edit and background losses, as the mean of the batch."""
-    total = [loss / batch for loss in result.losses]
-    return total, [terms[0] / batch for terms in result.terms], [terms[BACKGROUND] / batch for terms in result.terms]
+    edit, background = ([terms[i] / batch for terms in result.terms] for i in (0, BACKGROUND))
+    return [loss / batch for loss in result.losses], edit, background

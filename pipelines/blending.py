@@ -136,7 +136,7 @@ def blended_denoise(
         if options.blend == "before":
             z = blend(z, background.at(levels[i], i), mask)
         clean = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)
-        z = _advance(denoiser, z, clean, levels[i], levels[i + 1], i, options.eta, seeds)
+        z = _advance(denoiser, z, clean, levels, i, eta=options.eta, seeds=seeds)
         if options.blend == "after":
             level = levels[i + 1] if options.background_level == "aligned" else levels[i]
             z = blend(z, background.at(level, i), mask)
@@ -163,9 +163,10 @@ def _background(
 
 
 def _advance(
-    denoiser: Denoiser, z: Tensor, clean: Tensor, sigma: float, target: float, step: int, eta: float, seeds: list[int]
+    denoiser: Denoiser, z: Tensor, clean: Tensor, levels: list[float], step: int, *, eta: float, seeds: list[int]
 ) -> Tensor:
     """One DDIM step, with fresh noise where eta is above 0 (drawn from the seeds and the step: ranges compose)."""
+    sigma, target = levels[step], levels[step + 1]
     down, up = ancestral_levels(sigma, target, eta, flow=denoiser.flow)
     z = euler_step(z, clean, sigma, down)
     if up == 0:

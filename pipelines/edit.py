@@ -153,11 +153,11 @@ def blended_edit(
         ranking = rank_by_text(decoded, rank_text or prompt, ranker, mask=mask)
         order = ranking.order.to(latents.device)
         latents, decoded, scores = latents[order], decoded[ranking.order.cpu()], ranking.scores.cpu()
-    return _finish(codec, latents, decoded, scores, image, mask, settings, report)
+    return _finish(codec, latents, decoded, scores, image=image, mask=mask, settings=settings, report=report)
 
 
 def _finish(
-    codec: LatentCodec, latents: Tensor, decoded: Tensor, scores: Tensor | None, image: Tensor, mask: Tensor,
+    codec: LatentCodec, latents: Tensor, decoded: Tensor, scores: Tensor | None, *, image: Tensor, mask: Tensor,
     settings: EditSettings, report: Callable[[str], Progress],
 ) -> EditResult:  # fmt: skip
     """Tune the decoder for the winner alone (the paper's point: it is the costly part) and composite it."""

@@ -42,7 +42,8 @@ def guided(
             raise ParameterError(
                 f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1"
             )
-        return denoiser.denoise(z, sigma, [positive])[0]
+        clean = denoiser.denoise(z, sigma, [positive])[0]
+        return denoiser.combine(z, sigma, clean, clean, 1.0)  # equal in value, and a host's guidance hooks run
     cond, uncond = denoiser.denoise(z, sigma, [positive, negative])
     return denoiser.combine(z, sigma, cond, uncond, scale)
 

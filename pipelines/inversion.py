@@ -87,7 +87,9 @@ def invert(
     """
     options, sigmas = options or InversionOptions(), check_sigmas(sigmas)
     if denoiser.flow and options.mode == "next":
-        raise FamilyError(f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'")
+        raise FamilyError(
+            f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'"
+        )
     z = denoiser.scale_in(check_latent(latent, "latent", denoiser.channels))
     predict = predictor(denoiser, EditPrompts(context, negative, guidance_scale))
     count = executed(len(sigmas) - 1, ratio)
@@ -103,7 +105,11 @@ def invert(
         path.append(z)
         progress(i + 1, count, clean)
     if worst > options.tolerance:
-        log.info("implicit inversion: the largest step left a relative gap of %.2g (tolerance %.2g)", worst, options.tolerance)
+        log.info(
+            "implicit inversion: the largest step left a relative gap of %.2g (tolerance %.2g)",
+            worst,
+            options.tolerance,
+        )
     return made_trajectory(denoiser, latent, path, sigmas, context)
 
 
@@ -115,7 +121,9 @@ def _carried(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
     return z if flow else z * ((1 + high * high) / (1 + low * low)) ** 0.5
 
 
-def _explicit_step(predict: Predict, z: Tensor, low: float, high: float, mode: str, flow: bool) -> tuple[Tensor, Tensor]:
+def _explicit_step(
+    predict: Predict, z: Tensor, low: float, high: float, mode: str, flow: bool
+) -> tuple[Tensor, Tensor]:
     """The latent at `high` and the clean prediction behind it. At level 0 the derivative is 0 / 0: evaluate at `high`."""
     at_next = mode == "next" or low == 0
     x, sigma = (_carried(z, low, high, flow), high) if at_next else (z, low)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .embeddings import Embeddings
 from .errors import ParameterError, ShapeError
-from .optimise import StopRule, learning_mode, optimise, own
+from .optimise import learning_mode, optimise, own
 from .progress import Progress, silent
 from .protocols import Context, Denoiser
 from .proximal import Proximal
@@ -180,7 +180,7 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _AllBelow(StopRule):
+class _AllBelow:
     """Stop when every image has been below the threshold; asked after every update, as published."""
 
     threshold: float
@@ -216,7 +216,9 @@ def negative_prompt(
     base = source
     if interpolation > 0:
         if null is None:
-            raise ParameterError(f"interpolation is {interpolation} but there is no negative prompt: connect an empty one")
+            raise ParameterError(
+                f"interpolation is {interpolation} but there is no negative prompt: connect an empty one"
+            )
         base = source.with_tokens(slerp(source.tokens, null.tokens, interpolation))
     made = _made(trajectory, base, None, None)
     return replace(made, proximal=proximal, path=trajectory if proximal is not None and proximal.pull > 0 else None)

@@ -7,7 +7,7 @@ a module. The parameters are float32 masters that belong to the caller: the user
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +23,9 @@ LOOK_EVERY = 25  # iterations between two readings of the history from the devic
 class StopRule(Protocol):
     """Decides from the history whether further steps are worth their time."""
 
-    every: int
-    """Iterations between two questions; each costs one host synchronisation."""
+    @property
+    def every(self) -> int:
+        """Iterations between two questions; each costs one host synchronisation."""
 
     def __call__(self, history: Tensor) -> bool:
         """`history` is float32 [n, K] on the host: the K loss terms of the n steps so far."""
@@ -184,6 +185,6 @@ def _result(history: list[Tensor], stopped: bool) -> OptimiseResult:
     return OptimiseResult(values.sum(1).tolist(), values.tolist(), len(values), stopped)
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None):
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Half-precision arithmetic around float32 masters; None leaves everything in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

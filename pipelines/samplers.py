@@ -35,7 +35,8 @@ def blended_predictor(predict: Predict, background: Background, schedule: MaskSc
 
     def blended(z: Tensor, sigma: float) -> Tensor:
         mask = schedule.at_sigma(sigma, sigmas)
-        clean = predict(blend(z, background.at(sigma), mask), sigma)
+        arrived = schedule.at_sigma(sigma * (1 + 3e-5), sigmas)  # what was blended when this level was reached
+        clean = predict(blend(z, background.at(sigma), arrived), sigma)
         return blend(clean, background.source, mask)
 
     return blended

@@ -120,7 +120,9 @@ class Trajectory:
         return replace(self, latents=self.latents.to(device), clean=self.clean.to(device))
 
 
-def made_trajectory(denoiser: Denoiser, clean: Tensor, path: Sequence[Tensor], sigmas: Tensor, context: Context) -> Trajectory:
+def made_trajectory(
+    denoiser: Denoiser, clean: Tensor, path: Sequence[Tensor], sigmas: Tensor, context: Context
+) -> Trajectory:
     """A trajectory from its latents, source first, along the last len(path) levels of `sigmas`."""
     return Trajectory(
         sigmas=sigmas.detach().float().cpu().clone(),

@@ -87,6 +87,43 @@ def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
     return t[torch.randperm(count, generator=generator)]
 
 
+def denoising_loss(
+    unet: UNet2DConditionModel,
+    text: CompactTextModel,
+    latents: Tensor,
+    captions: list[str],
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+) -> Callable[[int], Tensor]:
+    """The loss as a function of the step alone: which scenes, levels, noises and dropped captions it sees."""
+    device = next(unet.parameters()).device
+    latents, abar = latents.to(device), alphas_cumprod().to(device)
+    ids = pad_ids([*captions, ""]).to(device)
+    snr = abar / (1 - abar)
+    weight = snr.clamp(max=5) / snr
+    pairs = torch.tensor([i for i, caption in enumerate(captions) if " left of " in caption])
+
+    def loss_of_step(step: int) -> Tensor:
+        generator = step_generator(seed, step)
+        index = torch.randint(len(captions), (batch,), generator=generator)
+        if len(pairs) and step >= PAIRS_FROM * steps:
+            many = round(PAIRS_SHARE * batch)
+            index[:many] = pairs[torch.randint(len(pairs), (many,), generator=generator)]
+        t = stratified_timesteps(batch, generator).to(device)
+        noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
+        drop = torch.rand(batch, generator=generator) < 0.1
+        level = abar[t][:, None, None, None]
+        noised = level.sqrt() * latents[index.to(device)] + (1 - level).sqrt() * noise
+        context = text(ids[torch.where(drop, len(captions), index).to(device)])
+        eps = unet(noised, t, context).sample
+        error = F.mse_loss(eps, noise, reduction="none").mean(dim=(1, 2, 3))
+        return (error * weight[t]).mean()
+
+    return loss_of_step
+
+
 def train(
     folder: Path,
     steps: int,
@@ -105,30 +142,7 @@ def train(
     trainer = Trainer(named_parameters(unet, text), lr, ema=0.9985)
     checkpoint = folder / "unet_train.safetensors"
     trainer.resume(checkpoint)
-    latents, captions = load_latents(folder)
-    latents, abar = latents.to(device), alphas_cumprod().to(device)
-    ids = pad_ids([*captions, ""]).to(device)
-    snr = abar / (1 - abar)
-    weight = snr.clamp(max=5) / snr
-
-    pairs = torch.tensor([i for i, caption in enumerate(captions) if " left of " in caption])
-
-    def loss_of_step(step: int) -> Tensor:
-        generator = step_generator(seed + 1, step)
-        index = torch.randint(len(captions), (batch,), generator=generator)
-        if step >= PAIRS_FROM * steps:
-            many = round(PAIRS_SHARE * batch)
-            index[:many] = pairs[torch.randint(len(pairs), (many,), generator=generator)]
-        t = stratified_timesteps(batch, generator).to(device)
-        noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
-        drop = torch.rand(batch, generator=generator) < 0.1
-        level = abar[t][:, None, None, None]
-        noised = level.sqrt() * latents[index.to(device)] + (1 - level).sqrt() * noise
-        context = text(ids[torch.where(drop, len(captions), index).to(device)])
-        eps = unet(noised, t, context).sample
-        error = F.mse_loss(eps, noise, reduction="none").mean(dim=(1, 2, 3))
-        return (error * weight[t]).mean()
-
+    loss_of_step = denoising_loss(unet, text, *load_latents(folder), seed=seed + 1, steps=steps, batch=batch)
     for step in run_steps(
         trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
     ):

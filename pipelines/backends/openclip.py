@@ -35,7 +35,7 @@ class OpenClipRanker:
             middle out, or the "longest" and add bars of zeros (open_clip's preprocess_cfg).
     """
 
-    model: nn.Module
+    model: Any
     tokenize: Any
     size: tuple[int, int]
     mean: Sequence[float] = CLIP_MEAN

@@ -17,11 +17,15 @@ from typing import Any
 
 READY_SECONDS = 180
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user/default/workflows", "models")
-# a profile that has been opened before: a new one covers the page with a template browser
+# a profile that has been opened before: a new one covers the page with a template browser, and the page of 1.27 throws
+# while it derives the mouse settings from the navigation mode
 SETTINGS = {
     "Comfy.InstalledVersion": "1.27.10",
     "Comfy.TutorialCompleted": True,
     "Comfy.Canvas.NavigationMode": "standard",
+    "Comfy.Canvas.LeftMouseClickBehavior": "select",
+    "Comfy.Canvas.MouseWheelScroll": "panning",
+    "Comfy.Minimap.Visible": False,
 }
 
 

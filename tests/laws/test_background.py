@@ -26,6 +26,18 @@ def weights(codec: ToyCodec) -> list[torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------ decoder learning
+def test_the_defaults_are_the_published_ones():
+    decoder, latent = DecoderSettings(), TuneSettings()
+    assert (decoder.steps, decoder.lr, decoder.background_weight, decoder.blocks) == (75, 1e-4, 100, "all")
+    assert (latent.steps, latent.lr, latent.background_weight) == (75, 0.1, 100)
+    assert decoder.patience == latent.patience == 0
+    codec, z, source, mask = problem()
+    usual = tune_decoder(codec, z, source, None, mask)
+    spelt = tune_decoder(codec, z, source, None, mask, settings=decoder)
+    assert usual.losses == spelt.losses
+    assert len(usual.losses) == 75
+
+
 def test_no_steps_is_the_plain_decode():
     codec, latent, source, mask = problem()
     tuned = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=0))

@@ -158,6 +158,13 @@ def test_poisson_with_a_harmonic_border():
     torch.testing.assert_close(out, source, atol=5e-5, rtol=0)
 
 
+def test_poisson_takes_a_pixel_from_a_half():
+    edited, source = random_image(1, 9, 9), random_image(1, 9, 9, seed=1)
+    hard = blob(9, 9, 2)
+    assert torch.equal(blend_poisson(edited, source, 0.5 * hard), blend_poisson(edited, source, hard))
+    assert torch.equal(blend_poisson(edited, source, 0.49 * hard), source)
+
+
 def test_poisson_full_and_empty_masks():
     edited, source = random_image(2, 11, 6), random_image(2, 11, 6, seed=1)
     assert torch.equal(blend_poisson(edited, source, torch.ones(1, 11, 6)), edited)

@@ -97,11 +97,11 @@ def test_adam_by_hand():
 
 
 def test_rates_may_depend_on_the_step_and_terms_are_summed():
-    value = leaf(0.0)
+    value = leaf(0.0, 0.0)
     result = optimise(
-        [value], lambda step: torch.stack([value[0], 2 * value[0]]), steps=3, lr=lambda step: 0.1 / (step + 1)
+        [value], lambda step: torch.stack([value[0], 2 * value[1]]), steps=3, lr=lambda step: 0.1 / (step + 1)
     )
-    torch.testing.assert_close(value, torch.tensor([-0.1 - 0.05 - 0.1 / 3]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(value, torch.full((2,), -0.1 - 0.05 - 0.1 / 3), atol=1e-5, rtol=0)
     assert result.terms[1] == pytest.approx([-0.1, -0.2], abs=1e-5)
     assert result.losses[1] == pytest.approx(-0.3, abs=1e-5)
 
@@ -133,8 +133,11 @@ def test_a_fault_keeps_the_completed_steps_and_frees_the_rest(error, at):
             raise error
         return value.sum()
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as held:  # a host keeps the traceback, and with it every frame
         optimise([value], loss, steps=6, lr=0.1)
+    frame = next(entry for entry in held.traceback if entry.frame.code.name == "optimise").frame
+    assert not frame.f_locals["adam"].state
+    assert not frame.f_locals["history"]
     torch.testing.assert_close(value, torch.tensor([1 - 0.1 * at]), atol=1e-5, rtol=0)
     assert value.grad is None
     assert not value.requires_grad

@@ -69,6 +69,11 @@ def test_a_seam_is_the_step_that_nothing_explains():
     assert float(seam_contrast(one_side, flat, mask)) == pytest.approx(0.1 / 3)
 
 
+def test_the_borders_of_a_thin_stroke_do_not_excuse_each_other():
+    stroke, flat = box(1, 9, 9, (4, 5), (0, 9)), torch.full((1, 9, 9, 3), 0.4)
+    assert float(seam_contrast(flat + 0.2 * stroke[..., None], flat, stroke)) == pytest.approx(0.2)
+
+
 def test_seams_of_the_source_do_not_count_and_only_the_border_does():
     mask = box(1, 16, 16, (4, 12), (4, 12))
     step = torch.full((1, 16, 16, 3), 0.4) + 0.3 * mask[..., None]

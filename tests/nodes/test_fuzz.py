@@ -103,9 +103,10 @@ def test_levels_and_ranges(steps, strength, start, end):
     try:
         sigmas = call("EditSigmas", model=model, steps=steps, strength=strength)[0]
         latent = {"samples": torch.zeros(1, 3, 4, 4)}
-        call(
+        edited = call(
             "BlendedDenoise", model=model, positive=text(), negative=text(), sigmas=sigmas, latent=latent,
             source_latent=latent, schedule=torch.ones(1, 4, 4), start_step=start, end_step=end,
-        )  # fmt: skip
+        )[0]["samples"]  # fmt: skip
     except EditError:
         return
+    assert 0 <= start < end and edited.shape == (1, 3, 4, 4) and torch.isfinite(edited).all()

@@ -35,12 +35,6 @@ if COMFYUI:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    """One here: these networks are too small to share out."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
 def _like_a_node() -> Iterator[None]:
     """ComfyUI runs nodes under inference mode, which makes their tensors unfit for autograd."""
     with torch.inference_mode():

@@ -181,6 +181,15 @@ def test_leftover_noise_composes(folder: Path, kind: str) -> None:
     assert outside_error(other, source, box()) <= 1e-5
 
 
+def test_a_run_cut_short_but_forced_clean_keeps_the_last_mask(model) -> None:
+    source = latent(9, 1, HEIGHT, WIDTH)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+    blended = _host.blended_model(model, shrinking(), None, sigmas)
+    result = run(blended, source, steps=6, denoise=1.0, start_step=1, last_step=3, force_full_denoise=True)
+    assert outside_error(result, source, box()) <= 1e-5
+    assert ((result - source) * box()[:, None]).abs().max() > 1
+
+
 def test_a_noised_latent_without_its_source_is_refused(model) -> None:
     blended = _host.blended_model(model, constant_schedule(box()), None, None)
     with pytest.raises(ParameterError, match="source"):

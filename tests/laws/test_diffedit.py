@@ -1,0 +1,403 @@
+"""DiffEdit's mask rule and decode, and Differential Diffusion's schedule, on toys (T12, T14; methods.md, 6 and 11.10)."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from editkit.pipelines.blending import BlendOptions, EditPrompts, blended_denoise
+from editkit.pipelines.diffedit import (
+    DiffEditSettings,
+    MaskRule,
+    diffedit,
+    diffedit_mask,
+    heat_picture,
+    mask_in_pixels,
+    masked_decode,
+    strength_sigma,
+)
+from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.inversion import InversionOptions, invert
+from editkit.pipelines.masks import constant_schedule, dilation_schedule, release_schedule, remove_islands
+from editkit.pipelines.noise import seeded_noise
+from editkit.pipelines.protocols import Context
+from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
+
+B, C, H, W = 2, 4, 6, 5
+EXACT = InversionOptions("implicit", iterations=80, tolerance=1e-10)
+
+
+def box() -> torch.Tensor:
+    mask = torch.zeros(1, H, W)
+    mask[:, 2:4, 1:4] = 1
+    return mask
+
+
+def local(z, sigma, value):
+    """The prompt's number acts in the box only, more where the noise is high; elsewhere it changes little."""
+    return torch.tanh(z / (1 + sigma)) + value * (0.1 + box()[:, None]) * (1 + 0.2 * torch.tanh(z))
+
+
+def curved(z, sigma, value):
+    return z - sigma * (torch.sin(z) + value)
+
+
+def found(denoiser, latent=None, source=0.0, target=1.0, seeds=(4, 5), **kwargs):
+    latent = random_latent(len(seeds), C, H, W, seed=3) if latent is None else latent
+    return diffedit_mask(denoiser, latent, prompt(source), prompt(target), seeds=list(seeds), **kwargs)
+
+
+# the rule
+
+
+def test_t12_the_rule_on_four_cells():
+    mask, heat = MaskRule()(torch.tensor([[[1.0, 1.0, 1.0, 5.0]]]))
+    assert mask.tolist() == [[[0, 0, 0, 1]]]
+    assert torch.allclose(heat, torch.tensor([[[1, 1, 1, 5]]]) / 6)
+
+
+def test_the_published_rule_is_one_and_a_half_means():
+    g = random_latent(3, 8, 8, seed=2).abs()
+    mask, heat = MaskRule()(g)
+    assert torch.equal(mask, (g > 1.5 * g.mean(dim=(1, 2), keepdim=True)).float())
+    assert heat.max() == 1 and heat.min() >= 0 and 0 < mask.mean() < 1
+
+
+def test_each_picture_has_its_own_threshold_unless_published():
+    g = random_latent(2, 8, 8, seed=2).abs() * torch.tensor([1.0, 50.0]).view(2, 1, 1)
+    together, alone = MaskRule()(g)[0], MaskRule()(g[:1])[0]
+    assert torch.equal(together[:1], alone) and alone.sum() > 0
+    published = MaskRule(batch_mean=True)(g)[0]
+    assert torch.equal(published, (g > 1.5 * g.mean()).float()) and published[0].sum() == 0
+
+
+def test_scaling_the_differences_changes_nothing():
+    g = random_latent(2, 8, 8, seed=5).abs()
+    assert torch.equal(MaskRule()(g)[0], MaskRule()(g * 64)[0])
+
+
+def test_smoothing_and_islands():
+    g = torch.full((1, 9, 9), 0.01)
+    g[:, 1, 1], g[:, 4:8, 4:8] = 1, 1
+    plain, smooth = MaskRule()(g)[0], MaskRule(smooth=3)(g)[0]
+    assert plain[0, 1, 1] == 1 and smooth[0, 1, 1] == 0 and smooth[0, 5:7, 5:7].all()
+    kept = MaskRule(smallest_island=2)(g)[0]
+    assert kept[0, 1, 1] == 0 and torch.equal(kept[0, 4:8, 4:8], plain[0, 4:8, 4:8]) and kept.sum() == 16
+
+
+def test_islands_connect_by_corners_and_along_snakes():
+    mask = torch.zeros(2, 9, 9)
+    for row in range(0, 9, 2):
+        mask[0, row] = 1
+    mask[0, 1, 8] = mask[0, 3, 0] = mask[0, 5, 8] = mask[0, 7, 0] = 1  # one long path back and forth
+    mask[1, 0, 0] = mask[1, 1, 1] = mask[1, 2, 2] = mask[1, 8, 0] = 1
+    assert torch.equal(remove_islands(mask, 49)[0], mask[0]) and remove_islands(mask, 50)[0].sum() == 0
+    assert remove_islands(mask, 3)[1].nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert torch.equal(remove_islands(mask, 0), mask)
+
+
+@pytest.mark.parametrize(
+    "change", [{"clip_ratio": 0}, {"threshold": 0.0}, {"threshold": 1.0}, {"smooth": 2}, {"smallest_island": -1}]
+)
+def test_impossible_rules_are_refused(change):
+    with pytest.raises(ParameterError, match=next(iter(change)).replace("smallest_", "smallest ")):
+        MaskRule(**change)(torch.ones(1, 3, 3))
+
+
+# the mask
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_mask_is_where_the_prompts_differ(flow):
+    result = found(ToyDenoiser(local, flow=flow), sigma=0.5)
+    assert torch.equal(result.mask, box().expand(B, H, W)) and result.empty == []
+    assert (result.heat[:, 2:4, 1:4] > 0.5).all()
+
+
+def test_rows_are_two_per_map_and_picture():
+    for maps, batch in ((10, 1), (3, 2)):
+        denoiser = ToyDenoiser(local)
+        found(denoiser, seeds=range(batch), maps=maps)
+        assert denoiser.rows == 2 * maps * batch and denoiser.calls == 1
+
+
+def test_guidance_and_parameterisation_do_not_change_the_mask():
+    """Both prompts guided against one negative at 7.5, and differences of eps: proportional, so one mask (T12)."""
+
+    def guided_eps(z, sigma, value):
+        clean = local(z, sigma, -0.5) + 7.5 * (local(z, sigma, value) - local(z, sigma, -0.5))
+        return (z - clean) / sigma
+
+    plain, other = found(ToyDenoiser(local)), found(ToyDenoiser(guided_eps))
+    assert torch.equal(plain.mask, other.mask) and torch.allclose(plain.heat, other.heat, atol=1e-4)
+
+
+def test_chunks_do_not_change_the_mask():
+    whole = found(ToyDenoiser(local), maps=5)
+    for rows in (1, 2, 5, 7):
+        denoiser = ToyDenoiser(local)
+        part = found(denoiser, maps=5, rows=rows)
+        assert torch.equal(part.heat, whole.heat) and denoiser.rows == 20 and denoiser.calls > 1
+
+
+def test_memory_that_runs_out_halves_the_chunk():
+    class Small(ToyDenoiser):
+        def denoise(self, z, sigma, contexts):
+            if len(z) * len(contexts) > 9:
+                raise torch.cuda.OutOfMemoryError("too much")
+            return super().denoise(z, sigma, contexts)
+
+    small = Small(local)
+    assert torch.equal(found(small, maps=5).heat, found(ToyDenoiser(local), maps=5).heat) and small.calls == 3
+
+    class None_(ToyDenoiser):
+        def denoise(self, z, sigma, contexts):
+            raise torch.cuda.OutOfMemoryError("too much")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        found(None_(local))
+
+
+def test_both_prompts_see_the_same_noise_and_maps_see_different_ones():
+    seen = []
+    denoiser = ToyDenoiser(lambda z, sigma, value: seen.append(z.clone()) or local(z, sigma, value))
+    latent = random_latent(B, C, H, W, seed=3)
+    found(denoiser, latent, maps=3, sigma=2.0)
+    assert torch.equal(seen[0], seen[1])
+    noises = ((seen[0].view(3, B, C, H, W) - latent) / 2).flatten(2)
+    for j in range(3):
+        assert torch.allclose(noises[j].view(B, C, H, W), seeded_noise((C, H, W), [4, 5], draw=j), atol=1e-6)
+    assert (noises.std(dim=0) > 0.01).any() and not torch.allclose(noises[:, 0], noises[:, 1])
+
+
+def test_batch_equals_single_pictures():
+    latent = random_latent(3, C, H, W, seed=6) * torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
+    together = found(ToyDenoiser(local), latent, seeds=(7, 8, 9))
+    for i in range(3):
+        alone = found(ToyDenoiser(local), latent[i : i + 1], seeds=(7 + i,))
+        assert torch.equal(together.mask[i : i + 1], alone.mask)
+        assert torch.allclose(together.heat[i : i + 1], alone.heat, atol=1e-6)
+
+
+def test_one_context_row_per_picture_is_repeated_with_the_noises():
+    """Row b of a context belongs to image b in every copy of the batch."""
+
+    class ByRow(ToyDenoiser):
+        def denoise(self, z, sigma, contexts):
+            values = [c.tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1) for c in contexts]
+            assert all(len(v) in (1, len(z)) for v in values)
+            return torch.stack([torch.tanh(z) + v * box()[:, None] * (1 + z.abs()) for v in values])
+
+    rows = Context(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)]), pooled=torch.zeros(2, 4))
+    latent = random_latent(B, C, H, W, seed=3)
+    result = diffedit_mask(ByRow(local), latent, prompt(0.0), rows, seeds=[1, 2], maps=4)
+    assert result.mask[0].sum() == 0 and torch.equal(result.mask[1:], box()) and result.empty == [0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_equal_prompts_give_an_empty_mask_and_a_warning(caplog, noise):
+    """Also where two rows of one call differ by rounding, as they do on real hardware."""
+    count = iter(range(100))
+    denoiser = ToyDenoiser(lambda z, sigma, value: z * (1 + noise * next(count)))
+    with caplog.at_level(logging.WARNING, "editkit"):
+        result = found(denoiser, target=0.0)
+    assert result.mask.sum() == 0 and torch.isfinite(result.heat).all() and result.empty == [0, 1]
+    assert "image 0, 1" in caplog.text
+
+
+def test_strength_is_a_place_on_the_grid():
+    denoiser = ToyDenoiser(local)
+    assert strength_sigma(denoiser, 0.5) == float(denoiser.schedule(50)[25])
+    by_strength, by_sigma = found(denoiser), found(denoiser, sigma=strength_sigma(denoiser, 0.5))
+    assert torch.equal(by_strength.heat, by_sigma.heat)
+    assert not torch.equal(by_strength.heat, found(denoiser, sigma=0.1).heat)
+
+
+def test_impossible_masks_are_refused():
+    with pytest.raises(ParameterError, match="maps"):
+        found(ToyDenoiser(local), maps=0)
+    with pytest.raises(ShapeError, match="seeds"):
+        found(ToyDenoiser(local), random_latent(3, C, H, W))
+
+
+def test_pictures_of_mask_and_heat():
+    mask = torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])
+    pixels = mask_in_pixels(mask, 3, 5, 6)
+    assert pixels.shape == (1, 5, 6) and pixels[0, :3, 3:].eq(1).all() and pixels[0, 3:, :3].eq(0.5).all()
+    picture = heat_picture(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0]]]), 1, 1, 4)
+    assert torch.allclose(picture[0, 0], torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]), atol=1e-6)
+
+
+# the decode
+
+
+def inverted(denoiser, batch: int = B, steps: int = 10, options=None, context=None):
+    latent = random_latent(batch, C, H, W, seed=3)
+    sigmas = torch.linspace(2, 0, steps + 1)
+    return invert(denoiser, latent, context or prompt(0.25), sigmas, options=options or InversionOptions("current"))
+
+
+PROMPTS = EditPrompts(prompt(1.0), prompt(0.0), 3.0)
+
+
+def test_masked_decode_by_hand():
+    denoiser = ToyDenoiser(curved)
+    path, mask = inverted(denoiser), box()[:, None]
+    levels, z = path.sigmas.tolist(), path.level(2)
+    for i in range(2, 10):
+        clean = curved(z, levels[i], 0.0) + 3 * (curved(z, levels[i], 1.0) - curved(z, levels[i], 0.0))
+        z = z + (levels[i + 1] - levels[i]) * (z - clean) / levels[i]
+        z = mask * z + (1 - mask) * path.level(i + 1)
+    denoiser.rows = 0
+    out = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS, ratio=0.8)
+    assert torch.allclose(out, z, atol=1e-5) and denoiser.rows == 2 * 8 * B
+    assert torch.equal(out[mask.expand_as(out) == 0], path.source[mask.expand_as(out) == 0])
+
+
+def test_empty_mask_returns_the_source_bit_for_bit():
+    denoiser = ToyDenoiser(curved)
+    path = inverted(denoiser)
+    assert torch.equal(masked_decode(denoiser, path, constant_schedule(box() * 0), PROMPTS), path.source)
+
+
+def test_full_mask_with_the_prompt_of_the_inversion_reconstructs():
+    denoiser = ToyDenoiser(curved)
+    latent = random_latent(B, C, H, W, seed=3).double()
+    path = invert(denoiser, latent, prompt(0.25), torch.linspace(2, 0, 11), options=EXACT)
+    full = constant_schedule(torch.ones(1, H, W))
+    out = masked_decode(denoiser, path, full, EditPrompts(prompt(0.25), None, 1.0))
+    assert (out - latent).norm() < 1e-6 * latent.norm()
+
+
+def test_legacy_offset_puts_back_the_level_before():
+    denoiser = ToyDenoiser(curved)
+    path = inverted(denoiser)
+    out = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS, legacy_offset=True)
+    outside = (box()[:, None] == 0).expand_as(out)
+    assert torch.equal(out[outside], path.level(path.steps - 1)[outside])
+    assert not torch.equal(path.level(path.steps - 1), path.source)
+
+
+def test_decode_takes_any_schedule():
+    denoiser = ToyDenoiser(
+        lambda z, sigma, value: curved(z + 0.1 * sigma * z.roll(1, -1), sigma, value)
+    )  # neighbours matter
+    path = inverted(denoiser)
+    out = masked_decode(denoiser, path, dilation_schedule(box(), (3, 1)), PROMPTS)
+    plain = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS)
+    assert not torch.equal(out, plain)
+    outside = (box()[:, None] == 0).expand_as(out)
+    assert torch.equal(out[outside], plain[outside])
+
+
+def test_decode_refuses_what_does_not_fit():
+    denoiser = ToyDenoiser(curved)
+    path = inverted(denoiser)
+    with pytest.raises(ShapeError, match="schedule is made for"):
+        masked_decode(denoiser, path, constant_schedule(torch.ones(1, H, W + 1)), PROMPTS)
+    short = invert(denoiser, path.clean, prompt(), path.sigmas, ratio=0.5, options=InversionOptions("current"))
+    with pytest.raises(MismatchError, match="larger encoding ratio"):
+        masked_decode(denoiser, short, constant_schedule(box()), PROMPTS, ratio=0.6)
+    other = ToyDenoiser(curved)
+    other.fingerprint = "other"
+    with pytest.raises(MismatchError, match="another model"):
+        masked_decode(other, path, constant_schedule(box()), PROMPTS)
+
+
+def test_one_path_serves_several_masks():
+    denoiser = ToyDenoiser(curved)
+    path = inverted(denoiser, batch=1)
+    masks = torch.cat([box(), 1 - box()])
+    both = masked_decode(denoiser, path, constant_schedule(masks), PROMPTS)
+    for i in range(2):
+        assert torch.equal(both[i : i + 1], masked_decode(denoiser, path, constant_schedule(masks[i : i + 1]), PROMPTS))
+
+
+# the whole method
+
+
+def test_the_whole_method_costs_140_rows_and_leaves_the_outside():
+    denoiser = ToyDenoiser(local, scale=0.18215)
+    latent, seen = random_latent(1, C, H, W, seed=3), []
+    result = diffedit(
+        denoiser, latent, prompt(0.0), prompt(1.0), prompt(0.0), seeds=[4],
+        progress=lambda done, total, preview=None: seen.append((done, total)),
+    )  # fmt: skip
+    assert denoiser.rows == 20 + 40 + 80
+    assert torch.equal(result.mask.mask, box())
+    outside = (box()[:, None] == 0).expand_as(latent)
+    assert torch.equal(result.latent[outside], latent[outside]) and (result.latent != latent)[~outside].all()
+    assert seen == [(i + 1, 90) for i in range(90)]
+    assert result.trajectory is not None and result.trajectory.first == 10
+
+
+def test_the_whole_method_with_nothing_to_do_costs_only_the_mask():
+    denoiser = ToyDenoiser(local)
+    latent = random_latent(2, C, H, W, seed=3)
+    result = diffedit(denoiser, latent, prompt(0.5), prompt(0.5), prompt(0.0), seeds=[4, 5])
+    assert torch.equal(result.latent, latent) and result.trajectory is None and denoiser.rows == 40
+
+
+def test_settings_reach_their_steps():
+    denoiser, latent = ToyDenoiser(local), random_latent(1, C, H, W, seed=3)
+    settings = DiffEditSettings(steps=10, ratio=0.5, maps=3, guidance_scale=1.0, legacy_offset=True)
+    result = diffedit(
+        denoiser, latent, prompt(0.0), prompt(1.0), None, seeds=[4], settings=settings, inversion=prompt(0.2)
+    )
+    assert denoiser.rows == 6 + 5 + 5
+    outside = (box()[:, None] == 0).expand_as(latent)
+    assert torch.equal(result.latent[outside], result.trajectory.level(9)[outside])
+    with pytest.raises(MismatchError):
+        result.trajectory.check_prompt(prompt(0.0), "positive")
+    result.trajectory.check_prompt(prompt(0.2), "positive")
+
+
+# Differential Diffusion
+
+
+def test_t14_weakly_changed_cells_are_released_late():
+    keep = torch.tensor([0.5, 0.76, 0.0, 1.0, 0.25])
+    schedule = release_schedule((1 - keep).view(1, 1, 5))
+    free = torch.stack([schedule.at(i, 4)[0, 0, 0] for i in range(4)])
+    assert free.tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 1], [1, 0, 1, 0, 1], [1, 0, 1, 0, 1]]
+
+
+def test_the_editable_set_only_grows():
+    schedule = release_schedule(torch.rand(1, H, W, generator=torch.Generator().manual_seed(0)))
+    masks = [schedule.to(torch.device("cpu")).expanded(B, H, W).at(i, 9) for i in range(9)]
+    assert all((after >= before).all() for before, after in zip(masks, masks[1:], strict=False))
+    assert masks[0].sum() < masks[-1].sum() and masks[0].shape == (B, 1, H, W)
+    sigmas = torch.linspace(3, 0, 10)
+    assert torch.equal(schedule.at_sigma(float(sigmas[4]), sigmas), schedule.at(4, 9))
+
+
+def edit(schedule, **kwargs):
+    """A blended edit from the noised source; returns source and result."""
+    denoiser, source = ToyDenoiser(pointwise()), random_latent(B, C, H, W, seed=3)
+    sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
+    z = denoiser.noise(source, seeded_noise((C, H, W), [5, 6]), 8.0)
+    return source, blended_denoise(denoiser, z, source, sigmas, schedule, PROMPTS, seeds=[5, 6], **kwargs)
+
+
+def test_blending_before_each_step_is_the_published_loop():
+    change = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).expand(1, H, W)
+    source, ours = edit(release_schedule(change), options=BlendOptions(blend="before"))
+    levels, noise = [8.0, 4.0, 2.0, 1.0, 0.0], seeded_noise((C, H, W), [5, 6])
+    keep, rule = 1 - change[:, None], pointwise()
+    x = source + 8 * noise
+    for i in range(4):
+        if i > 0:
+            x = torch.where(keep > i / 4, source + levels[i] * noise, x)
+        clean = rule(x, levels[i], 0.0) + 3 * (rule(x, levels[i], 1.0) - rule(x, levels[i], 0.0))
+        x = x + (levels[i + 1] - levels[i]) * (x - clean) / levels[i]
+    assert torch.allclose(ours, x, atol=1e-5)
+
+
+def test_binary_maps_are_plain_masks_and_constant_maps_all_or_nothing():
+    for mask in (box(), torch.ones(1, H, W), torch.zeros(1, H, W)):
+        source, ours = edit(release_schedule(mask))
+        assert torch.equal(ours, edit(constant_schedule(mask))[1])
+        outside = (mask[:, None] == 0).expand_as(ours)
+        assert torch.equal(ours[outside], source[outside])
