@@ -188,10 +188,12 @@ class BlendedDenoise(io.ComfyNode):
         start, source = _host.samples(latent), check_latent(_host.samples(source_latent), "source_latent")
         check_latent(start, "latent")
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
-        prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-        contexts = [prompts.positive, prompts.negative] if cfg != 1 and prompts.negative else [prompts.positive]
+        contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
+        prompts = EditPrompts(contexts[0], contexts[1], cfg)
         steps, last = len(levels) - 1, min(end_step, len(levels) - 1)
-        with _host.open_denoiser(model, (batch, *start.shape[1:]), contexts, sigmas=levels) as denoiser:
+        with _host.open_denoiser(
+            model, (batch, *start.shape[1:]), contexts[: 1 if cfg == 1 else 2], sigmas=levels
+        ) as denoiser:
             z = match_batch(_host.latent_in(latent, denoiser, _level(levels, start_step)), batch, "latent", "the batch")
             z = blended_denoise(
                 denoiser, z, denoiser.scale_in(source), levels, masks, prompts,

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def _register_package() -> None:
     if "editkit" in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location("editkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "editkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["editkit"] = module

