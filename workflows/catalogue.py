@@ -9,6 +9,8 @@ from ..pipelines.examples import load_example
 from .graph import Graph, Node, Output
 from .notes import note
 
+NEW_OBJECT = "a yellow star on a sky background"  # what the mask of `empty_side` should hold
+
 
 @dataclass(frozen=True)
 class Start:
@@ -45,7 +47,14 @@ def latent_and_cells(graph: Graph, start: Start) -> tuple[Output, Output]:
 
 
 def blended_loop(
-    graph: Graph, start: Start, title: str, *, strength: float = 1.0, seed: int = 0, copies: int = 1
+    graph: Graph,
+    start: Start,
+    title: str,
+    *,
+    strength: float = 1.0,
+    kernels: str = "7,5,3,1",
+    seed: int = 0,
+    copies: int = 1,
 ) -> Output:
     """The steps of the blended loop, each its own node, in one group; returns the finished LATENT."""
     model = start.model
@@ -53,7 +62,7 @@ def blended_loop(
         latent, cells = latent_and_cells(graph, start)
         sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
         graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells).out
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
         graph.column()
         positive, negative = prompts(graph, start)
         noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
@@ -64,30 +73,28 @@ def blended_loop(
         ).out  # fmt: skip
 
 
-def rank(graph: Graph, start: Start, latent: Output) -> Node:
-    """Decode the candidates and keep the one that agrees best with the prompt."""
+def rank(graph: Graph, start: Start, latent: Output, text: str) -> Node:
+    """Decode the candidates and keep the one that, under the mask, agrees best with a text."""
     with graph.group("3. Rank the candidates"):
         candidates = graph.add("EditKit_DecodeLatent", "Decode every candidate", latent=latent, vae=start.vae).out
         ranker = graph.add("EditKit_LoadRanker").out
         graph.add("PreviewImage", "All candidates, as drawn", images=candidates)
         graph.column()
         ranked = graph.add(
-            "EditKit_RankByText", images=candidates, ranker=ranker, text=start.prompt, keep=1, mask=start.mask,
+            "EditKit_RankByText", images=candidates, ranker=ranker, text=text, keep=1, mask=start.mask,
             latent=latent,
         )  # fmt: skip
         graph.add("PreviewAny", "Its score", source=ranked["scores"])
     return ranked
 
 
-def finish(
-    graph: Graph, start: Start, latent: Output, edited: Output, *, title: str, file: str, feather: int = 0
-) -> Output:
+def finish(graph: Graph, start: Start, latent: Output, edited: Output, *, title: str, file: str) -> Output:
     """Tune the decoder to this picture, put the source back outside the mask, save; returns the finished IMAGE."""
     source, mask = start.image, start.mask
     with graph.group(title):
         tuned = graph.add("EditKit_TuneDecoder", vae=start.vae, latent=latent, source=source, mask=mask, edited=edited)
         graph.column()
-        whole = graph.add("EditKit_CompositeSource", edited=tuned["image"], source=source, mask=mask, feather=feather)
+        whole = graph.add("EditKit_CompositeSource", edited=tuned["image"], source=source, mask=mask)
         graph.add("PreviewAny", "Largest change outside the mask", source=whole["largest change outside"])
         graph.column()
         graph.add("SaveImage", images=whole.out, filename_prefix=f"editkit/{file}")
@@ -108,7 +115,7 @@ def blended_edit() -> Graph:
     start = begin(graph, "empty_side")
     latent = blended_loop(graph, start, "2. Blended loop, four candidates", copies=4)
     graph.row()
-    ranked = rank(graph, start, latent)
+    ranked = rank(graph, start, latent, NEW_OBJECT)
     finish(graph, start, ranked["latent"], ranked["images"], title="4. The background, exactly", file="blended_edit")
     return graph
 
@@ -161,10 +168,10 @@ def thin_mask() -> Graph:
 def background_replacement() -> Graph:
     graph = Graph("background_replacement", note("background_replacement"))
     start = begin(graph, "one_object")
-    latent = blended_loop(graph, start, "2. Blended loop")
+    latent = blended_loop(graph, start, "2. Blended loop", kernels="1")
     graph.row()
     edited = decode(graph, start, latent)
-    finish(graph, start, latent, edited, title="4. The object, exactly", file="background_replacement", feather=2)
+    finish(graph, start, latent, edited, title="4. The object, exactly", file="background_replacement")
     return graph
 
 
@@ -180,10 +187,10 @@ def scribble() -> Graph:
 
 def ranked_batch_tuned_winner() -> Graph:
     graph = Graph("ranked_batch_tuned_winner", note("ranked_batch_tuned_winner", ranker=True))
-    start = replace(begin(graph, "empty_side"), prompt="a yellow star on a sky background")
+    start = begin(graph, "empty_side")
     latent = blended_loop(graph, start, "2. Blended loop, eight candidates", copies=8)
     graph.row()
-    ranked = rank(graph, start, latent)
+    ranked = rank(graph, start, latent, NEW_OBJECT)
     file = "ranked_batch_tuned_winner"
     finish(graph, start, ranked["latent"], ranked["images"], title="4. Only the winner", file=file)
     return graph

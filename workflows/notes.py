@@ -47,7 +47,7 @@ stroke. Both start from the same noise.
 
 The mask covers everything but the object. If you would rather paint the object, put **InvertMask** behind your picture.
 
-Two pixels of feather inside the mask hide the edge between the old object and the new background.
+The schedule has the kernel *1* only: a mask this large needs no room to grow, and grown it would cover the object.
 """,
     "scribble": """
 # From a scribble
@@ -59,8 +59,8 @@ more of the scribble.
     "ranked_batch_tuned_winner": """
 # Eight candidates, one winner
 
-The prompt names only the new object, which a model gets wrong now and then. One run of the loop gives eight candidates,
-the ranker looks at what is under the mask, and only the winner pays for a fine-tune of the decoder.
+One run of the loop gives eight candidates. The prompt describes the whole picture; the ranker looks only at what is
+under the mask, so its text names only the new object. The winner alone pays for a fine-tune of the decoder.
 """,
     "editing_session": """
 # Three edits in a row

@@ -14,7 +14,7 @@ from .graph import Graph
 
 WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
 TILE = 152
-COLUMNS = {4: 2}  # by the number of pictures; otherwise three
+COLUMNS = {4: 4}  # by the number of pictures; otherwise three
 
 
 def write_thumbnail(name: str, folder: Path) -> Path:
