@@ -21,6 +21,7 @@ from ..pipelines.protocols import Context
 from ..training import oracle
 from ..training.scenes import (
     BACKGROUND_COLOURS,
+    OBJECT_COLOURS,
     PATTERNS,
     Scene,
     grid,
@@ -50,14 +51,13 @@ def _rng(index: int, kind: int) -> np.random.Generator:
 
 
 def new_object(index: int) -> Trial:
-    """A second thing into a box in the empty right half; the prompt describes the whole scene."""
+    """A second thing into a box over the empty right half; the prompt describes the whole scene."""
     rng = _rng(index, 0)
     target = sample_scene(rng, 2)
     thing = target.things[1]
     before = replace(target, things=target.things[:1])
     x, y = grid(SIZE)
-    half = thing.radius + 0.045
-    mask = (np.abs(x - thing.x) <= half) & (np.abs(y - thing.y) <= half) & (x >= 0.5)
+    mask = (x >= 0.5) & (x < 0.99) & (np.abs(y - 0.5) <= 0.47)
     return Trial(render(before, SIZE), mask.astype(np.float32), target.caption, before, target)
 
 
@@ -69,7 +69,7 @@ def new_object_alone(index: int) -> Trial:
 
 
 def new_background(index: int) -> Trial:
-    """Everything but the thing and a margin of 1 pixel becomes another background."""
+    """Everything but the thing and a margin of 1 pixel becomes another background; the prompt names that alone."""
     rng = _rng(index, 1)
     before = sample_scene(rng, 1)
     colours = [c for c in BACKGROUND_COLOURS if c != before.background]
@@ -77,17 +77,19 @@ def new_background(index: int) -> Trial:
     thing = before.things[0]
     x, y = grid(SIZE)
     near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 1 / SIZE
-    return Trial(render(before, SIZE), 1 - near.astype(np.float32), target.caption, before, target)
+    return Trial(render(before, SIZE), 1 - near.astype(np.float32), target.background_words, before, target)
 
 
 def thin_stroke(index: int) -> Trial:
-    """A stroke of 2 to 6 pixels on an empty picture, where the prompt wants a thing: too thin to hold its shape.
+    """A stroke of 2 to 6 pixels across a thing; the prompt gives the thing another colour.
 
-    A plain loop pins the empty background right beside the stroke from the first step on (BLD, section 4.3).
+    A plain loop pins the old colour right beside the stroke from the first step on (BLD, section 4.3).
     """
     rng = _rng(index, 2)
-    target = sample_scene(rng, 1)
-    before, thing = replace(target, things=()), target.things[0]
+    before = sample_scene(rng, 1)
+    before = before.with_thing(0, shape=str(rng.choice(["circle", "square"])))  # whole under any stroke
+    thing = before.things[0]
+    target = before.with_thing(0, colour=str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour])))
     width, angle = rng.uniform(2, 6), rng.uniform(0, np.pi)
     x, y = grid(SIZE)
     dx, dy = x - thing.x, y - thing.y
@@ -152,5 +154,10 @@ def background_right(image: Tensor, trial: Trial) -> bool:
 
 
 def stroke_right(image: Tensor, trial: Trial) -> bool:
-    """Most pixels inside the stroke have the wanted colour."""
-    return oracle.read_colour(image.numpy()[trial.mask > 0.5]) == trial.target.things[0].colour
+    """Most pixels inside the stroke are nearer to the wanted colour than to any other, the source's included."""
+    inside = trial.mask > 0.5
+    pixels, before = image.numpy()[inside], trial.source[inside]
+    to_colours = np.linalg.norm(pixels[:, None] - oracle.object_palette(), axis=-1)
+    wanted = oracle.COLOUR_NAMES.index(trial.target.things[0].colour)
+    changed = to_colours[:, wanted] < np.linalg.norm(pixels - before, axis=-1)
+    return float(((to_colours.argmin(-1) == wanted) & changed).mean()) > 0.5

@@ -75,7 +75,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument(
-        "--kernels", default="7,5,3,1", help="mask shrinking in latent cells; 1 = plain loop (%(default)s)"
+        "--kernels", default="1", help="mask shrinking in latent cells, for thin masks 7,5,3,1 (%(default)s = none)"
     )
     parser.add_argument(
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"

@@ -16,7 +16,7 @@ from torch import Tensor
 from .background import DecoderSettings, tune_decoder
 from .blending import BlendOptions, EditPrompts, blended_denoise, finished_latent, start_latent
 from .composite import composite_source
-from .masks import PAPER_KERNELS, dilation_schedule, downsample
+from .masks import dilation_schedule, downsample
 from .metrics import psnr_outside
 from .noise import image_seeds, seeded_noise
 from .progress import Progress, silent
@@ -36,7 +36,7 @@ class EditSettings:
         guidance_scale: w; 1 evaluates no unconditional rows.
         candidates: results to draw and rank.    seed: candidate b uses seed + b.
         mask_mode, mask_threshold: how the mask comes onto the latent grid.
-        kernels: shrinking schedule in latent cells; (1,) is the plain loop.
+        kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
         tune_steps: decoder iterations for the winner; 0 leaves the decoder alone.
         feather_px: soft edge of the composite, inside the mask.
     """
@@ -48,7 +48,7 @@ class EditSettings:
     seed: int = 0
     mask_mode: str = "max"
     mask_threshold: float = 0.5
-    kernels: tuple[int, ...] = PAPER_KERNELS
+    kernels: tuple[int, ...] = (1,)
     scale_kernels: bool = False
     tune_steps: int = 75
     feather_px: int = 0

@@ -40,10 +40,10 @@ def prompts(graph: Graph, start: Start) -> tuple[Output, Output]:
     return positive.out, negative.out
 
 
-def latent_and_cells(graph: Graph, start: Start) -> tuple[Output, Output]:
+def latent_and_cells(graph: Graph, start: Start, mode: str = "max") -> tuple[Output, Output]:
     """The encoded picture and the mask on its grid."""
     latent = graph.add("EditKit_EncodeImage", image=start.image, vae=start.vae).out
-    return latent, graph.add("EditKit_LatentMask", mask=start.mask, latent=latent).out
+    return latent, graph.add("EditKit_LatentMask", mask=start.mask, latent=latent, mode=mode).out
 
 
 def blended_loop(
@@ -52,6 +52,7 @@ def blended_loop(
     title: str,
     *,
     strength: float = 1.0,
+    mode: str = "max",
     kernels: str = "7,5,3,1",
     seed: int = 0,
     copies: int = 1,
@@ -59,7 +60,7 @@ def blended_loop(
     """The steps of the blended loop, each its own node, in one group; returns the finished LATENT."""
     model = start.model
     with graph.group(title):
-        latent, cells = latent_and_cells(graph, start)
+        latent, cells = latent_and_cells(graph, start, mode)
         sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
         graph.column()
         schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
@@ -168,7 +169,7 @@ def thin_mask() -> Graph:
 def background_replacement() -> Graph:
     graph = Graph("background_replacement", note("background_replacement"))
     start = begin(graph, "one_object")
-    latent = blended_loop(graph, start, "2. Blended loop", kernels="1")
+    latent = blended_loop(graph, start, "2. Blended loop", mode="area", kernels="1", seed=4)
     graph.row()
     edited = decode(graph, start, latent)
     finish(graph, start, latent, edited, title="4. The object, exactly", file="background_replacement")

@@ -47,7 +47,8 @@ stroke. Both start from the same noise.
 
 The mask covers everything but the object. If you would rather paint the object, put **InvertMask** behind your picture.
 
-The schedule has the kernel *1* only: a mask this large needs no room to grow, and grown it would cover the object.
+A mask this large needs no room to grow, and grown it would cover the object: the schedule has the kernel *1* only, and
+mode *area* leaves the object every cell that is mostly its own.
 """,
     "scribble": """
 # From a scribble
