@@ -54,7 +54,6 @@ def new_object(index: int) -> Trial:
     """A second thing into a box over the empty right half; the prompt describes the whole scene."""
     rng = _rng(index, 0)
     target = sample_scene(rng, 2)
-    thing = target.things[1]
     before = replace(target, things=target.things[:1])
     x, y = grid(SIZE)
     mask = (x >= 0.5) & (x < 0.99) & (np.abs(y - 0.5) <= 0.47)
