@@ -11,6 +11,7 @@ from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.edit import EditSettings, edit_latents
 from editkit.pipelines.errors import EditError, MismatchError, ShapeError
 from editkit.pipelines.examples import load_example
+from editkit.pipelines.masks import PAPER_KERNELS
 from editkit.tests.nodes.graph import blended_chain, call
 
 
@@ -26,7 +27,10 @@ def example():
 
 def test_nodes_equal_the_headless_api(loaded, example):
     chain = blended_chain(*loaded, example.image, example.mask, example.prompt)
-    model, settings = load_bundled(), EditSettings(steps=6, guidance_scale=4.0, candidates=2, seed=3)
+    model, settings = (
+        load_bundled(),
+        EditSettings(steps=6, guidance_scale=4.0, candidates=2, seed=3, kernels=PAPER_KERNELS),
+    )
     latents = edit_latents(
         model.denoiser, model.codec, model.text, example.image, example.mask, example.prompt, settings=settings
     )  # fmt: skip

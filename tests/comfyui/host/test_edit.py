@@ -11,6 +11,7 @@ from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.bundled import tiny_folder
 from editkit.pipelines.edit import EditSettings, edit_latents
 from editkit.pipelines.examples import load_example
+from editkit.pipelines.masks import PAPER_KERNELS
 from editkit.tests.nodes.graph import blended_chain, call
 
 
@@ -42,7 +43,10 @@ def test_predictions_of_both_hosts(shipped, example):
 
 def test_an_edit_equals_the_headless_one(shipped, example):
     chain = blended_chain(*shipped, example.image, example.mask, example.prompt, steps=10, copies=2, seed=3)
-    headless, settings = load_bundled(), EditSettings(steps=10, guidance_scale=4.0, candidates=2, seed=3)
+    headless, settings = (
+        load_bundled(),
+        EditSettings(steps=10, guidance_scale=4.0, candidates=2, seed=3, kernels=PAPER_KERNELS),
+    )
     wanted = edit_latents(
         headless.denoiser, headless.codec, headless.text, example.image, example.mask, example.prompt, settings=settings
     )  # fmt: skip
