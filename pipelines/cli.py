@@ -81,6 +81,9 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
     )
     parser.add_argument(
+        "--tune-lr", type=float, default=default.tune_lr, help="the decoder's learning rate (%(default)s)"
+    )
+    parser.add_argument(
         "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
     )
     parser.add_argument("--rank-text", help="text to rank by (default: the prompt)")
@@ -143,7 +146,7 @@ def edit_command(options: argparse.Namespace) -> int:
     settings = EditSettings(
         steps=options.steps, strength=options.strength, guidance_scale=options.cfg, candidates=options.candidates,
         seed=options.seed, mask_mode=options.mask_mode, kernels=parse_kernels(options.kernels),
-        tune_steps=options.tune_steps, feather_px=options.feather,
+        tune_steps=options.tune_steps, tune_lr=options.tune_lr, feather_px=options.feather,
     )  # fmt: skip
     model, ranker = _load(options)
     result = blended_edit(

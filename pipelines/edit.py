@@ -37,7 +37,7 @@ class EditSettings:
         candidates: results to draw and rank.    seed: candidate b uses seed + b.
         mask_mode, mask_threshold: how the mask comes onto the latent grid.
         kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
-        tune_steps: decoder iterations for the winner; 0 leaves the decoder alone.
+        tune_steps, tune_lr: decoder iterations for the winner (0 leaves the decoder alone) and Adam's learning rate.
         feather_px: soft edge of the composite, inside the mask.
     """
 
@@ -51,6 +51,7 @@ class EditSettings:
     kernels: tuple[int, ...] = (1,)
     scale_kernels: bool = False
     tune_steps: int = 75
+    tune_lr: float = 1e-4
     feather_px: int = 0
     options: BlendOptions = field(default_factory=BlendOptions)
 
@@ -166,7 +167,7 @@ def _finish(
     if settings.tune_steps:
         tuning = tune_decoder(
             codec, latents[:1], image, None, mask,
-            settings=DecoderSettings(steps=settings.tune_steps), progress=report("decoder"),
+            settings=DecoderSettings(steps=settings.tune_steps, lr=settings.tune_lr), progress=report("decoder"),
         )  # fmt: skip
         tuned, losses, after = tuning.image.cpu(), tuning.losses, tuning.psnr_after
     result, change = composite_source(tuned, image, mask, feather_px=settings.feather_px)
