@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Every command with its options; each sets `run`, which takes the options and returns the exit code."""
     parser = argparse.ArgumentParser(prog="editkit", description="Text-driven image editing with diffusion models.")
     parser.add_argument("--verbose", action="store_true", help="show debug messages")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -117,8 +118,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
     import torch
 
     from .backends.folder import load_bundled, load_folder
-    from .backends.openclip import load_open_clip, load_ranker
-    from .bundled import ranker_folder
+    from .backends.openclip import load_bundled_ranker, load_open_clip
     from .edit import best_device
 
     device = torch.device(options.device) if options.device else best_device()
@@ -134,10 +134,11 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
             file=sys.stderr,
         )
         return model, None
-    return model, load_ranker(ranker_folder(), device=device)
+    return model, load_bundled_ranker(device=device)
 
 
 def edit_command(options: argparse.Namespace) -> int:
+    """`editkit edit`: one blended edit, written to a folder. Raises EditError for bad input."""
     from .edit import EditSettings, blended_edit
     from .examples import load_mask, load_picture
     from .masks import parse_kernels
@@ -196,6 +197,7 @@ def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt:
 
 
 def demo_command(options: argparse.Namespace) -> int:
+    """`editkit demo`: a blended edit of a shipped picture with the bundled model and ranker."""
     from .edit import EditSettings, blended_edit
     from .examples import load_example
 
@@ -215,6 +217,7 @@ def demo_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
+    """`editkit run`: a workflow here or on a server; prints the files it saved. Raises LoadError for a bad file."""
     try:
         workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:

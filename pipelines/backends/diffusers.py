@@ -97,6 +97,7 @@ class DiffusersDenoiser:
         return int(distance.argmin())
 
     def denoise(self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context]) -> Tensor:
+        """As the protocol says; gradients reach the contexts. Raises ParameterError, ShapeError, FamilyError."""
         sigma = float(sigma)
         if sigma <= 0:
             raise ParameterError(f"sigma is {sigma}: a denoiser is defined above 0")
