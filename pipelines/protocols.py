@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .attention.sites import Controlled
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,14 @@ class Denoiser(Protocol):
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         """`clean` [B, C, h, w] noised to level `sigma` with unit-variance `noise`, model scale."""
 
-    def denoise(self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Clean predictions [len(contexts), B, C, h, w], float32, of `z` [B, C, h, w] at level `sigma` > 0."""
+    def denoise(
+        self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
+    ) -> Tensor:
+        """Clean predictions [len(contexts), B, C, h, w], float32, of `z` [B, C, h, w] at level `sigma` > 0.
+
+        With `control`, its hooks are in force for this call only. Raises FamilyError where the network has no attention
+        layers of the kind that can be controlled (joint-attention transformers).
+        """
 
     def combine(self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance of two predictions; hosts with their own guidance hooks run them here."""

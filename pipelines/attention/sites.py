@@ -1,0 +1,133 @@
+"""Where attention happens and whose rows are in a call: what a host tells an `AttentionControl`.
+
+Rows are addressed by meaning, never by position; steps by sigma, never by counting calls. A source and a target that must
+see each other travel as neighbours of one batch (`pair_rows`), under one context with a row for each: no host splits
+that. Conditional and unconditional rows may come together, apart, or in either order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Role = Literal["source", "target"]
+Branch = Literal["cond", "uncond"]
+Place = Literal["down", "mid", "up"]
+
+
+class Row(NamedTuple):
+    """One row of a network call."""
+
+    role: Role
+    branch: Branch
+    image: int
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """What the batch rows and the contexts of a `denoise` call mean.
+
+    Attributes:
+        batch: role and image of every latent of the batch.
+        branches: branch of every context, in the order they are given.
+    """
+
+    batch: tuple[tuple[Role, int], ...]
+    branches: tuple[Branch, ...]
+
+    def chunk(self, context: int) -> tuple[Row, ...]:
+        """The rows that context number `context` is evaluated on; network calls stack such chunks."""
+        return tuple(Row(role, self.branches[context], image) for role, image in self.batch)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer in one network call.
+
+    Attributes:
+        place: "down", "mid" or "up".
+        block: number of the U-Net block in its place, as Stable Diffusion's original files count them (input blocks
+            from 0 = the first convolution, middle 0, output blocks from 0).
+        depth: number of the transformer layer in its block.
+        order: number of the transformer layer in the whole network, in order of execution, from 0.
+        layers: how many there are.
+        grid: (height, width) in cells; their product is the count of query tokens.
+        cells: (height, width) of the latent.
+        cross: keys come from the text; otherwise from the picture itself.
+        sigma: noise level of the call.
+        rows: the meaning of every row of q, k and v.
+    """
+
+    place: Place
+    block: int
+    depth: int
+    order: int
+    layers: int
+    grid: tuple[int, int]
+    cells: tuple[int, int]
+    cross: bool
+    sigma: float
+    rows: tuple[Row, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class FeatureSite:
+    """The residual branch of one convolutional block (what it adds to its skip), in one network call; see `Site`."""
+
+    place: Place
+    block: int
+    cells: tuple[int, int]
+    sigma: float
+    rows: tuple[Row, ...]
+
+
+class AttentionControl(Protocol):
+    """Reads and changes what the attention layers of a network compute. Subclass `Passive` and override."""
+
+    def wants(self, site: Site) -> bool:
+        """Whether `inputs` or `attend` would do anything here: where it is False, the host's own attention runs."""
+
+    def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        """Inputs of the key and the value projection, [rows, tokens, width] each, possibly one tensor."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """Attention of q [rows, heads, N, d] over k, v [rows, heads, M, d]: [rows, heads, N, d]; None = plain."""
+
+    def wants_features(self, place: Place, block: int) -> bool:
+        """Whether `features` is to be called for this block at all (asked once, when hooks are placed)."""
+
+    def features(self, x: Tensor, site: FeatureSite) -> Tensor:
+        """Residual features [rows, C, h, w], before they are added to the skip."""
+
+
+class Passive:
+    """An `AttentionControl` that changes nothing."""
+
+    def wants(self, site: Site) -> bool:
+        return False
+
+    def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return key, value
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        return None
+
+    def wants_features(self, place: Place, block: int) -> bool:
+        return False
+
+    def features(self, x: Tensor, site: FeatureSite) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A control and the meaning of the rows it will meet: what `Denoiser.denoise` takes as `control`."""
+
+    control: AttentionControl
+    rows: RowMap
