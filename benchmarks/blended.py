@@ -72,7 +72,7 @@ def thin_claims(model: Any, count: int = 64) -> list[Claim]:
     for name, kernels in (("plain loop", (1,)), ("shrinking", PAPER_KERNELS)):
         images, _ = composited(model, trials, t.edit_all(model, trials, replace(THIN, kernels=kernels)))
         rates[name] = [t.stroke_right(image, trial) for image, trial in zip(images, trials, strict=True)]
-    plain, shrinking = (sum(rates[name]) / count for name in ("plain loop", "shrinking"))
+    plain, shrinking = (sum(hits) / count for hits in rates.values())
     text = f"{shrinking:.1%} against {plain:.1%} of {count}: {100 * (shrinking - plain):+.1f} points, wanted +15"
     return [Claim("thin strokes, shrinking over plain", shrinking - plain, text, shrinking - plain >= 0.15)]
 

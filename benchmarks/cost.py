@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,16 +33,20 @@ class CountingUnet:
         self._handle.remove()
 
 
-def paired(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[float, float]:
-    """Median seconds of two callables, alternating so that both see the same machine."""
-    first(), second()
-    times: tuple[list[float], list[float]] = ([], [])
+def alternating(
+    runs: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """Seconds of each run in every round, after one to warm up; they take turns, so that all see the same machine."""
+    for run in runs:
+        run()
+    times: list[list[float]] = [[] for _ in runs]
     for round_ in range(rounds):
-        for index in (0, 1) if round_ % 2 else (1, 0):
-            begun = time.perf_counter()
-            (first, second)[index]()
-            times[index].append(time.perf_counter() - begun)
-    return statistics.median(times[0]), statistics.median(times[1])
+        order = range(len(runs)) if round_ % 2 == 0 else range(len(runs) - 1, -1, -1)
+        for index in order:
+            begun = clock()
+            runs[index]()
+            times[index].append(clock() - begun)
+    return times
 
 
 def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells: int = 12) -> dict[str, float]:
@@ -59,19 +63,19 @@ def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells
 
     def edit() -> None:
         blended_denoise(denoiser, source * 14, source, sigmas, schedule, prompts, seeds=seeds)
-        _wait(denoiser.device)
+        wait(denoiser.device)
 
     @torch.no_grad()
     def bare() -> None:
         rows = source.repeat(2, 1, 1, 1).to(denoiser.dtype)
         for sigma in sigmas[:-1].tolist():
             denoiser.unet(rows, denoiser.timestep(sigma), tokens, return_dict=False)
-        _wait(denoiser.device)
+        wait(denoiser.device)
 
     edit()
     rows = counter.rows
     counter.remove()
-    ours, floor = paired(edit, bare, rounds)
+    ours, floor = (statistics.median(times) for times in alternating([edit, bare], rounds))
     return {
         "batch": batch,
         "steps": steps,
@@ -83,7 +87,8 @@ def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells
     }
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Let the device finish what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -23,8 +23,10 @@ from ..training.scenes import (
     BACKGROUND_COLOURS,
     OBJECT_COLOURS,
     PATTERNS,
+    SHAPES,
     Scene,
     grid,
+    object_mask,
     render,
     sample_scene,
     scene_rng,
@@ -98,6 +100,38 @@ def thin_stroke(index: int) -> Trial:
     return Trial(render(before, SIZE), mask.astype(np.float32), target.caption, before, target)
 
 
+def swap(index: int) -> Trial:
+    """The one thing becomes another of another colour and shape, with no mask drawn; `mask` is where it is now."""
+    rng = _rng(index, 3)
+    before = sample_scene(rng, 1)
+    thing = before.things[0]
+    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour]))
+    shape = str(rng.choice([s for s in SHAPES if s != thing.shape]))
+    target = before.with_thing(0, colour=colour, shape=shape)
+    return Trial(render(before, SIZE), object_mask(before, SIZE), target.caption, before, target)
+
+
+def recolour(index: int) -> Trial:
+    """The one thing gets another colour and stays where it is; no mask is drawn."""
+    rng = _rng(index, 5)
+    before = sample_scene(rng, 1)
+    thing = before.things[0]
+    return _renamed(before, colour=str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour])))
+
+
+def reshape(index: int) -> Trial:
+    """The one thing gets another shape, its colour and place stay; no mask is drawn."""
+    rng = _rng(index, 6)
+    before = sample_scene(rng, 1)
+    thing = before.things[0]
+    return _renamed(before, shape=str(rng.choice([s for s in SHAPES if s != thing.shape])))
+
+
+def _renamed(before: Scene, **changes: object) -> Trial:
+    target = before.with_thing(0, **changes)
+    return Trial(render(before, SIZE), object_mask(before, SIZE), target.caption, before, target)
+
+
 # ------------------------------------------------------------------------------------------------------------ running
 def images_of(trials: Sequence[Trial]) -> tuple[Tensor, Tensor]:
     """Sources [N, S, S, 3] and masks [N, S, S]."""
@@ -147,6 +181,11 @@ def new_thing_right(image: Tensor, trial: Trial) -> bool:
     return oracle.read(image.numpy()).has(thing.colour, thing.shape)
 
 
+def new_colour_right(image: Tensor, trial: Trial) -> bool:
+    """There is one thing, and it has the new colour."""
+    return [thing.colour for thing in oracle.read(image.numpy()).things] == [trial.target.things[0].colour]
+
+
 def background_right(image: Tensor, trial: Trial) -> bool:
     """Colour and pattern of the background, and the thing as it was."""
     return oracle.read(image.numpy()).agrees(trial.target)
@@ -160,3 +199,10 @@ def stroke_right(image: Tensor, trial: Trial) -> bool:
     wanted = oracle.COLOUR_NAMES.index(trial.target.things[0].colour)
     changed = to_colours[:, wanted] < np.linalg.norm(pixels - before, axis=-1)
     return float(((to_colours.argmin(-1) == wanted) & changed).mean()) > 0.5
+
+
+def object_overlap(image: Tensor, trial: Trial) -> float:
+    """Intersection over union of the thing's true mask before and what stands out from the background now."""
+    pixels = image.numpy()
+    now, before = oracle.foreground(pixels, *oracle.read_background(pixels)), trial.mask > 0.5
+    return float((now & before).sum() / max(1, (now | before).sum()))

@@ -6,10 +6,26 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "MaskScheduleSocket", "RankerSocket", "io", "preview", "schema", "show_text"]
+__all__ = [
+    "ComfyExtension",
+    "EmbeddingsSocket",
+    "LoraSocket",
+    "MaskScheduleSocket",
+    "PromptEditSocket",
+    "RankerSocket",
+    "TrajectorySocket",
+    "io",
+    "preview",
+    "schema",
+    "show_text",
+]
 
+EmbeddingsSocket = io.Custom("EDITKIT_EMBEDDINGS")
+LoraSocket = io.Custom("LORA_MODEL")  # the host's own, under its name
 MaskScheduleSocket = io.Custom("EDITKIT_MASK_SCHEDULE")
+PromptEditSocket = io.Custom("EDITKIT_PROMPT_EDIT")
 RankerSocket = io.Custom("EDITKIT_RANKER")
+TrajectorySocket = io.Custom("EDITKIT_TRAJECTORY")
 
 
 def schema(**fields: Any) -> io.Schema:

@@ -11,19 +11,26 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..pipelines.blending import EditPrompts
+from ..pipelines.embeddings import Embeddings
 from ..pipelines.errors import EditError, ParameterError
+from ..pipelines.layered import IterativeGuidance
 from ..pipelines.masks import MaskSchedule
+from ..pipelines.paired import PairPlan
 from ..pipelines.progress import Progress
-from ..pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder
+from ..pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder, TunableDenoiser
 from . import _latent
+from ._embeddings import embeddings_in, embeddings_out, negative_in, opened_for, prompts_to_open
 from ._host_base import (
     Blend,
     HeadlessClip,
+    HeadlessGuider,
     HeadlessModel,
     HeadlessVae,
     conditioning,
@@ -31,6 +38,14 @@ from ._host_base import (
     held,
     in_comfyui,
     intermediate_device,
+)
+from ._host_files import (
+    embedding_files,
+    embedding_name,
+    embedding_path,
+    new_embedding_path,
+    new_lora_path,
+    set_headless_output,
 )
 from ._host_load import (
     diffusers_folders,
@@ -40,23 +55,42 @@ from ._host_load import (
     load_ranker_file,
     ranker_files,
 )
-from ._latent import DeviceLatent, finished_out, latent_in, latent_out, reordered, samples, to_host
+from ._latent import (
+    DeviceLatent,
+    clean_samples,
+    finished_out,
+    latent_in,
+    latent_out,
+    reordered,
+    samples,
+    to_host,
+)
+from ._trajectory import trajectory_in, trajectory_out, trajectory_rest
 
 __all__ = [
     "Blend",
     "DeviceLatent",
     "HeadlessClip",
+    "HeadlessGuider",
     "HeadlessModel",
     "HeadlessVae",
     "blended_model",
+    "clean_samples",
     "codec",
     "conditioning",
     "context",
     "diffusers_folders",
+    "embedding_files",
+    "embedding_name",
+    "embedding_path",
+    "embeddings_guider",
+    "embeddings_in",
+    "embeddings_out",
     "finished_out",
     "held",
     "in_comfyui",
     "intermediate_device",
+    "iterative_guider",
     "latent_grid",
     "latent_in",
     "latent_out",
@@ -66,14 +100,28 @@ __all__ = [
     "load_diffusers_folder",
     "load_ranker_file",
     "native_bundled",
+    "negative_in",
+    "new_embedding_path",
+    "new_lora_path",
     "open_denoiser",
+    "opened_for",
+    "paired_model",
+    "picture_size",
     "progress",
+    "prompts_to_open",
     "ranker_files",
     "reordered",
+    "rows_that_fit",
     "samples",
+    "set_headless_output",
     "set_headless_progress",
     "text_encoder",
     "to_host",
+    "trajectory_in",
+    "trajectory_out",
+    "trajectory_rest",
+    "tunable",
+    "tuned_model",
     "vae_of",
 ]
 
@@ -104,7 +152,12 @@ def levels(model: Any) -> Any:
 
 @contextmanager
 def open_denoiser(
-    model: Any, batch_shape: Sequence[int], contexts: Sequence[Context], *, sigmas: Tensor | None = None
+    model: Any,
+    batch_shape: Sequence[int],
+    contexts: Sequence[Context],
+    *,
+    sigmas: Tensor | None = None,
+    learning: bool = False,
 ) -> Iterator[Denoiser]:
     """A MODEL made ready to predict: loaded, its hooks, LoRAs and ControlNets in force, cleaned up at the end.
 
@@ -113,16 +166,37 @@ def open_denoiser(
         contexts: every prompt to come. Others may follow only if they derive from these (`with_tokens`) or carry no
             hooks and no ControlNet.
         sigmas: the grid of the run; hooks that act on a part of the steps need it.
+        learning: gradients may pass through the model (never to its weights); the memory that takes is made free first.
     Raises: FamilyError for a model that cannot edit still images.
     """
     if hasattr(model, "editkit_denoiser"):
+        _refuse_pairs(getattr(model, "editkit_pairs", None) is not None)
         yield model.editkit_denoiser
         return
     _require_native(model, "model")
     from ._host_model import native_denoiser
+    from ._host_pairs import has_attention_edit
 
-    with native_denoiser(model, tuple(batch_shape), list(contexts), sigmas) as denoiser:
+    _refuse_pairs(has_attention_edit(model))
+    with native_denoiser(model, tuple(batch_shape), list(contexts), sigmas, learning) as denoiser:
         yield denoiser
+
+
+def _refuse_pairs(patched: bool) -> None:
+    if patched:
+        raise ParameterError(
+            "this MODEL has an attention edit, which acts in native samplers (KSampler, SamplerCustomAdvanced): for a node "
+            "of EditKit connect the MODEL from before it"
+        )
+
+
+def rows_that_fit(model: Any, shape: Sequence[int]) -> int | None:
+    """How many latents of `shape` [B, C, h, w] one call of an opened MODEL should have at most; None = it does not say."""
+    if hasattr(model, "editkit_denoiser"):
+        return None
+    from ._host_memory import rows_that_fit as native
+
+    return native(model, shape)
 
 
 def codec(vae: Any) -> LatentCodec:
@@ -188,6 +262,63 @@ def blended_model(model: Any, schedule: MaskSchedule, source: Tensor | None, sig
     return native_blended_model(model, schedule, source, sigmas)
 
 
+def paired_model(model: Any, plan: PairPlan) -> Any:
+    """A clone of MODEL under which any sampler edits pairs of latents (source, target) as `plan` says."""
+    if hasattr(model, "editkit_denoiser"):
+        if model.editkit_pairs is not None:
+            raise ParameterError(
+                "this MODEL already has an attention edit: connect the MODEL from before the first one"
+            )
+        return replace(model, editkit_pairs=plan)
+    _require_native(model, "model")
+    from ._host_pairs import native_paired_model
+
+    return native_paired_model(model, plan)
+
+
+def embeddings_guider(model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any:
+    """A GUIDER whose negative is the embedding of the step in force. Raises MismatchError for another model's."""
+    embeddings.check(levels(model))
+    if hasattr(model, "editkit_denoiser"):
+        return HeadlessGuider(model, EditPrompts(positive, embeddings, scale))
+    from ._host_guider import EmbeddingsGuider
+
+    return EmbeddingsGuider(model, positive, embeddings, scale)
+
+
+def iterative_guider(model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any:
+    """A GUIDER whose positive alternates from step to step. Raises ParameterError for a MODEL with an attention edit."""
+    if hasattr(model, "editkit_denoiser"):
+        _refuse_pairs(getattr(model, "editkit_pairs", None) is not None)
+        return HeadlessGuider(model, EditPrompts(guidance, negative, scale))
+    _require_native(model, "model")
+    from ._host_alternate import IterativeGuider
+    from ._host_pairs import has_attention_edit
+
+    _refuse_pairs(has_attention_edit(model))
+    return IterativeGuider(model, guidance, negative, scale)
+
+
+def tunable(model: Any, contexts: Sequence[Context]) -> TunableDenoiser:
+    """A MODEL whose copies may learn; `contexts` are the prompts that they will see. The MODEL itself is not changed."""
+    if hasattr(model, "editkit_denoiser"):
+        return model.editkit_denoiser
+    _require_native(model, "model")
+    from ._host_tune import NativeTunable
+
+    return NativeTunable(model, contexts)  # type: ignore[return-value]  # it predicts through its copies only
+
+
+def tuned_model(model: Any, changes: Mapping[str, Tensor]) -> Any:
+    """A clone of MODEL with learned weights (`weights.py`) as patches. Raises MismatchError for another model's."""
+    if hasattr(model, "editkit_denoiser"):
+        return replace(model, editkit_denoiser=model.editkit_denoiser.with_changes(changes))
+    _require_native(model, "model")
+    from ._host_tune import native_tuned_model
+
+    return native_tuned_model(model, changes)
+
+
 def _with_blend(model: Any, blend: Blend) -> Any:
     if getattr(model, "editkit_blend", None) is not None:
         raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
@@ -208,3 +339,8 @@ def native_bundled(folder: Path) -> tuple[Any, Any, Any]:
 def latent_grid(mask: Tensor, latent: Mapping[str, Any] | None, vae: Any) -> tuple[int, int, int | None]:
     """See `_latent.latent_grid`."""
     return _latent.latent_grid(mask, latent, None if vae is None else codec(vae))
+
+
+def picture_size(latent: Mapping[str, Any], vae: Any) -> tuple[int, int, int]:
+    """See `_latent.picture_size`."""
+    return _latent.picture_size(latent, None if vae is None else codec(vae))

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pipelines.blending import EditPrompts
 from ..pipelines.errors import EditError, ParameterError
 from ..pipelines.masks import MaskSchedule
+from ..pipelines.paired import PairPlan
 from ..pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder
 
 
@@ -26,10 +28,11 @@ class Blend:
 
 @dataclass(frozen=True)
 class HeadlessModel:
-    """A MODEL outside ComfyUI. `editkit_blend` is set by `blended_model`."""
+    """A MODEL outside ComfyUI. `editkit_blend` is set by `blended_model`, `editkit_pairs` by `paired_model`."""
 
     editkit_denoiser: Denoiser
     editkit_blend: Blend | None = None
+    editkit_pairs: PairPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class HeadlessVae:
     """A VAE outside ComfyUI."""
 
     editkit_codec: LatentCodec
+
+
+@dataclass(frozen=True)
+class HeadlessGuider:
+    """A GUIDER outside ComfyUI, for the SamplerCustomAdvanced of `standins`."""
+
+    model: HeadlessModel
+    prompts: EditPrompts
 
 
 def in_comfyui() -> bool:

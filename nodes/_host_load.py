@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..pipelines.bundled import tiny_folder
 from ..pipelines.errors import LoadError
@@ -21,7 +24,7 @@ def load_bundled() -> tuple[Any, Any, Any]:
         return build(tiny_folder())
     from ..pipelines.backends.folder import load_bundled as load
 
-    return _headless(load())
+    return _headless(load)
 
 
 def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
@@ -32,7 +35,7 @@ def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
     if not in_comfyui():
         from ..pipelines.backends.folder import load_folder
 
-        return _headless(load_folder(name))
+        return _headless(lambda: load_folder(name))
     folder = next((path for path in _below("diffusers") if path.name == name or _relative(path) == name), None)
     if folder is None:
         raise LoadError(f"models/diffusers has no folder {name!r}: put the model there and refresh the page")
@@ -53,7 +56,10 @@ def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
     )
 
 
-def _headless(loaded: Any) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
+def _headless(load: Callable[[], Any]) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
+    """Loaded outside inference mode, whatever the caller is in: autograd may save the weights."""
+    with torch.inference_mode(False):
+        loaded = load()
     return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)
 
 

@@ -11,7 +11,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..pipelines.pictures import curve, to_pil
 from ..pipelines.progress import Progress
+
+CURVE_SIZE = 512  # pixels that the page shows at most
+RESERVE = 1.5  # free memory that the host wants for a batch, as a multiple of its estimate
 
 
 def intermediate_device() -> torch.device:
@@ -46,19 +50,38 @@ class Evictable:
         return self.patcher.model.tensor.data.to(self.device)
 
 
+def rows_that_fit(model: Any, shape: Sequence[int]) -> int:
+    """See `_host.rows_that_fit`: by the host's own estimate, with the reserve that its sampler leaves.
+
+    To be asked once the weights are loaded, because it looks at the memory that is free then.
+    """
+    row = model.memory_required([1, *shape[1:]])
+    return max(1, int(management.get_free_memory(model.load_device) / (RESERVE * row)))
+
+
 def native_progress(total: int, model: Any | None) -> Progress:
     """See `_host.progress`."""
-    bar = comfy.utils.ProgressBar(total)
-    previewer = _previewer(model)
+    return NativeProgress(total, _previewer(model))
 
-    def report(done: int, total: int, preview: Tensor | None = None) -> None:
+
+class NativeProgress:
+    """The node's bar; its preview is the latent, or the curve of what is being learned (`LossProgress`)."""
+
+    def __init__(self, total: int, previewer: Any | None) -> None:
+        self._bar, self._previewer = comfy.utils.ProgressBar(total), previewer
+        self._curve: Any | None = None
+
+    def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
         management.throw_exception_if_processing_interrupted()
-        image = None
-        if previewer is not None and preview is not None:
-            image = previewer.decode_latent_to_preview_image("JPEG", preview)
-        bar.update_absolute(done, total, image)
+        image, self._curve = self._curve, None
+        if self._previewer is not None and preview is not None:
+            with torch.inference_mode():  # whoever learns reports with gradients on
+                image = self._previewer.decode_latent_to_preview_image("JPEG", preview)
+        self._bar.update_absolute(done, total, image)
 
-    return report
+    def losses(self, values: Sequence[float]) -> None:
+        """See `LossProgress.losses`; shown with the next step."""
+        self._curve = ("JPEG", to_pil(curve(values, "loss")[0]), CURVE_SIZE)
 
 
 def _previewer(model: Any | None) -> Any | None:
@@ -70,7 +93,7 @@ def _previewer(model: Any | None) -> Any | None:
 
 
 class ManagedRanker:
-    """A `Ranker` whose weights the host moves to the accelerator when it judges, and away when others need room."""
+    """A `Ranker` (and `ImageEncoder`) whose weights the host moves to the accelerator when it judges, and away when others need room."""
 
     def __init__(self, ranker: Any) -> None:
         self._ranker = ranker
@@ -88,3 +111,7 @@ class ManagedRanker:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         management.load_models_gpu([self._patcher], force_full_load=True)
         return self._ranker.embed_texts(texts)
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        management.load_models_gpu([self._patcher], force_full_load=True)
+        return self._ranker.image_tokens(images)

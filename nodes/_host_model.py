@@ -8,7 +8,7 @@ weight hooks) act as they do in KSampler.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.hooks
@@ -18,25 +18,27 @@ import comfy.samplers as samplers
 import torch
 from torch import Tensor
 
-from ..pipelines.errors import MismatchError
+from ..pipelines.attention.sites import Controlled
+from ..pipelines.half import GradientRange
 from ..pipelines.protocols import Context
 from ..pipelines.shapes import check_latent
+from ._host_attention import Layers, attention_layers, controlled_options
 from ._host_base import conditioning
+from ._host_conds import Conditions, Parts, name_of_prompt
+from ._host_learn import differentiable_attention, learnable, network_blocks, reserve
 from ._host_levels import NativeLevels, level_tensor
 
-NAMES = ("positive", "negative")  # the host wires ControlNets and aesthetic scores by these keys
-ANNOUNCED = ("hooks", "control", "gligen", "additional_models")  # what must be loaded before a run
-CACHED_GROUPS = 8
+GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
 
 
 @contextmanager
 def native_denoiser(
-    model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None
+    model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
 ) -> Iterator[NativeDenoiser]:
     """See `_host.open_denoiser`."""
     levels = NativeLevels(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {_name(i): helpers.convert_cond(conditioning(context)) for i, context in enumerate(contexts)}
+    conds = {name_of_prompt(i): helpers.convert_cond(conditioning(context)) for i, context in enumerate(contexts)}
     hook_mode, loaded, denoiser = model.hook_mode, [], None
     try:
         samplers.preprocess_conds_hooks(conds)
@@ -44,13 +46,18 @@ def native_denoiser(
             model.hook_mode = comfy.hooks.EnumHookMode.MinVram
         helpers.prepare_model_patcher(model, conds, options)
         samplers.filter_registered_hooks_on_conds(conds, options)
+        if learning:
+            reserve(model, shape)
+            differentiable_attention(options)
         inner, conds, loaded = helpers.prepare_sampling(model, _memory_shape(shape, len(contexts)), conds, options)
         samplers.cast_to_load_options(options, device=model.load_device, dtype=model.model_dtype())
         grid = levels.sampling.sigmas.flip(0) if sigmas is None else sigmas
         options.setdefault("transformer_options", {})["sample_sigmas"] = grid.to(model.load_device)
         model.pre_run()
-        denoiser = NativeDenoiser(levels, inner, options, [(c, conds[_name(i)]) for i, c in enumerate(contexts)])
-        yield denoiser
+        opened = [(context, conds[name_of_prompt(i)]) for i, context in enumerate(contexts)]
+        denoiser = NativeDenoiser(levels, model, inner, options, opened)
+        with learnable([inner, *(part.model for part in loaded)]) if learning else nullcontext():
+            yield denoiser
     finally:
         if denoiser is not None:
             denoiser.close()
@@ -59,10 +66,6 @@ def native_denoiser(
         samplers.cast_to_load_options(options, device=model.offload_device)
         model.hook_mode = hook_mode
         model.restore_hook_patches()
-
-
-def _name(index: int) -> str:
-    return NAMES[index] if index < len(NAMES) else f"context{index}"
 
 
 def _memory_shape(shape: tuple[int, ...], contexts: int) -> tuple[int, ...]:
@@ -74,81 +77,94 @@ class NativeDenoiser(NativeLevels):
     """Valid inside `native_denoiser` only."""
 
     def __init__(
-        self, levels: NativeLevels, inner: Any, options: dict, opened: list[tuple[Context, list[dict]]]
+        self,
+        levels: NativeLevels,
+        patcher: Any,
+        inner: Any,
+        options: dict,
+        opened: list[tuple[Context, list[dict]]],
     ) -> None:
         self.__dict__.update(vars(levels))
-        self._levels, self._inner, self._options, self._opened = levels, inner, options, opened
-        self._groups: dict[tuple, tuple[list[Context], list[list[dict]]]] = {}
-        self._last: list[list[dict]] = []
+        self._levels, self._inner, self._options, self._patcher = levels, inner, options, patcher
+        self._conditions: Conditions | None = Conditions(inner, self.device, opened)
+        self._layers: Layers | None = None  # looked for when a control first comes
 
     def without_weights(self) -> NativeLevels:
         """The part that may outlive the run."""
         return self._levels
 
     def close(self) -> None:
-        self._inner, self._opened, self._last = None, [], []
-        self._groups.clear()
+        self._inner = self._patcher = self._conditions = self._layers = None
 
-    @torch.no_grad()
-    def denoise(self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context]) -> Tensor:
-        """See `Denoiser.denoise`. One batch where contexts and memory allow; the host splits it otherwise."""
+    def denoise(
+        self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
+    ) -> Tensor:
+        """See `Denoiser.denoise`. One batch where contexts and memory allow; the host splits it otherwise.
+
+        Gradients follow the caller's mode; they need a denoiser that was opened for learning.
+        """
         z = check_latent(z, "latent", self.channels).to(self.device, torch.float32)
-        level = level_tensor(sigma, z.device).expand(z.shape[0])
-        self._last = conds = self._processed(list(contexts), z)
-        replaced = self._options.get("sampler_calc_cond_batch_function")
-        if replaced is not None:
-            arguments = {
-                "conds": conds,
-                "input": z,
-                "sigma": level,
-                "model": self._inner,
-                "model_options": self._options,
-            }
-            return torch.stack(list(replaced(arguments))).float()
-        return torch.stack(samplers.calc_cond_batch(self._inner, conds, z, level, self._options)).float()
+        span = GradientRange(None if control is not None else self._network_dtype())  # a control may learn inside it
+        z, conds = span.enter(z), self._conds(span.contexts(contexts), z)
+        options = self._options if control is None else self._controlled(control, sigma)
+        return span.leave(evaluated(self._inner, conds, z, _levels(sigma, z), options))
 
-    @torch.no_grad()
-    def combine(self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """The network's blocks, for gradient checkpointing."""
+        return [] if self._inner is None else network_blocks(self._inner.diffusion_model)
+
+    def _network_dtype(self) -> torch.dtype | None:
+        return None if self._inner is None else self._inner.manual_cast_dtype or self._inner.get_dtype()
+
+    def _controlled(self, control: Controlled, sigma: float | Tensor) -> dict:
+        """The options of one evaluation under attention control; those of the run stay as they are."""
+        if self._layers is None:
+            self._layers = attention_layers(self._patcher)
+        level = sigma if isinstance(sigma, (int, float)) else sigma.flatten()[0]
+        return controlled_options(self._options, control, self._layers, float(level))
+
+    def combine(
+        self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
         """See `Denoiser.combine`: the host's guidance, with the hooks that the MODEL carries around it."""
-        level = level_tensor(sigma, z.device).expand(z.shape[0])
-        conds = [*self._last[:2], None, None][:2]  # of the last `denoise`, whose predictions these are
-        out = [cond, uncond]
-        for hook in self._options.get("sampler_pre_cfg_function", []):
-            arguments = {"conds": conds, "conds_out": out, "cond_scale": scale, "timestep": level, "input": z}
-            out = hook({**arguments, "sigma": level, "model": self._inner, "model_options": self._options})
-        return samplers.cfg_function(
-            self._inner, out[0], out[1], scale, z, level, model_options=self._options, cond=conds[0], uncond=conds[1]
-        )
+        hooked = any(self._options.get(hook) for hook in GUIDANCE_HOOKS)
+        conds = self._conds(contexts, z) if hooked else []  # for hooks that evaluate them again
+        return guidance(self._inner, conds, z, _levels(sigma, z), (cond, uncond), scale, self._options)
 
-    def _processed(self, contexts: list[Context], z: Tensor) -> list[list[dict]]:
-        """Conditions of one evaluation, prepared together as the host does (areas of one act on all)."""
-        if self._inner is None:
+    def _conds(self, contexts: Sequence[Context], z: Tensor) -> list[Parts]:
+        if self._conditions is None:
             raise RuntimeError("this denoiser is closed: open the MODEL again")
-        key = (tuple(map(id, contexts)), tuple(z.shape))
-        if key not in self._groups:
-            conds = {_name(i): [part.copy() for part in self._base(context)] for i, context in enumerate(contexts)}
-            done = samplers.process_conds(self._inner, z, conds, self.device, torch.zeros_like(z), None, 0)
-            while len(self._groups) >= CACHED_GROUPS:
-                del self._groups[next(iter(self._groups))]
-            self._groups[key] = (
-                contexts,
-                [done[_name(i)] for i in range(len(contexts))],
-            )  # contexts kept: ids stay taken
-        return self._groups[key][1]
+        return self._conditions.of(contexts, z)
 
-    def _base(self, context: Context) -> list[dict]:
-        """The converted CONDITIONING of a context, with the hooks that were registered when the MODEL was opened."""
-        fresh = helpers.convert_cond(conditioning(context))
-        for opened, parts in self._opened:
-            if opened is context:
-                return parts
-            if context.host is not None and opened.host is context.host:
-                return [
-                    {**parts[0], "cross_attn": fresh[0]["cross_attn"], "pooled_output": fresh[0].get("pooled_output")}
-                ]
-        late = sorted({key for part in fresh for key in ANNOUNCED if part.get(key) is not None})
-        if late:
-            raise MismatchError(
-                f"a prompt with {', '.join(late)} came after the model was opened: open it with that prompt"
-            )
-        return fresh
+
+def _levels(sigma: float | Tensor, z: Tensor) -> Tensor:
+    """A level for every row, float32 [B], in memory of its own: autograd may save it."""
+    return level_tensor(sigma, z.device).expand(z.shape[0]).clone()
+
+
+def evaluated(inner: Any, conds: list[Parts], z: Tensor, level: Tensor, options: dict) -> Tensor:
+    """Clean predictions [len(conds), B, C, h, w], float32, as the host's samplers get them."""
+    replaced = options.get("sampler_calc_cond_batch_function")
+    if replaced is None:
+        return torch.stack(samplers.calc_cond_batch(inner, conds, z, level, options)).float()
+    arguments = {"conds": conds, "input": z, "sigma": level, "model": inner, "model_options": options}
+    return torch.stack(list(replaced(arguments))).float()
+
+
+def guidance(
+    inner: Any, conds: list[Parts], z: Tensor, level: Tensor, predictions: tuple[Tensor, Tensor], scale: float,
+    options: dict,
+) -> Tensor:  # fmt: skip
+    """The host's guidance of a conditional and an unconditional prediction, with every hook that `options` carry.
+
+    Args:
+        conds: what they are predictions of; one alone is conditional, as in the host's own runs at scale 1.
+    """
+    pair, out = [*conds, None, None][:2], list(predictions)
+    for hook in options.get("sampler_pre_cfg_function", []):
+        arguments = {"conds": pair, "conds_out": out, "cond_scale": scale, "timestep": level, "input": z}
+        out = hook({**arguments, "sigma": level, "model": inner, "model_options": options})
+    return samplers.cfg_function(
+        inner, out[0], out[1], scale, z, level, model_options=options, cond=pair[0], uncond=pair[1]
+    )

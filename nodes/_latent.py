@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines.errors import MismatchError, ParameterError, ShapeError
-from ..pipelines.shapes import padded_length
+from ..pipelines.shapes import check_latent, padded_length
 from ._host_base import held, intermediate_device
 
 log = logging.getLogger("editkit")
@@ -191,6 +191,19 @@ def samples(latent: Mapping[str, Any]) -> Tensor:
     return latent[SAMPLES] if tensor is None else tensor.samples()
 
 
+def clean_samples(latent: Mapping[str, Any], socket: str) -> Tensor:
+    """The unscaled tensor [B, C, h, w] of a LATENT that must hold a picture, not a noised one.
+
+    Raises: ShapeError; MismatchError where the LATENT is known to lie above level 0.
+    """
+    tensor: Held | None = getattr(latent, "held", None)
+    if tensor is not None and tensor.sigma > 0:
+        raise MismatchError(
+            f"{socket} lies at noise level {tensor.sigma:.4g} but a clean picture is needed: connect the encoded picture"
+        )
+    return check_latent(samples(latent), socket)
+
+
 def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) -> DeviceLatent:
     """A LATENT of `z` (model scale, level `sigma`), with the other entries of `like`; nothing is copied to the host."""
     detached = getattr(denoiser, "without_weights", None)
@@ -256,3 +269,16 @@ def latent_grid(mask: Tensor, latent: Mapping[str, Any] | None, codec: Any | Non
     if factor is None:
         raise ParameterError("the size of the latent grid is not known: connect latent or vae")
     return padded_length(mask.shape[1], factor) // factor, padded_length(mask.shape[2], factor) // factor, factor
+
+
+def picture_size(latent: Mapping[str, Any], codec: Any | None) -> tuple[int, int, int]:
+    """Pixels per cell, height and width of the picture that a LATENT [B, C, h, w] was encoded from.
+
+    Raises: ParameterError where neither the LATENT nor a codec tells the pixels of a cell.
+    """
+    height, width, factor = latent_grid(torch.zeros(1, 1, 1), latent, codec)
+    if factor is None:
+        raise ParameterError(
+            "latent does not say how many pixels a cell has: connect vae, or encode with 'Encode picture, any size'"
+        )
+    return factor, *latent.get("editkit_size", (height * factor, width * factor))

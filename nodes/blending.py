@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..pipelines.blending import BlendOptions, EditPrompts, blended_denoise, finished_latent, start_latent
-from ..pipelines.errors import ParameterError
+from ..pipelines.errors import MismatchError, ParameterError
 from ..pipelines.masks import MaskSchedule, constant_schedule
 from ..pipelines.noise import image_seeds, seeded_noise
 from ..pipelines.shapes import check_latent, common_batch, match_batch
 from ..pipelines.sigmas import check_sigmas
+from ..pipelines.trajectory import Trajectory
 from . import _host
-from ._api import MaskScheduleSocket, io, schema
+from ._api import EmbeddingsSocket, MaskScheduleSocket, TrajectorySocket, io, schema
 
 TO_THE_END = 10000
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -119,6 +124,18 @@ class NoiseLatent(io.ComfyNode):
         return io.NodeOutput(_host.latent_out(z, denoiser, levels[step], like=latent))
 
 
+def source_path(trajectory: Any, source: Tensor) -> Trajectory:
+    """The trajectory of the source latent [B, C, h, w]. Raises ShapeError, and MismatchError for another picture's."""
+    path = _host.trajectory_in(trajectory)
+    common_batch(trajectory=path.clean, source_latent=source)
+    if path.clean.shape[1:] != source.shape[1:] or not (path.clean == source.to(path.clean)).all():
+        raise MismatchError(
+            f"trajectory was made from another picture than source_latent ({list(path.clean.shape)} and {list(source.shape)}): "
+            "connect the LATENT that was inverted as source_latent"
+        )
+    return path
+
+
 class BlendedDenoise(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -137,7 +154,11 @@ class BlendedDenoise(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive", tooltip="What should appear under the mask; describing the whole scene works best."
                 ),
-                io.Conditioning.Input("negative", tooltip="What to move away from; not evaluated at cfg 1."),
+                io.MultiType.Input(
+                    "negative",
+                    types=[io.Conditioning, EmbeddingsSocket],
+                    tooltip="What to move away from; not evaluated at cfg 1. Or the embeddings of an inversion, one per step.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=5.0,
@@ -175,6 +196,12 @@ class BlendedDenoise(io.ComfyNode):
                     tooltip="Seed of the background's noise; the seed that noised the start. Image b uses seed + b.",
                 ),
                 *_options(),
+                TrajectorySocket.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip="Of the source, from 'Invert picture': its levels are then the background, and no noise is drawn. "
+                    "Start from its noised latent.",
+                ),
             ],
             outputs=[io.Latent.Output("blended", display_name="latent", tooltip="The latent at level end_step.")],
         )
@@ -182,27 +209,27 @@ class BlendedDenoise(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, cfg, sigmas, latent, source_latent, schedule, start_step, end_step, seed,
-        blend="after", background_level="aligned", background_noise="fixed", eta=0.0,
+        blend="after", background_level="aligned", background_noise="fixed", eta=0.0, trajectory=None,
     ) -> io.NodeOutput:  # fmt: skip
         levels, masks = check_sigmas(sigmas), as_schedule(schedule)
         start, source = _host.samples(latent), check_latent(_host.samples(source_latent), "source_latent")
         check_latent(start, "latent")
+        path = None if trajectory is None else source_path(trajectory, source)
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
-        contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
-        prompts = EditPrompts(contexts[0], contexts[1], cfg)
+        towards, against = _host.context(positive, "positive"), _host.negative_in(negative)
+        prompts, opened = EditPrompts(towards, against, cfg), _host.opened_for(towards, against, cfg)
         steps, last = len(levels) - 1, min(end_step, len(levels) - 1)
-        with _host.open_denoiser(
-            model, (batch, *start.shape[1:]), contexts[: 1 if cfg == 1 else 2], sigmas=levels
-        ) as denoiser:
+        with _host.open_denoiser(model, (batch, *start.shape[1:]), opened, sigmas=levels) as denoiser:
             z = match_batch(_host.latent_in(latent, denoiser, _level(levels, start_step)), batch, "latent", "the batch")
             z = blended_denoise(
-                denoiser, z, denoiser.scale_in(source), levels, masks, prompts,
+                denoiser, z, path or denoiser.scale_in(source), levels, masks, prompts,
                 seeds=image_seeds(seed, batch, latent.get("batch_index")),
                 start=start_step, end=end_step,
                 options=BlendOptions(blend, background_level, background_noise, eta),
                 progress=_host.progress(last - start_step, model),
             )  # fmt: skip
-            exact = last == steps and levels[-1] == 0 and blend == "after" and background_level == "aligned"
+            clean = levels[-1] == 0 or path is not None  # a path ends with the source, wherever its grid ends
+            exact = last == steps and clean and blend == "after" and background_level == "aligned"
             if exact:
                 done = finished_latent(denoiser.scale_out(z), source, masks, steps)
                 return io.NodeOutput(_host.finished_out(done, like=latent))

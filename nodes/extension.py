@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from . import background, blending, images, loaders, masks, ranking
+from . import (
+    attention,
+    attention_maps,
+    background,
+    blending,
+    diffedit,
+    embedding_files,
+    images,
+    inversion,
+    layered,
+    layered_tune,
+    loaders,
+    masks,
+    metrics,
+    prompts,
+    ranking,
+    reconstruction,
+    relatives,
+)
 from ._api import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
@@ -12,6 +30,17 @@ NODES: list[type[io.ComfyNode]] = [
     *blending.NODES,
     *background.NODES,
     *ranking.NODES,
+    *inversion.NODES,
+    *reconstruction.NODES,
+    *embedding_files.NODES,
+    *diffedit.NODES,
+    *prompts.NODES,
+    *attention.NODES,
+    *relatives.NODES,
+    *attention_maps.NODES,
+    *metrics.NODES,
+    *layered.NODES,
+    *layered_tune.NODES,
 ]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..pipelines.errors import EditError, LoadError, ParameterError
+from ._host_files import set_headless_output
 from ._run import Run
 
 log = logging.getLogger("editkit")
@@ -40,6 +41,7 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
     Raises: EditError for a malformed workflow, an unknown node or a bad input; the message names the node.
     """
     load_host()
+    set_headless_output(run.output_folder)
     nodes = check_workflow(workflow)
     order = execution_order(nodes)
     classes = node_classes()

@@ -1,11 +1,11 @@
-"""Mask nodes: pixel mask to latent mask, and the shrinking schedule."""
+"""Mask nodes: pixel mask to latent mask, and the schedules that shrink a mask or let it grow."""
 
 from __future__ import annotations
 
 import logging
 
 from ..pipelines.errors import ParameterError
-from ..pipelines.masks import MODES, dilation_schedule, downsample, parse_kernels
+from ..pipelines.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
 from ..pipelines.shapes import check_mask
 from . import _host
 from ._api import MaskScheduleSocket, io, preview, schema
@@ -137,4 +137,43 @@ class DilationSchedule(io.ComfyNode):
         return io.NodeOutput(schedule, strip, ui=preview(cls, strip))
 
 
-NODES = [LatentMask, DilationSchedule]
+class ReleaseSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="EditKit_ReleaseSchedule",
+            display_name="Change by degrees (Differential Diffusion)",
+            category="EditKit/mask",
+            description=(
+                "Turns a soft mask into a schedule: a cell that may change a little is held to the source for most of the steps "
+                "and let go late, one that may change freely is free from the start. The editable part grows, where 'Progressive "
+                "mask shrinking' lets it shrink."
+            ),
+            search_aliases=["soft inpainting", "change map", "gradient mask", "mask schedule"],
+            inputs=[
+                io.Mask.Input(
+                    "latent_mask",
+                    tooltip="How much each latent cell may change, 0 (not at all) to 1 (freely); the published map is its "
+                    "inverse. From 'Latent mask' with threshold 0, which keeps soft values.",
+                ),
+            ],
+            outputs=[
+                MaskScheduleSocket.Output(
+                    "schedule", display_name="schedule", tooltip="Which latent cells may change at which step."
+                ),
+                io.Image.Output(
+                    "strip",
+                    display_name="preview strip",
+                    tooltip="What may change at each eighth of the steps, from left to right, one row per mask.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent_mask) -> io.NodeOutput:
+        schedule = release_schedule(latent_mask)
+        strip = _host.to_host(schedule.preview())
+        return io.NodeOutput(schedule, strip, ui=preview(cls, strip))
+
+
+NODES = [LatentMask, DilationSchedule, ReleaseSchedule]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..pipelines.blending import Background, EditPrompts
 from ..pipelines.errors import LoadError, ParameterError
 from ..pipelines.examples import load_mask, load_picture
+from ..pipelines.guidance import check_negative, check_positive, one_positive
 from ..pipelines.noise import seeded_noise
+from ..pipelines.paired import PairRun, paired_predictor, shared_noise
 from ..pipelines.pictures import save_picture
-from ..pipelines.samplers import blended_predictor, predictor, sample
+from ..pipelines.samplers import Predict, blended_predictor, predictor, sample
 from ..pipelines.shapes import check_image, check_latent, match_batch
-from ..pipelines.sigmas import executed
+from ..pipelines.sigmas import check_sigmas, executed
 from . import _host
 from ._run import Run
 
 STANDINS: dict[str, Any] = {}
+EMPTY_CHANNELS, EMPTY_FACTOR = 4, 8  # of the stock node, whatever the model
 
 
 def standin(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -131,11 +137,115 @@ def ksampler(
         raise ParameterError(f"denoise is {denoise}: give a number above 0 and up to 1")
     samples = check_latent(_host.samples(latent_image), "latent_image")
     prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-    with _host.open_denoiser(model, samples.shape, [prompts.positive, prompts.negative]) as denoiser:  # type: ignore[list-item]
+    with _host.open_denoiser(_unpaired(model), samples.shape, []) as denoiser:
         total = int(steps / denoise)
         sigmas = denoiser.schedule(total)[-(min(steps, executed(total, 1.0)) + 1) :]
         z = _sample(model, denoiser, denoiser.scale_in(samples), sigmas, prompts, sampler_name, seed, samples)
         return (_host.finished_out(z, like=latent_image),)
+
+
+@standin("KSamplerSelect")
+def ksampler_select(run: Run, sampler_name: str) -> tuple[Any, ...]:
+    return (sampler_name,)
+
+
+@standin("SamplerCustom")
+def sampler_custom(
+    run: Run, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any, sampler: str,
+    sigmas: Any, latent_image: dict,
+) -> tuple[Any, ...]:  # fmt: skip
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    return _custom(model, prompts, noise_seed if add_noise else None, sampler, sigmas, latent_image)
+
+
+@standin("CFGGuider")
+def cfg_guider(run: Run, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Any, ...]:
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    return (_host.HeadlessGuider(model, prompts),)
+
+
+@standin("EmptyLatentImage")
+def empty_latent_image(run: Run, width: int, height: int, batch_size: int = 1) -> tuple[Any, ...]:
+    return ({"samples": torch.zeros(batch_size, EMPTY_CHANNELS, height // EMPTY_FACTOR, width // EMPTY_FACTOR)},)
+
+
+@standin("ImageFromBatch")
+def image_from_batch(run: Run, image: Any, batch_index: int, length: int) -> tuple[Any, ...]:
+    image = check_image(image, "image")
+    first = min(batch_index, len(image) - 1)
+    return (image[first : first + length].clone(),)
+
+
+@standin("RandomNoise")
+def random_noise(run: Run, noise_seed: int) -> tuple[Any, ...]:
+    return (noise_seed,)
+
+
+@standin("DisableNoise")
+def disable_noise(run: Run) -> tuple[Any, ...]:
+    return (None,)
+
+
+@standin("SamplerCustomAdvanced")
+def sampler_custom_advanced(
+    run: Run, noise: int | None, guider: Any, sampler: str, sigmas: Any, latent_image: dict
+) -> tuple[Any, ...]:
+    if not isinstance(guider, _host.HeadlessGuider):
+        raise ParameterError(f"guider is a {type(guider).__name__}: headless has CFGGuider and EditKit's guiders")
+    return _custom(guider.model, guider.prompts, noise, sampler, sigmas, latent_image)
+
+
+def _custom(
+    model: Any, prompts: EditPrompts, seed: int | None, sampler: str, sigmas: Any, latent_image: dict
+) -> tuple[Any, ...]:
+    """Without a seed it adds no noise: it takes up a LATENT that lies at the first of the sigmas."""
+    samples, levels = check_latent(_host.samples(latent_image), "latent_image"), check_sigmas(sigmas)
+    with _host.open_denoiser(_unpaired(model), samples.shape, []) as denoiser:
+        check_positive(prompts.positive, levels)
+        check_negative(prompts.negative, denoiser, levels)
+        if seed is not None:
+            source = denoiser.scale_in(samples)
+            out = _sample(model, denoiser, source, levels, prompts, sampler, seed, samples)
+            done = _host.finished_out(out, like=latent_image)
+        else:
+            _refuse_blend(model)
+            z = _host.latent_in(latent_image, denoiser, float(levels[0]))
+            predict, pairs = _predictor(model, denoiser, prompts, z, levels)
+            z = sample(sampler, predict, z.clone(), levels, _host.progress(len(levels) - 1, model))
+            if pairs is not None and levels[-1] == 0:
+                done = _host.finished_out(pairs.finished(denoiser.scale_out(z)), like=latent_image)
+            else:
+                done = _host.latent_out(z, denoiser, float(levels[-1]), like=latent_image)
+        return done, done
+
+
+def _unpaired(model: Any) -> Any:
+    """The MODEL to open; its attention edit is put around the predictions."""
+    return replace(model, editkit_pairs=None) if isinstance(model, _host.HeadlessModel) else model
+
+
+def _predictor(
+    model: Any, denoiser: Any, prompts: EditPrompts, latent: Any, sigmas: Any
+) -> tuple[Predict, PairRun | None]:
+    """What a sampler evaluates, with the attention edit of the MODEL if it has one."""
+    plan = getattr(model, "editkit_pairs", None)
+    if plan is None:
+        return predictor(denoiser, prompts), None
+    run = plan.check(denoiser, sigmas, latent, [one_positive(prompts.positive, "an attention edit").tokens])
+    return paired_predictor(denoiser, prompts, run), run
+
+
+def _each_noise(model: Any, noise: Any) -> Any:
+    """The batch's noise; pairs of an attention edit share theirs."""
+    plan = getattr(model, "editkit_pairs", None)
+    return shared_noise(noise) if plan is not None and plan.share_noise else noise
+
+
+def _refuse_blend(model: Any) -> None:
+    if getattr(model, "editkit_blend", None) is not None:
+        raise ParameterError(
+            "a blended MODEL takes up a noised LATENT only in ComfyUI: let the sampler add the noise here"
+        )
 
 
 def _sample(
@@ -153,11 +263,12 @@ def _sample(
 
     seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed
     noise = seeded_noise(source.shape, [seed], source.device)[0]
-    predict, wish = predictor(denoiser, prompts), getattr(model, "editkit_blend", None)
+    (predict, pairs), wish = _predictor(model, denoiser, prompts, source, sigmas), getattr(model, "editkit_blend", None)
+    noise = _each_noise(model, noise)
     progress = _host.progress(len(sigmas) - 1, model)
     if wish is None:
         z = sample(sampler_name, predict, denoiser.noise(source, noise, float(sigmas[0])), sigmas, progress)
-        return denoiser.scale_out(z)
+        return denoiser.scale_out(z) if pairs is None else pairs.finished(denoiser.scale_out(z))
     clean = (
         source
         if wish.source is None

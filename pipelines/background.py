@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .errors import ParameterError, ShapeError
 from .metrics import psnr_outside
-from .optimise import OptimiseResult, Plateau, autocast, learning_mode, optimise, own
+from .optimise import OptimiseResult, Plateau, autocast, learning_mode, measured, optimise, own, recomputing
 from .progress import Progress, silent
 from .protocols import DecoderClone, LatentCodec
 from .shapes import check_image, check_latent, check_mask, common_batch, match_batch, padded_length, same_size
@@ -114,7 +112,7 @@ def tune_decoder(
         edited: IMAGE to keep inside the mask; None takes the plain decode, without clamping.
         mask: MASK at pixel resolution, 1 = edit; soft values share a pixel.
         progress: called after every step; raising there cancels, and the user's weights are as they were.
-    Raises: ShapeError, ParameterError; EditError if the loss overflows.
+    Raises: ShapeError, ParameterError; EditError if the loss overflows, or if there is not enough memory to start.
     """
     settings = settings or DecoderSettings()
     _check(settings)
@@ -230,20 +228,21 @@ def _check(settings: TuneSettings) -> None:
 def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, progress: Progress) -> DecoderTuning:
     split = len(clone.blocks) - _learning_blocks(settings.blocks, len(clone.blocks))
     prefix, learning = list(clone.blocks[:split]), list(clone.blocks[split:])
+    weights = list(dict.fromkeys(weight for block in learning for weight in block.parameters()))
     with torch.no_grad():
         start = _run(prefix, clone.prepare(own(task.latent)))
-        first = _run(learning, start)
-    task = task.owned(first.device)
-    target, before = task.target(first), task.background(task.image(first))
-    del first
+    with recomputing(learning if settings.low_memory else ()):
+        first = _first(weights, lambda: _run(learning, start), "tuning the decoder")
+        task = task.owned(first.device)
+        target, before = task.target(first), task.background(task.image(first))
+        del first
 
-    def loss(step: int) -> Tensor:
-        with autocast(start.device, settings.half):
-            made = _run(learning, start, settings.low_memory)
-        return task.terms(made, target, settings.background_weight)
+        def loss(step: int) -> Tensor:
+            with autocast(start.device, settings.half):
+                made = _run(learning, start)
+            return task.terms(made, target, settings.background_weight)
 
-    weights = list(dict.fromkeys(weight for block in learning for weight in block.parameters()))
-    result = _optimise(weights, loss, settings, progress)
+        result = _optimise(weights, loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(learning, start))
     after = task.background(image)
@@ -253,29 +252,36 @@ def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, 
 def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, progress: Progress) -> LatentTuning:
     blocks = [block.requires_grad_(False) for block in clone.blocks]
     latent = own(task.latent, next(weight.device for block in blocks for weight in block.parameters()))
-    with torch.no_grad():
-        first = _run(blocks, clone.prepare(latent))
-    task = task.owned(first.device)
-    target, before, batch = task.target(first), task.background(task.image(first)), len(latent)
-    del first
+    with recomputing(blocks if settings.low_memory else ()):
+        first = _first([latent], lambda: _run(blocks, clone.prepare(latent)), "tuning the latent")
+        task = task.owned(first.device)
+        target, before, batch = task.target(first), task.background(task.image(first)), len(latent)
+        del first
 
-    def loss(step: int) -> Tensor:
-        start = clone.prepare(latent)
-        with autocast(start.device, settings.half):
-            made = _run(blocks, start, settings.low_memory)
-        return task.terms(made, target, settings.background_weight) * batch  # each latent learns as it would alone
+        def loss(step: int) -> Tensor:
+            start = clone.prepare(latent)
+            with autocast(start.device, settings.half):
+                made = _run(blocks, start)
+            return task.terms(made, target, settings.background_weight) * batch  # each latent learns as it would alone
 
-    result = _optimise([latent], loss, settings, progress)
+        result = _optimise([latent], loss, settings, progress)
     with torch.no_grad():
         image = task.image(_run(blocks, clone.prepare(latent)))
     after = task.background(image)
     return LatentTuning(image, *_report(result, batch), before, after, result.steps, result.stopped, latent)
 
 
-def _run(blocks: Sequence[nn.Module], value: Tensor, low_memory: bool = False) -> Tensor:
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+def _first(parameters: Sequence[Tensor], make: Callable[[], Tensor], what: str) -> Tensor:
+    """The picture before learning; refuses to start where a step would not fit into memory."""
+    with measured(parameters) as need:
+        first = make().detach()
+    need.check(first.device, what)
+    return first
+
+
+def _run(blocks: Sequence[nn.Module], value: Tensor) -> Tensor:
     for block in blocks:
-        value = again(block, value) if low_memory else block(value)
+        value = block(value)
     return value
 
 

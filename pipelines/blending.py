@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .errors import ParameterError, ShapeError
-from .guidance import Negative, check_negative, guided
+from .guidance import Negative, Positive, check_negative, guided
 from .masks import MaskSchedule
 from .noise import seeded_noise
 from .progress import Progress, silent
-from .protocols import Context, Denoiser
+from .protocols import Denoiser
 from .shapes import match_batch
 from .sigmas import ancestral_levels, check_sigmas, euler_step
 
@@ -56,9 +56,9 @@ class BlendOptions:
 
 @dataclass(frozen=True)
 class EditPrompts:
-    """What to denoise towards: positive context, negative (one, or one per step), and the guidance scale."""
+    """What to denoise towards: positive and negative (one, or one per step), and the guidance scale."""
 
-    positive: Context
+    positive: Positive
     negative: Negative | None
     guidance_scale: float
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EditError, LoadError
+from .errors import EditError, LoadError, ParameterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: output/demo)")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=demo_command)
+    claims = commands.add_parser("claims", help="measure on the bundled model what methods promise, and print it")
+    claims.add_argument("names", nargs="+", metavar="NAME", help="tables: style, layered, blended, diffedit, ...")
+    claims.add_argument("--trials", type=int, help="trials of each claim (default: the table's own)")
+    claims.set_defaults(run=claims_command)
     return parser
 
 
@@ -214,6 +218,16 @@ def demo_command(options: argparse.Namespace) -> int:
     write_result(result, example.image, example.mask, options.output, example.prompt)
     print(f"done in {time.monotonic() - begun:.0f} s")
     return 0
+
+
+def claims_command(options: argparse.Namespace) -> int:
+    """`editkit claims`: tables, and whether every claim holds (exit code 1 if not). Raises ParameterError for a name."""
+    from ..benchmarks.registry import TABLES, print_tables
+
+    unknown = [name for name in options.names if name not in TABLES]
+    if unknown:
+        raise ParameterError(f"there is no table {unknown[0]!r}: choose from {', '.join(TABLES)}")
+    return 0 if print_tables(options.names, options.trials) else 1
 
 
 def run_command(options: argparse.Namespace) -> int:

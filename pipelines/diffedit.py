@@ -15,10 +15,11 @@ from torch import Tensor
 
 from .blending import BlendOptions, EditPrompts, blended_denoise, finished_latent
 from .errors import ParameterError, ShapeError
+from .guidance import Negative
 from .inversion import InversionOptions, invert
 from .masks import MaskSchedule, constant_schedule, remove_islands
 from .noise import seeded_noise
-from .progress import Progress, silent
+from .progress import Legs, Progress, silent
 from .protocols import Context, Denoiser
 from .shapes import check_latent, crop_to
 from .sigmas import executed
@@ -208,7 +209,6 @@ def masked_decode(
     """
     start = trajectory.steps - executed(trajectory.steps, ratio)
     batch = max(trajectory.batch, schedule.batch)
-    trajectory.check(denoiser)
     z = trajectory.expanded(batch).level(start)
     options = BlendOptions(background_level="previous" if legacy_offset else "aligned")
     return blended_denoise(
@@ -251,7 +251,7 @@ def diffedit(
     latent: Tensor,
     source: Context,
     target: Context,
-    negative: Context | None,
+    negative: Negative | None,
     *,
     seeds: list[int],
     settings: DiffEditSettings | None = None,
@@ -268,7 +268,7 @@ def diffedit(
     Raises: ShapeError, ParameterError, FamilyError.
     """
     settings = settings or DiffEditSettings()
-    legs = _Legs(progress, (settings.maps, *[executed(settings.steps, settings.ratio)] * 2))
+    legs = Legs(progress, (settings.maps, *[executed(settings.steps, settings.ratio)] * 2))
     found = diffedit_mask(
         denoiser, latent, source, target, seeds=seeds, maps=settings.maps,
         sigma=strength_sigma(denoiser, settings.strength), rule=settings.rule, rows=rows, progress=legs(0),
@@ -288,14 +288,3 @@ def diffedit(
     if not settings.legacy_offset:
         edited = finished_latent(edited, path.clean, schedule, path.steps)
     return DiffEditResult(edited, found, path)
-
-
-class _Legs:
-    """One progress for a run of several parts."""
-
-    def __init__(self, progress: Progress, lengths: tuple[int, ...]) -> None:
-        self.progress, self.lengths = progress, lengths
-
-    def __call__(self, leg: int) -> Progress:
-        before, total = sum(self.lengths[:leg]), sum(self.lengths)
-        return lambda done, _, preview=None: self.progress(before + done, total, preview)

@@ -6,6 +6,7 @@ What null-text inversion and negative-prompt inversion leave behind. It stands w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,7 @@ class Embeddings:
 
     def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
         """Raises MismatchError unless made for `denoiser`, and `sigmas` is their grid or the last part of it."""
-        made, here = (self.family, self.fingerprint), (denoiser.family, denoiser.fingerprint)
-        if made[0] != here[0] or made[1] not in (None, here[1]):
-            raise MismatchError(
-                f"embeddings were made with another model (family {made[0]!r}, {made[1] or 'from a file'}) than the one"
-                f" connected ({here[0]!r}, {here[1]}): make them again with this model"
-            )
+        check_model(self.family, self.fingerprint, denoiser)
         if sigmas is not None:
             check_grid(self.sigmas, sigmas, "embeddings")
 
@@ -83,18 +79,41 @@ class Embeddings:
         negative = self.at_sigma(sigma)
         if self.proximal is None:
             return guided(denoiser, z, sigma, positive, negative, scale)
-        cond, uncond = denoiser.denoise(z, sigma, [positive, negative])
-        return self.proximal.guide(denoiser, z, float(sigma), cond, uncond, scale, self.path)
+        contexts = [positive, negative]
+        cond, uncond = denoiser.denoise(z, sigma, contexts)
+        return self.combine(denoiser, z, sigma, cond, uncond, scale, contexts)
+
+    def guides(self, scale: float) -> bool:
+        """See `NegativeSchedule.guides`."""
+        return scale != 1 or self.proximal is not None
+
+    def combine(
+        self, denoiser: Denoiser, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float,
+        contexts: Sequence[Context],
+    ) -> Tensor:  # fmt: skip
+        """See `NegativeSchedule.combine`."""
+        if self.proximal is None:
+            return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
+        return self.proximal.guide(
+            z, float(sigma), cond, uncond, self.path, lambda c, u: denoiser.combine(z, sigma, c, u, scale, contexts)
+        )
 
     def to(self, device: torch.device) -> Embeddings:
         tokens = None if self.tokens is None else self.tokens.to(device)
         return replace(self, tokens=tokens, path=None if self.path is None else self.path.to(device))
 
 
+def check_model(family: str, fingerprint: str | None, denoiser: Denoiser) -> None:
+    """Raises MismatchError unless embeddings of this model suit `denoiser`; after loading the family alone is known."""
+    if family != denoiser.family or fingerprint not in (None, denoiser.fingerprint):
+        raise MismatchError(
+            f"embeddings were made with another model (family {family!r}, {fingerprint or 'from a file'}) than the one"
+            f" connected ({denoiser.family!r}, {denoiser.fingerprint}): make them again with this model"
+        )
+
+
 def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
     """Write a safetensors file; folders are made. What a host attached to the prompt (areas, ControlNets) is not saved."""
-    from safetensors.torch import save_file
-
     base, source = embeddings.base, embeddings.path
     tensors = {
         "base": base.tokens, "pooled": base.pooled, "tokens": embeddings.tokens, "sigmas": embeddings.sigmas,
@@ -105,15 +124,12 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
         "guidance_scale": embeddings.guidance_scale,
         "proximal": None if embeddings.proximal is None else asdict(embeddings.proximal),
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = {name: value.detach().float().cpu().clone() for name, value in tensors.items() if value is not None}
-    save_file(held, path, metadata={"format": FORMAT, "embeddings": json.dumps(about)})
-    return path
+    return write_tensors(path, FORMAT, tensors, about)
 
 
 def load_embeddings(path: Path) -> Embeddings:
     """Read what `save_embeddings` wrote. Raises LoadError for any other file."""
-    tensors, about = _read(path)
+    _, tensors, about = read_tensors(path, (FORMAT,))
     try:
         base = Context(tensors["base"], tensors.get("pooled"), about["text"])
         sigmas, proximal = tensors["sigmas"], about["proximal"]
@@ -125,10 +141,23 @@ def load_embeddings(path: Path) -> Embeddings:
             Proximal(**proximal) if proximal else None, source,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise LoadError(f"{path} is incomplete ({error}): save the embeddings again") from error
+        raise incomplete(path, error) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor | None], about: dict[str, Any]) -> Path:
+    """A safetensors file of float32 tensors (None is left out) and facts that JSON can hold; folders are made."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = torch.contiguous_format
+    given = {name: value for name, value in tensors.items() if value is not None}
+    held = {name: value.detach().float().cpu().clone(memory_format=whole) for name, value in given.items()}
+    save_file(held, path, metadata={"format": kind, "embeddings": json.dumps(about)})
+    return path
+
+
+def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote: its kind, one of `kinds`, its tensors and facts. Raises LoadError for any other file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -136,8 +165,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            kind = str(header.get("format"))
+            if kind not in kinds:
                 raise LoadError(f"{path} holds no embeddings of EditKit: choose a file that its save node wrote")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["embeddings"])  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file is no dict
+            return kind, tensors, json.loads(header["embeddings"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise LoadError(f"{path} cannot be read ({error}): choose a file that EditKit saved") from error
+
+
+def incomplete(path: Path, error: Exception) -> LoadError:
+    return LoadError(f"{path} is incomplete ({error}): save the embeddings again")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import LoadError, ParameterError
 
 FOLDER = Path(__file__).parent / "bundled" / "examples"
-EXAMPLES = ("empty_side", "one_object", "thin_stroke", "scribble")
+EXAMPLES = ("empty_side", "one_object", "thin_stroke", "scribble", "red_circle")
 
 
 @dataclass(frozen=True)

@@ -200,11 +200,13 @@ class ReconstructionQuality:
 
     Attributes:
         without_vae: against the decoded source latent: what the inversion lost.
+        picture: the reconstruction decoded, IMAGE [B, H, W, 3].
         with_vae: against the picture: what the inversion and the VAE lost together; None without a picture.
         vae_only: the decoded source latent against the picture: the best that any inversion can reach.
     """
 
     without_vae: Tensor
+    picture: Tensor
     with_vae: Tensor | None = None
     vae_only: Tensor | None = None
 
@@ -221,7 +223,7 @@ def reconstruction_quality(
     """
     result, source = codec.decode(rebuilt), codec.decode(clean)
     if image is None:
-        return ReconstructionQuality(psnr(result, source))
+        return ReconstructionQuality(psnr(result, source), result)
     image = check_image(image, "image").to(source.device)
     result, source = crop_to(result, *image.shape[1:3]), crop_to(source, *image.shape[1:3])
-    return ReconstructionQuality(psnr(result, source), psnr(result, image), psnr(source, image))
+    return ReconstructionQuality(psnr(result, source), result, psnr(result, image), psnr(source, image))

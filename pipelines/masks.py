@@ -18,6 +18,7 @@ from .shapes import check_mask, match_batch, pad_to_factor, padded_length
 
 MODES = ("max", "area", "nearest", "bilinear")
 POWERS = (1, 2, 4, 8, 16, 32, 64)  # factors that a VAE may have
+STAGES = 8  # columns of a release's preview
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,13 @@ class MaskSchedule:
         return replace(self, masks=masks)
 
     def preview(self, cell: int = 8) -> Tensor:
-        """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps."""
-        parts, batch = self.masks.shape[:2]
-        tiles = self.masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
+        """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps.
+
+        A release has one part; its columns are the steps of a run of STAGES.
+        """
+        masks = torch.stack([self.at(i, STAGES) for i in range(STAGES)]) if self.release else self.masks
+        parts, batch = masks.shape[:2]
+        tiles = masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
         tiles = F.pad(tiles, (cell, 0, cell, 0), value=0.5)
         strip = tiles.permute(1, 2, 0, 3).reshape(batch * tiles.shape[-2], parts * tiles.shape[-1])
         return F.pad(strip, (0, cell, 0, cell), value=0.5)[None, :, :, None].expand(-1, -1, -1, 3).contiguous()

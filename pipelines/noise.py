@@ -27,6 +27,21 @@ def seeded_noise(
     return torch.stack(rows).to(device)
 
 
+def seeded_draw(
+    shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A uniform number in [0, 1) for every image, float32 [B], and noise as `seeded_noise` gives it, of one draw.
+
+    What a loss over random noise levels needs at every step; independent of the batch split too.
+    """
+    uniform, rows = [], []
+    for seed in seeds:
+        generator = torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
+        uniform.append(torch.rand((), generator=generator))
+        rows.append(torch.randn(tuple(shape), generator=generator))
+    return torch.stack(uniform).to(device), torch.stack(rows).to(device)
+
+
 def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None) -> list[int]:
     """Image b of a batch has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
     index = list(range(batch)) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .embeddings import Embeddings
 from .errors import ParameterError, ShapeError
-from .optimise import learning_mode, optimise, own
+from .holding import Held
+from .optimise import learning_mode, optimise, own, own_context
 from .progress import Progress, silent
 from .protocols import Context, Denoiser
 from .proximal import Proximal
@@ -47,9 +48,11 @@ class NullTextOptions:
             raise ParameterError(f"lr is {self.lr}: give a learning rate above 0 (0.01 as published)")
 
     def rate(self, step: int, steps: int) -> float:
+        """Adam's step size at `step` of a grid of `steps`."""
         return self.lr * (1 - step / (2 * steps))
 
     def threshold(self, step: int) -> float:
+        """The loss below which `step` is done."""
         return self.tolerance + step * self.tolerance_growth
 
 
@@ -92,18 +95,12 @@ def null_text(
     trajectory.check(denoiser)
     trajectory.check_prompt(source, "positive")
     with learning_mode():
-        run = _Run(denoiser, trajectory, own_context(source), own_context(null), options)
+        run = _Run(denoiser, trajectory, source, own_context(null), options)
         for step in range(trajectory.first, trajectory.steps):
             run.step(step, progress)
         tokens = torch.stack(run.learned)
     embeddings = _made(trajectory, null, tokens, options.guidance_scale)
     return NullTextResult(embeddings, run.z, run.losses, run.updates)
-
-
-def own_context(context: Context) -> Context:
-    """A copy that autograd may save; hosts hand out inference tensors. Call it in `learning_mode`."""
-    pooled = None if context.pooled is None else own(context.pooled)
-    return replace(context, tokens=own(context.tokens), pooled=pooled)
 
 
 class _Run:
@@ -121,6 +118,7 @@ class _Run:
         self.updates: list[int] = []
 
     def step(self, index: int, progress: Progress) -> None:
+        """Learn the embedding of step `index` of the whole grid, and take the step with it."""
         options, levels = self.options, self.path.sigmas.tolist()
         sigma, target = levels[index], levels[index + 1]
         with torch.no_grad():
@@ -130,10 +128,10 @@ class _Run:
         fit = _Fit(self, cond, sigma, target, own(self.path.level(index + 1)), options.threshold(index))
         total, before = len(self.path.latents) - 1, index - self.path.first
         result = optimise(
-            [self.u], fit, steps=inner, lr=options.rate(index, self.path.steps), stop=fit.stop,
+            [self.u], fit, steps=inner, lr=options.rate(index, self.path.steps), stop=fit.held.stop,
             progress=lambda done, _, preview=None: progress(before * inner + done, total * inner),
         )  # fmt: skip
-        fit.hold()
+        fit.held.hold()
         with torch.no_grad():
             clean = fit.guided()
             self.z = euler_step(self.z, clean, sigma, target)
@@ -148,46 +146,26 @@ class _Fit:
 
     def __init__(self, run: _Run, cond: Tensor, sigma: float, target: float, goal: Tensor, threshold: float) -> None:
         self.run, self.cond, self.sigma, self.target, self.goal = run, cond, sigma, target, goal
-        self.threshold, self.stop = threshold, _AllBelow(threshold)
         # the published tolerances are meant for variance-preserving latents, which are smaller at high noise
         self.weight = 1.0 if run.denoiser.flow else 1 / (1 + target * target)
-        self.done = torch.zeros(len(cond), dtype=torch.bool, device=cond.device)
-        self.loss = torch.full((len(cond),), torch.inf, device=cond.device)
-        self.kept = run.u.detach().clone()
+        self.held = Held([run.u], threshold)
 
     def guided(self) -> Tensor:
+        """The guided clean prediction [B, C, h, w] with the embeddings as they are now; the conditional row is not run again."""
         run, scale = self.run, self.run.options.guidance_scale
         if scale == 1:
             return self.cond
-        uncond = run.denoiser.denoise(run.z, self.sigma, [run.null.with_tokens(run.u)])[0]
-        return run.denoiser.combine(run.z, self.sigma, self.cond, uncond, scale)
+        null = run.null.with_tokens(run.u)
+        uncond = run.denoiser.denoise(run.z, self.sigma, [null])[0]
+        return run.denoiser.combine(run.z, self.sigma, self.cond, uncond, scale, [run.source, null])
 
     def __call__(self, step: int) -> Tensor:
         """Loss [B] of the embeddings as they are now."""
-        self.hold()
+        self.held.hold()
         reached = euler_step(self.run.z, self.guided(), self.sigma, self.target)
         loss = (reached - self.goal).square().flatten(1).mean(1) * self.weight
-        self.loss = loss.detach()
+        self.held.saw(loss)
         return loss
-
-    @torch.no_grad()
-    def hold(self) -> None:
-        """Embeddings of images that were below the threshold stay as the update after that left them, as published."""
-        newly = (self.loss < self.threshold) & ~self.done
-        self.kept = torch.where(newly.view(-1, 1, 1), self.run.u, self.kept)
-        self.done = self.done | newly
-        self.run.u.copy_(torch.where(self.done.view(-1, 1, 1), self.kept, self.run.u))
-
-
-@dataclass(frozen=True)
-class _AllBelow:
-    """Stop when every image has been below the threshold; asked after every update, as published."""
-
-    threshold: float
-    every: int = 1
-
-    def __call__(self, history: Tensor) -> bool:
-        return bool((history < self.threshold).any(0).all())
 
 
 def negative_prompt(

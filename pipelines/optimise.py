@@ -2,22 +2,30 @@
 
 What may learn is listed; everything else stays frozen, because gradients are asked for by name and never accumulated in
 a module. The parameters are float32 masters that belong to the caller: the user's own weights are never among them.
+Randomness comes from the losses alone, which draw by the number of the step (`noise.seeded_draw`).
+
+What learning may need besides: `learning_mode` (out of the host's inference mode), `own` (copies that autograd may
+save), `measured` and `MemoryNeed` (does it fit?), `recomputing` (gradient checkpointing), `autocast`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import EditError, ParameterError
-from .progress import Progress, silent
+from .progress import LossProgress, Progress, silent
+from .protocols import Context
 
 LOOK_EVERY = 25  # iterations between two readings of the history from the device
+OPTIMISER_BYTES = 12  # per learned number: a gradient and Adam's two moments, float32
 
 
 class StopRule(Protocol):
@@ -50,6 +58,24 @@ class Plateau:
         if len(values) <= self.every:
             return False
         recent, before = values[-self.every :].min(), values[: -self.every].min()
+        return bool(recent >= before * (1 - self.gain))
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """Stop when the mean of the last `every` steps is less than `gain` below the mean of as many before them.
+
+    For losses that draw a noise level at every step: single values say nothing, means do.
+    """
+
+    every: int
+    gain: float = 0.01
+
+    def __call__(self, history: Tensor) -> bool:
+        values = history.sum(1)
+        if len(values) < 2 * self.every:
+            return False
+        recent, before = values[-self.every :].mean(), values[-2 * self.every : -self.every].mean()
         return bool(recent >= before * (1 - self.gain))
 
 
@@ -88,6 +114,12 @@ def own(value: Tensor, device: torch.device | None = None) -> Tensor:
     return value.detach().to(device=device, dtype=torch.float32, copy=True)
 
 
+def own_context(context: Context) -> Context:
+    """The same for a prompt's embeddings; what the host attached stays."""
+    pooled = None if context.pooled is None else own(context.pooled)
+    return replace(context, tokens=own(context.tokens), pooled=pooled)
+
+
 def optimise(
     parameters: Sequence[Tensor],
     loss: Callable[[int], Tensor],
@@ -106,7 +138,7 @@ def optimise(
         steps: iterations, >= 0.
         lr: step size > 0, or a function of the step.
         stop: asked after every `stop.every` steps.
-        progress: told after every step; raising there cancels.
+        progress: told after every step; raising there cancels. One that has `losses` is shown the loss curve as well.
     Returns: the history; it stays on the device until it is needed, so that a step waits for no copy to the host.
     Raises: ParameterError; EditError when the loss is no longer a number. Whatever is raised, gradients and optimiser
         state are released. The parameters then hold the last completed step.
@@ -124,6 +156,7 @@ def optimise(
                 if (step + 1) % (stop.every if stop else LOOK_EVERY) == 0 or step + 1 == steps:
                     values = _read(history)
                     stopped = stop is not None and step + 1 < steps and stop(values)
+                    show_losses(progress, values)
                 progress(step + 1, steps)
                 if stopped:
                     break
@@ -185,6 +218,114 @@ def _result(history: list[Tensor], stopped: bool) -> OptimiseResult:
     return OptimiseResult(values.sum(1).tolist(), values.tolist(), len(values), stopped)
 
 
+def show_losses(progress: Progress, history: Tensor) -> None:
+    """Hand the history [n, K] to a `Progress` that shows curves (`progress.LossProgress`)."""
+    if isinstance(progress, LossProgress):
+        progress.losses(history.sum(1).tolist())
+
+
+# --------------------------------------------------------------------------------------------- precision and memory
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Half-precision arithmetic around float32 masters; None leaves everything in float32."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    """Half-precision arithmetic around float32 masters; None leaves everything in float32.
+
+    Raises: ParameterError for float16, in which the gradients of an edit underflow to 0.
+    """
+    if dtype is None:
+        return nullcontext()
+    if dtype != torch.bfloat16:
+        raise ParameterError(
+            f"arithmetic in {dtype} cannot learn, small gradients become 0: choose bfloat16 or float32"
+        )
+    return torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Gradient checkpointing: `blocks` keep nothing for the backward pass and run again then. Undone in every outcome.
+
+    Slower by about a third; memory falls to about that of one block.
+    """
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(_restore, block, vars(block).get("forward"))
+            again: Any = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            block.forward = again
+        yield
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    """Give back the class's own `forward`, or the one that somebody else had put there."""
+    del block.forward
+    if forward is not None:
+        block.forward = forward
+
+
+@dataclass
+class MemoryNeed:
+    """Bytes that learning takes on top of what lies in memory already.
+
+    Attributes:
+        state: gradients and Adam's moments.
+        activations: what one step keeps for its backward pass, each storage counted once.
+    """
+
+    state: int
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+    def check(self, device: torch.device, what: str, make_room: Callable[[int], object] | None = None) -> None:
+        """Raises EditError where `device` cannot hold it; `make_room` may move other things away first."""
+        free = free_memory(device)
+        if free is not None and self.total > free and make_room is not None:
+            make_room(self.total)
+            free = free_memory(device)
+        if free is not None and self.total > free:
+            raise EditError(
+                f"{what} needs {self.total / 2**30:.1f} GB more on {device}, where {free / 2**30:.1f} GB are free: let less"
+                " learn (LoRA, a lower rank, fewer blocks), switch low_memory on, or use a smaller picture"
+            )
+
+
+@contextmanager
+def measured(parameters: Sequence[Tensor]) -> Iterator[MemoryNeed]:
+    """Find out what a step of learning `parameters` will keep: run its forward pass, once, inside. Nothing is kept."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    need = MemoryNeed(OPTIMISER_BYTES * sum(parameter.numel() for parameter in parameters))
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
+    seen: dict[int, StorageWeakRef] = {}  # a weak reference keeps the address from being used again
+
+    def count(value: Tensor) -> None:
+        storage = value.untyped_storage()
+        ref = StorageWeakRef(storage)
+        if ref.cdata not in seen and storage._cdata not in own:
+            seen[ref.cdata] = ref
+            need.activations += storage.nbytes()
+
+    def absent(_: None) -> Tensor:
+        raise RuntimeError("a measured forward pass has nothing to go back on")
+
+    asked = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(count, absent):
+            yield need
+    finally:
+        for parameter, before in zip(parameters, asked, strict=True):
+            parameter.requires_grad_(before)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on `device`; None where nobody can tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu":
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().available)

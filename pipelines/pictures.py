@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def save_picture(image: Tensor, path: Path) -> Path:
     return path
 
 
-def _font(size: int) -> Any:
+@cache
+def label_font(size: int) -> Any:
+    """The font of every picture of ours, `size` pixels high: the one that Pillow brings."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
@@ -45,7 +48,7 @@ def sheet(tiles: Sequence[tuple[str, Tensor]], *, columns: int = 4, tile: int = 
     rows = -(-len(tiles) // columns)
     gap, label = 12, 38
     page = Image.new("RGB", (columns * (tile + gap) + gap, rows * (tile + label + gap) + gap), PAPER)
-    draw, font = ImageDraw.Draw(page), _font(13)
+    draw, font = ImageDraw.Draw(page), label_font(13)
     for index, (text, image) in enumerate(tiles):
         x, y = gap + index % columns * (tile + gap), gap + index // columns * (tile + label + gap)
         picture = to_pil(image).convert("RGB")
@@ -54,7 +57,7 @@ def sheet(tiles: Sequence[tuple[str, Tensor]], *, columns: int = 4, tile: int = 
         page.paste(picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS), (x, y))
         draw.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=LINE)
         draw.multiline_text((x, y + tile + 4), text, fill=INK, font=font, spacing=2)
-    return _to_image(page)
+    return from_pil(page)
 
 
 def curve(values: Sequence[float], title: str, *, width: int = 480, height: int = 240) -> Tensor:
@@ -64,7 +67,7 @@ def curve(values: Sequence[float], title: str, *, width: int = 480, height: int 
     from PIL import Image, ImageDraw
 
     page = Image.new("RGB", (width, height), PAPER)
-    draw, font = ImageDraw.Draw(page), _font(12)
+    draw, font = ImageDraw.Draw(page), label_font(12)
     left, top, right, bottom = 64, 28, width - 14, height - 26
     draw.text((left, 7), title, fill=INK, font=font)
     draw.rectangle((left, top, right, bottom), outline=LINE)
@@ -82,10 +85,26 @@ def curve(values: Sequence[float], title: str, *, width: int = 480, height: int 
         ]
         draw.line(points if len(points) > 1 else [points[0], points[0]], fill=ACCENT, width=2)
     draw.text((left, bottom + 6), f"{len(values)} iterations", fill=INK, font=font)
-    return _to_image(page)
+    return from_pil(page)
 
 
-def _to_image(page: Any) -> Tensor:
+def under(top: Tensor, lines: Sequence[str], *, size: int) -> Tensor:
+    """An IMAGE [1, H, W, 3] with lines of text below it; widened where the text is broader."""
+    from PIL import Image, ImageDraw
+
+    picture, font, gap = to_pil(top[0]), label_font(size), 12
+    step = round(size * 1.5)
+    width = max(picture.width, *(round(font.getlength(line)) + 2 * gap for line in lines), 1)
+    page = Image.new("RGB", (width, picture.height + step * len(lines) + gap), PAPER)
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((gap, picture.height + step * number), line, fill=INK, font=font)
+    return from_pil(page)
+
+
+def from_pil(page: Any) -> Tensor:
+    """A PIL picture as an IMAGE [1, H, W, 3] in [0, 1]."""
     import numpy as np
 
     return torch.from_numpy(np.asarray(page, dtype=np.float32) / 255)[None].clone()

@@ -5,7 +5,8 @@ A `Progress` is called once per step. A host's implementation may raise to cance
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,5 +16,24 @@ class Progress(Protocol):
         """`done` of `total` steps are finished; `preview` is a clean latent [B, C, h, w] in model scale, if there is one."""
 
 
+@runtime_checkable
+class LossProgress(Progress, Protocol):
+    """A `Progress` that can also show how far an optimisation has come."""
+
+    def losses(self, values: Sequence[float]) -> None:
+        """Total losses of the steps so far, oldest first; told every few steps, before the step is reported."""
+
+
 def silent(done: int, total: int, preview: Tensor | None = None) -> None:
     """Report to nobody."""
+
+
+class Legs:
+    """One progress for a run of several parts: `Legs(progress, (10, 40))(1)` is the progress of the second part."""
+
+    def __init__(self, progress: Progress, lengths: tuple[int, ...]) -> None:
+        self.progress, self.lengths = progress, lengths
+
+    def __call__(self, leg: int) -> Progress:
+        before, total = sum(self.lengths[:leg]), sum(self.lengths)
+        return lambda done, _, preview=None: self.progress(before + done, total, preview)

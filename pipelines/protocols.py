@@ -18,6 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .attention.sites import Controlled
+    from .weights import TunePlan
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,51 @@ class Denoiser(Protocol):
         layers of the kind that can be controlled (joint-attention transformers).
         """
 
-    def combine(self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance of two predictions; hosts with their own guidance hooks run them here."""
+    def combine(
+        self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
+        """Classifier-free guidance of two predictions; hosts with their own guidance hooks run them here.
+
+        `contexts` are what was predicted: positive and negative, or the positive alone where guidance is off.
+        """
 
     def scale_in(self, latent: Tensor) -> Tensor:
         """VAE latent to model scale, float32, on the model's device."""
 
     def scale_out(self, z: Tensor) -> Tensor:
         """Model scale to VAE latent."""
+
+
+@runtime_checkable
+class DenoiserClone(Protocol):
+    """A denoiser that may learn: a copy whose weights belong to nobody else."""
+
+    parameters: Sequence[Tensor]
+    """What learns: float32 leaves."""
+
+    blocks: Sequence[torch.nn.Module]
+    """The network's blocks, for gradient checkpointing."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Predicts with the weights as they are now; gradients reach what learns."""
+
+    def changes(self) -> dict[str, Tensor]:
+        """What was learned so far, in the layout of `weights.py` under the layer names that LoRA files use."""
+
+    def release(self) -> None:
+        """Forget the copy (in every outcome)."""
+
+
+@runtime_checkable
+class TunableDenoiser(Denoiser, Protocol):
+    """A denoiser whose weights may be learned, on a copy."""
+
+    def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> DenoiserClone:
+        """A copy that learns as `plan` says, on latents [B, C, h, w] of `shape` at most.
+
+        Raises: EditError where it does not fit into memory; FamilyError for a network that cannot learn so.
+        """
 
 
 @runtime_checkable
@@ -151,3 +189,11 @@ class Ranker(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [N, D]."""
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """A picture as a sequence of tokens: an image tower before its pooling and projection."""
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Tokens [B, S, W], float32, of images [B, H, W, 3] in [0, 1] (resized and normalised inside)."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .errors import MismatchError, ParameterError
 from .masks import dilate
-from .protocols import Denoiser
 from .sigmas import euler_step, step_of_sigma
 from .trajectory import Trajectory
 
@@ -105,14 +104,14 @@ class Proximal:
         return quantile(size.flatten(1), self.quantile).view(-1, 1, 1, 1)
 
     def guide(
-        self, denoiser: Denoiser, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float,
-        path: Trajectory | None,
+        self, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, path: Trajectory | None,
+        guidance: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:  # fmt: skip
-        """The guided clean prediction [B, C, h, w] of one step."""
+        """The guided clean prediction [B, C, h, w] of one step; `guidance` mixes a conditional and an unconditional one."""
         delta = cond - uncond
         level = self.level(delta, sigma)
         shrunk = SHRINK[self.mode](delta, level)
-        clean = denoiser.combine(z, sigma, uncond + shrunk, uncond, scale)
+        clean = guidance(uncond + shrunk, uncond)
         if self.pull == 0 or sigma >= self.pull_below:
             return clean
         if path is None:

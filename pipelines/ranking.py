@@ -87,6 +87,16 @@ def rank_by_text(
     return Ranking(order, scores[order], images[order], len(images))
 
 
+def text_scores(images: Tensor, text: str, ranker: Ranker, *, chunk: int = 16) -> Tensor:
+    """Cosine, -1 to 1, of each whole IMAGE [B, H, W, 3] and the text as it is: float32 [B].
+
+    Raises: ShapeError, ParameterError; EditError if the ranker gives no number.
+    """
+    images = check_image(images, "images")
+    _check(text, "keep", 0, chunk)
+    return _scores([_square(view) for view in images], text, ranker, chunk).to(images.device)
+
+
 def _check(text: str, region: str, keep: int, chunk: int) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ParameterError("text is empty: say what the masked region should show")

@@ -54,7 +54,9 @@ class ToyDenoiser:
         self.calls += 1
         return torch.stack([self.rule(z, float(sigma), float(c.tokens.mean())) for c in contexts])
 
-    def combine(self, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    def combine(
+        self, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
         return mix(cond, uncond, scale)
 
     def scale_in(self, latent: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from ..pipelines.examples import EXAMPLES
 from ..pipelines.pictures import save_picture
 from .loop import write_json
-from .scenes import OBJECT_COLOURS, Scene, Thing, grid, render, shape_distance
+from .scenes import OBJECT_COLOURS, Scene, Thing, grid, object_mask, render, shape_distance
 
 SIZE = 96
 Drawn = tuple[np.ndarray, np.ndarray, str, str, str]  # picture, mask, caption, prompt, what is new
@@ -60,7 +60,20 @@ def _scribble() -> Drawn:
     return image, _box(0.12, 0.12, 0.88, 0.88), scene.caption, target.caption, "a green triangle"
 
 
-MAKERS = {"empty_side": _empty_side, "one_object": _one_object, "thin_stroke": _thin_stroke, "scribble": _scribble}
+def _red_circle() -> Drawn:
+    """One thing, to become another by words alone; the mask is the thing itself."""
+    scene = Scene("mint", "plain", (Thing("circle", "red", 0.5, 0.5, 0.25),))
+    target = scene.with_thing(0, shape="square", colour="blue")
+    return render(scene, SIZE), object_mask(scene, SIZE), scene.caption, target.caption, "a blue square"
+
+
+MAKERS = {
+    "empty_side": _empty_side,
+    "one_object": _one_object,
+    "thin_stroke": _thin_stroke,
+    "scribble": _scribble,
+    "red_circle": _red_circle,
+}
 
 
 def write_examples(folder: Path) -> None:

@@ -22,8 +22,9 @@ VIEW_WIDTH, VIEW_HEIGHT, VIEW_LEFT, VIEW_TOP = 1780, 880, 60, 80
 SMALLEST_SCALE = 0.61  # below 0.6 the page draws no text
 
 SHOWS_PICTURE = {
-    "EditKit_LoadExample", "EditKit_DilationSchedule", "EditKit_RankByText", "EditKit_TuneDecoder",
-    "EditKit_TuneLatent", "EditKit_BlendPoisson", "EditKit_BlendPixels", "EditKit_CompositeSource", "PreviewImage",
+    "EditKit_LoadExample", "EditKit_DilationSchedule", "EditKit_ReleaseSchedule", "EditKit_RankByText",
+    "EditKit_TuneDecoder", "EditKit_TuneLatent", "EditKit_BlendPoisson", "EditKit_BlendPixels", "EditKit_CompositeSource",
+    "EditKit_DiffEditMask", "EditKit_DiffEdit", "EditKit_InvertDDIM", "EditKit_NullText", "MaskPreview", "PreviewImage",
     "SaveImage",
 }  # fmt: skip
 SHOWS_TEXT = {"PreviewAny"}

@@ -13,22 +13,58 @@ Info = dict[str, Any]
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
-def _node(title: str, inputs: dict[str, tuple], outputs: tuple[str, ...] = (), *, shows: bool = False) -> Info:
-    """All inputs of these nodes are required; an output's name is its type."""
+def _node(
+    title: str,
+    inputs: dict[str, tuple],
+    outputs: tuple[str, ...] = (),
+    *,
+    names: tuple[str, ...] | None = None,
+    shows: bool = False,
+) -> Info:
+    """All inputs of these nodes are required; an output's name is its type unless `names` says otherwise."""
     return {
         "display_name": title,
         "input": {"required": inputs},
         "output": list(outputs),
-        "output_name": list(outputs),
+        "output_name": list(names or outputs),
         "output_node": shows,
     }
 
 
 STOCK: dict[str, Info] = {
+    "CFGGuider": _node(
+        "CFGGuider",
+        {
+            "model": ("MODEL", {}),
+            "positive": ("CONDITIONING", {}),
+            "negative": ("CONDITIONING", {}),
+            "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0}),
+        },
+        ("GUIDER",),
+    ),
     "CLIPTextEncode": _node(
         "CLIP Text Encode (Prompt)",
         {"text": ("STRING", {"multiline": True, "dynamicPrompts": True}), "clip": ("CLIP", {})},
         ("CONDITIONING",),
+    ),
+    "DisableNoise": _node("DisableNoise", {}, ("NOISE",)),
+    "EmptyLatentImage": _node(
+        "Empty Latent Image",
+        {
+            "width": ("INT", {"default": 512, "min": 16, "max": 16384}),
+            "height": ("INT", {"default": 512, "min": 16, "max": 16384}),
+            "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
+        },
+        ("LATENT",),
+    ),
+    "ImageFromBatch": _node(
+        "ImageFromBatch",
+        {
+            "image": ("IMAGE", {}),
+            "batch_index": ("INT", {"default": 0, "min": 0, "max": 4095}),
+            "length": ("INT", {"default": 1, "min": 1, "max": 4096}),
+        },
+        ("IMAGE",),
     ),
     "InvertMask": _node("InvertMask", {"mask": ("MASK", {})}, ("MASK",)),
     "KSampler": _node(
@@ -47,8 +83,48 @@ STOCK: dict[str, Info] = {
         },
         ("LATENT",),
     ),
+    "KSamplerSelect": _node("KSamplerSelect", {"sampler_name": (["euler", "dpmpp_2m", "ddim"], {})}, ("SAMPLER",)),
+    "MaskPreview": _node("MaskPreview", {"mask": ("MASK", {})}, shows=True),
     "PreviewAny": _node("Preview Any", {"source": ("*", {})}, shows=True),
     "PreviewImage": _node("Preview Image", {"images": ("IMAGE", {})}, shows=True),
+    "RandomNoise": _node(
+        "RandomNoise",
+        {"noise_seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED, "control_after_generate": True})},
+        ("NOISE",),
+    ),
+    "RepeatLatentBatch": _node(
+        "Repeat Latent Batch",
+        {"samples": ("LATENT", {}), "amount": ("INT", {"default": 1, "min": 1, "max": 64})},
+        ("LATENT",),
+    ),
+    "SamplerCustom": _node(
+        "SamplerCustom",
+        {
+            "model": ("MODEL", {}),
+            "add_noise": ("BOOLEAN", {"default": True}),
+            "noise_seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED, "control_after_generate": True}),
+            "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0}),
+            "positive": ("CONDITIONING", {}),
+            "negative": ("CONDITIONING", {}),
+            "sampler": ("SAMPLER", {}),
+            "sigmas": ("SIGMAS", {}),
+            "latent_image": ("LATENT", {}),
+        },
+        ("LATENT", "LATENT"),
+        names=("output", "denoised_output"),
+    ),
+    "SamplerCustomAdvanced": _node(
+        "SamplerCustomAdvanced",
+        {
+            "noise": ("NOISE", {}),
+            "guider": ("GUIDER", {}),
+            "sampler": ("SAMPLER", {}),
+            "sigmas": ("SIGMAS", {}),
+            "latent_image": ("LATENT", {}),
+        },
+        ("LATENT", "LATENT"),
+        names=("output", "denoised_output"),
+    ),
     "SaveImage": _node(
         "Save Image", {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {"default": "ComfyUI"})}, shows=True
     ),

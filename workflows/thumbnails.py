@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..pipelines.examples import load_example, load_picture
 from ..pipelines.pictures import sheet, to_pil
 from .catalogue import WORKFLOWS
-from .graph import Graph
+from .graph import Graph, Output
+
+if TYPE_CHECKING:
+    from ..nodes._run import Run
 
 WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
 TILE = 152
@@ -22,7 +26,7 @@ def write_thumbnail(name: str, folder: Path) -> Path:
     from PIL import Image
 
     graph = WORKFLOWS[name]()
-    tiles = [*_source(graph), *_results(graph)]
+    tiles = _tiles(graph)
     page = to_pil(sheet(tiles, columns=COLUMNS.get(len(tiles), 3), tile=TILE)[0])
     page = page.resize((WIDTH, round(page.height * WIDTH / page.width)), Image.Resampling.LANCZOS)
     path = folder / f"{name}.jpg"
@@ -34,18 +38,41 @@ def write_thumbnail(name: str, folder: Path) -> Path:
     return path
 
 
-def _source(graph: Graph) -> list[tuple[str, Tensor]]:
-    loader = next(node for node in graph.nodes if node.type == "EditKit_LoadExample")
-    example = load_example(loader.inputs["name"])
-    return [("source", example.image[0]), ("mask", example.mask[0])]
-
-
-def _results(graph: Graph) -> list[tuple[str, Tensor]]:
-    """What its Save Image nodes wrote, with the part of their names that tells them apart."""
+def _tiles(graph: Graph) -> list[tuple[str, Tensor]]:
+    """The picture it begins with, the mask given or found, and what its Save Image nodes wrote."""
     from ..nodes.headless import Run, run_workflow
 
     with tempfile.TemporaryDirectory() as scratch:
         run = run_workflow(graph.to_api(), Run(Path(scratch), Path(scratch)))
-        labels = [path.stem.rpartition("_")[0].removeprefix(graph.name).strip("_") for path in run.saved]
-        names = [f"edit {label}" if label.isdigit() else label or "result" for label in labels]
-        return [(name, load_picture(path)[0]) for name, path in zip(names, run.saved, strict=True)]
+        return [*_source(graph), *_found(graph, run), *_results(graph, run)]
+
+
+def _used(graph: Graph, output: Output) -> bool:
+    return any(output == value for node in graph.nodes for value in node.inputs.values())
+
+
+def _source(graph: Graph) -> list[tuple[str, Tensor]]:
+    loader = next((node for node in graph.nodes if node.type == "EditKit_LoadExample"), None)
+    if loader is None:  # the source is drawn, and saved
+        return []
+    example = load_example(loader.inputs["name"])
+    mask = [("mask", example.mask[0])] if _used(graph, loader["mask"]) else []
+    return [("source", example.image[0]), *mask]
+
+
+def _found(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
+    """What a mask node made of the prompts, where the workflow uses it."""
+    finders = [node for node in graph.nodes if node.type == "EditKit_DiffEditMask"]
+    made = [(name, node[name]) for node in finders for name in ("mask", "soft map")]
+    return [
+        (f"{name} found", run.results[str(output.node.id)][output.slot][0])
+        for name, output in made
+        if _used(graph, output)
+    ]
+
+
+def _results(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
+    """What was saved, with the part of the files' names that tells them apart."""
+    labels = [path.stem.rpartition("_")[0].removeprefix(graph.name).strip("_") for path in run.saved]
+    names = [f"edit {label}" if label.isdigit() else label or "result" for label in labels]
+    return [(name, load_picture(path)[0]) for name, path in zip(names, run.saved, strict=True)]

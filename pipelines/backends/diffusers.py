@@ -9,18 +9,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..attention.sites import Controlled
 from ..errors import FamilyError, ParameterError, ShapeError
 from ..guidance import mix
+from ..half import GradientRange
 from ..protocols import Context
 from ..sigmas import leading_sigmas
+from ..weights import TunePlan
+from .diffusers_attention import ControlledCall, attention_hooks
+from .diffusers_tune import DiffusersClone, network_blocks, with_changes
 
 log = logging.getLogger("editkit")
 
@@ -82,7 +87,9 @@ class DiffusersDenoiser:
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         return clean + sigma * noise
 
-    def combine(self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    def combine(
+        self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
         return mix(cond, uncond, scale)
 
     def scale_in(self, latent: Tensor) -> Tensor:
@@ -91,51 +98,96 @@ class DiffusersDenoiser:
     def scale_out(self, z: Tensor) -> Tensor:
         return z / self.scaling_factor
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The network's blocks, for gradient checkpointing (`optimise.recomputing`)."""
+        return network_blocks(self.unet)
+
+    def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> DiffusersClone:
+        """See `TunableDenoiser.model_clone`."""
+        return DiffusersClone(self, plan)
+
+    def with_changes(self, changes: Mapping[str, Tensor]) -> DiffusersDenoiser:
+        """A denoiser with learned weights of its own. Raises MismatchError for another model's."""
+        return with_changes(self, changes)
+
     def timestep(self, sigma: float) -> int:
         """Index of the nearest training level in log sigma (exact on the grid)."""
         distance = (self.table.double().log() - torch.tensor(max(sigma, 1e-10), dtype=torch.float64).log()).abs()
         return int(distance.argmin())
 
-    def denoise(self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context]) -> Tensor:
+    def denoise(
+        self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
+    ) -> Tensor:
         """As the protocol says; gradients reach the contexts. Raises ParameterError, ShapeError, FamilyError."""
-        sigma = float(sigma)
-        if sigma <= 0:
-            raise ParameterError(f"sigma is {sigma}: a denoiser is defined above 0")
+        sigma = self._level(sigma, len(z), control)
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ShapeError(f"latent is {list(z.shape)}: this model takes [batch, {self.channels}, height, width]")
-        z = z.to(self.device, torch.float32)
+        if control is not None and len(control.rows.batch) != len(z):
+            raise ShapeError(f"latent batch has {len(z)} rows but the control names {len(control.rows.batch)}")
+        span = GradientRange(self.dtype if control is None else None)  # a control may learn inside the network
+        z, contexts = span.enter(z.to(self.device, torch.float32)), span.contexts(contexts)
         scale = (1 + sigma * sigma) ** -0.5
-        network = [self._network(z * scale, sigma, group) for group in _same_length(contexts)]
+        cells = (int(z.shape[-2]), int(z.shape[-1]))
+        hooks = nullcontext() if control is None else attention_hooks(self.unet, control, float(sigma), cells)
+        with hooks as call:
+            network = [self._network(z * scale, sigma, group, call) for group in _same_length(contexts)]
         out = torch.cat(network)
         if self.prediction == "epsilon":
-            return z - sigma * out
-        return z * (scale * scale) - out * (sigma * scale)
+            return span.leave(z - sigma * out)
+        return span.leave(z * (scale * scale) - out * (sigma * scale))
 
-    def _network(self, x: Tensor, sigma: float, contexts: Sequence[Context]) -> Tensor:
-        """Raw network output [len(contexts), B, C, h, w] in float32; every context has the same token count."""
+    def _level(self, sigma: float | Tensor, batch: int, control: Controlled | None) -> float | Tensor:
+        """A level for all latents, or levels [B, 1, 1, 1] on the device, one for each."""
+        levels = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+        if (levels <= 0).any():
+            raise ParameterError(f"sigma is {float(levels.min())}: a denoiser is defined above 0")
+        if len(levels) == 1:
+            return float(sigma)
+        if len(levels) != batch or control is not None:
+            raise ShapeError(
+                f"{len(levels)} noise levels came for a latent batch of {batch}: give 1 or {batch}, and 1 with a control"
+            )
+        return levels.to(self.device).view(-1, 1, 1, 1)
+
+    def _timesteps(self, sigma: float | Tensor, contexts: int) -> Tensor:
+        """Network time of every row, one number where they share it."""
+        if isinstance(sigma, float):
+            return torch.full((), self.timestep(sigma), device=self.device)
+        return torch.tensor([self.timestep(level) for level in sigma.flatten().tolist()] * contexts).to(self.device)
+
+    def _network(
+        self, x: Tensor, sigma: float | Tensor, group: Sequence[tuple[int, Context]], hooks: ControlledCall | None
+    ) -> Tensor:
+        """Raw network output [len(group), B, C, h, w] in float32; every context has the same token count."""
+        contexts = [context for _, context in group]
         batch = x.shape[0]
         tokens = torch.cat([_rows(context.tokens, batch, "conditioning") for context in contexts])
         added = self._added(contexts, batch, x.shape[-2:])
         rows = x.repeat(len(contexts), 1, 1, 1).to(self.dtype)
         tokens = tokens.to(self.device, self.dtype)
-        t = torch.full((), self.timestep(sigma), device=self.device)
+        t = self._timesteps(sigma, len(contexts))
+        meaning = [row for number, _ in group for row in hooks.rows_of.chunk(number)] if hooks else []
 
         def call(begin: int, end: int) -> Tensor:
             extra = {name: value[begin:end] for name, value in added.items()}
             kwargs = {"added_cond_kwargs": extra} if extra else {}
-            return self.unet(rows[begin:end], t, tokens[begin:end], return_dict=False, **kwargs)[0].float()
+            if hooks:
+                hooks.rows = tuple(meaning[begin:end])
+            time = t[begin:end] if t.ndim else t
+            return self.unet(rows[begin:end], time, tokens[begin:end], return_dict=False, **kwargs)[0].float()
 
-        return self._chunked(call, len(rows)).reshape(len(contexts), *x.shape)
+        return self._chunked(call, len(rows), hooks.rows_of.unit if hooks else 1).reshape(len(contexts), *x.shape)
 
-    def _chunked(self, call: Callable[[int, int], Tensor], rows: int) -> Tensor:
-        """All rows in as few calls as memory allows; the limit found is kept for the next step."""
+    def _chunked(self, call: Callable[[int, int], Tensor], rows: int, unit: int = 1) -> Tensor:
+        """All rows in as few calls as memory allows, cut at multiples of `unit`; the limit found is kept."""
         while True:
-            size = self.max_rows or rows
+            size = max(unit, (self.max_rows or rows) // unit * unit)
             try:
                 parts = [call(i, min(i + size, rows)) for i in range(0, rows, size)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except torch.cuda.OutOfMemoryError:
-                if size == 1:
+                if size == unit:
                     raise
                 self.max_rows = max(1, min(size, rows) // 2)
                 torch.cuda.empty_cache()
@@ -166,14 +218,14 @@ def _rows(value: Tensor, batch: int, socket: str) -> Tensor:
     return value.expand(batch, *value.shape[1:])
 
 
-def _same_length(contexts: Sequence[Context]) -> Iterator[list[Context]]:
-    """Neighbouring contexts with one token count share a call; the order is kept."""
-    group: list[Context] = []
-    for context in contexts:
-        if group and group[0].tokens.shape[1:] != context.tokens.shape[1:]:
+def _same_length(contexts: Sequence[Context]) -> Iterator[list[tuple[int, Context]]]:
+    """Neighbouring contexts with one token count share a call, each with its number; the order is kept."""
+    group: list[tuple[int, Context]] = []
+    for number, context in enumerate(contexts):
+        if group and group[0][1].tokens.shape[1:] != context.tokens.shape[1:]:
             yield group
             group = []
-        group.append(context)
+        group.append((number, context))
     if group:
         yield group
 

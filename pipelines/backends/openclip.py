@@ -53,11 +53,25 @@ class OpenClipRanker:
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors [B, D] of IMAGEs [B, H, W, 3] in [0, 1], resized and normalised here."""
+        with torch.no_grad():
+            return F.normalize(self.model.encode_image(self.prepare(images)).float(), dim=-1)
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """The image tower as an `ImageEncoder`: tokens [B, S, W] of IMAGEs [B, H, W, 3] in [0, 1], float32.
+
+        Transformers give every token after their last norm, the class token first, without the projection: 197 of width
+        768 for ViT-B/16. Residual networks give what their attention pool reads: the mean of the cells, and the cells.
+        Raises: FamilyError for towers of another kind.
+        """
+        with torch.no_grad():
+            return tower_tokens(self.model.visual, self.prepare(images)).float()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """IMAGEs [B, H, W, 3] in [0, 1] as the image tower takes them, [B, 3, *size]."""
         pictures = images.movedim(-1, 1).to(self.device, torch.float32)
         pictures = self._fit(pictures).clamp(0, 1)  # bicubic overshoots
         mean, std = (pictures.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
-        with torch.no_grad():
-            return F.normalize(self.model.encode_image((pictures - mean) / std).float(), dim=-1)
+        return (pictures - mean) / std
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [N, D]; a text is cut at the model's context length."""
@@ -80,6 +94,24 @@ class OpenClipRanker:
         if pictures.shape[-2:] == (height, width):
             return pictures
         return F.interpolate(pictures, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
+
+
+def tower_tokens(tower: Any, pictures: Tensor) -> Tensor:
+    """What `OpenClipRanker.image_tokens` gives, of pictures as the tower takes them; differentiable."""
+    if hasattr(tower, "attnpool"):
+        for part in (tower.stem, tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+            pictures = part(pictures)
+        cells = pictures.flatten(2).transpose(1, 2)
+        return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
+    if not hasattr(tower, "ln_post"):
+        raise FamilyError(
+            f"the image tower {type(tower).__name__} has no tokens to give: choose a CLIP ViT, such as ViT-B-16"
+        )
+    found = tower.forward_intermediates(
+        pictures, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC",
+        output_extra_tokens=True,
+    )  # fmt: skip
+    return torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1)
 
 
 def load_bundled_ranker(device: torch.device | str = "cpu") -> OpenClipRanker:
@@ -220,4 +252,4 @@ def _read_json(path: Path) -> Any:
         raise LoadError(f"{path} cannot be read ({_first_line(error)}): is the folder complete?") from error
 
 
-__all__ = ["OpenClipRanker", "load_bundled_ranker", "load_open_clip", "load_ranker"]
+__all__ = ["OpenClipRanker", "load_bundled_ranker", "load_open_clip", "load_ranker", "tower_tokens"]

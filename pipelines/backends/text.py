@@ -7,6 +7,7 @@ encoder only; headless they are plain text.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,22 +39,36 @@ class ClipBpe:
 
     def split(self, text: str) -> list[Token]:
         tokenizer = _simple_tokenizer()
+        plain, places = _plain(text)
         tokens: list[Token] = []
-        for match in tokenizer.pat.finditer(text.lower()):
+        for match in tokenizer.pat.finditer(plain):
             word = "".join(tokenizer.byte_encoder[byte] for byte in match.group().encode("utf-8"))
-            pieces = tokenizer.bpe(word).split(" ")
-            tokens += _spans(pieces, tokenizer.encoder, match.start(), match.end())
+            owners = [place for i in range(*match.span()) for place in [places[i]] * len(plain[i].encode("utf-8"))]
+            tokens += _spans(tokenizer.bpe(word).split(" "), tokenizer.encoder, owners)
         return tokens
 
 
-def _spans(pieces: Sequence[str], encoder: dict[str, int], start: int, end: int) -> Iterator[Token]:
-    """Spans of a word's pieces. Bytes of one character stay within that character's word."""
-    position = start
+def _plain(text: str) -> tuple[str, list[int]]:
+    """`text` composed and in lower case, as CLIP reads it, and for each of its characters the one that it came from."""
+    kept, places, start = "", [], 0
+    while start < len(text):
+        end = start + 1
+        while end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        piece = unicodedata.normalize("NFC", text[start:end]).lower()
+        kept += piece
+        places += [start] * len(piece)
+        start = end
+    return kept, places
+
+
+def _spans(pieces: Sequence[str], encoder: dict[str, int], owners: Sequence[int]) -> Iterator[Token]:
+    """The pieces of a word with the characters they cover; `owners` has one entry per byte. Pieces may cut a character."""
+    at = 0
     for piece in pieces:
         length = len(piece.removesuffix("</w>"))
-        stop = min(end, position + length)
-        yield Token(encoder[piece], min(position, end), stop)
-        position = stop
+        yield Token(encoder[piece], owners[at], owners[at + length - 1] + 1)
+        at += length
 
 
 @cache

@@ -84,6 +84,23 @@ def test_saving_it_in_the_page_changes_nothing_that_matters(page: ComfyPage, nam
         assert same["widgets_values"] == node["widgets_values"] or node["type"] == "PreviewAny"
 
 
+def test_a_workflow_saved_when_an_input_took_fewer_types(page: ComfyPage) -> None:
+    """Negatives were CONDITIONING before they could be embeddings too: saved links stay, and both kinds connect."""
+    workflow = shipped.ui("blended_edit")
+    slots = [slot for node in workflow["nodes"] for slot in node["inputs"] if slot["name"] == "negative"]
+    assert slots and all(slot["type"] == "CONDITIONING,EDITKIT_EMBEDDINGS" for slot in slots)
+    for slot in slots:
+        slot["type"] = "CONDITIONING"
+    page.load(workflow)
+    assert not page.errors
+    prompt = page.prompt()
+    assert [n["inputs"]["negative"] for n in prompt.values() if "negative" in n["inputs"]] == [
+        n["inputs"]["negative"] for n in shipped.api("blended_edit").values() if "negative" in n["inputs"]
+    ]
+    valid = "(kind) => window.LiteGraph.isValidConnection(kind, 'CONDITIONING,EDITKIT_EMBEDDINGS')"
+    assert [page.ask(valid, kind) for kind in ("CONDITIONING", "EDITKIT_EMBEDDINGS", "LATENT")] == [True, True, False]
+
+
 def test_text_is_drawn_at_the_zoom_a_workflow_opens_with(page: ComfyPage) -> None:
     for name in shipped.NAMES:
         assert shipped.ui(name)["extra"]["ds"]["scale"] > page.ask(

@@ -16,8 +16,8 @@ HOSTS = {
 }  # fmt: skip
 
 # The layers of pipelines/, lowest first; a module may import its own layer and those below. Others are methods.
-FOUNDATIONS = {"errors", "noise", "progress", "protocols", "shapes", "sigmas"}
-SHARED = {"attention", "backends", "bundled", "examples", "guidance", "masks", "optimise", "pictures"}
+FOUNDATIONS = {"errors", "half", "noise", "progress", "protocols", "shapes", "sigmas"}
+SHARED = {"attention", "backends", "bundled", "examples", "guidance", "masks", "optimise", "pictures", "weights"}
 
 
 def layer(module: str) -> int:

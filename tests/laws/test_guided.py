@@ -15,8 +15,10 @@ from editkit.pipelines.guidance import guided
 from editkit.pipelines.inversion import reconstruct
 from editkit.pipelines.masks import constant_schedule
 from editkit.pipelines.nulltext import NullTextOptions, negative_prompt, null_text, slerp
+from editkit.pipelines.protocols import Context
 from editkit.pipelines.proximal import Proximal
 from editkit.pipelines.samplers import predictor, sample
+from editkit.pipelines.sdedit import sdedit
 from editkit.tests.toy_tokens import NULL, SOURCE, B, D, H, T, TokenDenoiser, W, inverted
 from editkit.tests.toys import random_latent
 
@@ -91,24 +93,34 @@ def test_early_stop_comes_after_the_update_that_follows_the_measurement():
     assert not torch.equal(result.embeddings.at(0).tokens, NULL.tokens)
 
 
-def test_losses_are_measured_in_the_variance_preserving_scale():
+def test_the_threshold_grows_from_step_to_step():
     denoiser, path = inverted(batch=1)
+    options = NullTextOptions(inner=3, tolerance=0.0, tolerance_growth=1e9)
+    assert null_text(denoiser, path, SOURCE, NULL, options=options).updates == [3, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_losses_are_measured_in_the_variance_preserving_scale(flow):
+    """The latents of flow models are in it already."""
+    denoiser, path = inverted(batch=1)
+    denoiser.flow = flow
     result = null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=1, **ALWAYS))
     levels = path.sigmas.tolist()
     z = path.level(0)
     cond, uncond = denoiser.denoise(z, levels[0], [SOURCE, NULL]).detach()
     clean = uncond + 7.5 * (cond - uncond)
     reached = clean + (z - clean) * (levels[1] / levels[0])
-    scale = (1 + levels[1] ** 2) ** 0.5
+    scale = 1 if flow else (1 + levels[1] ** 2) ** 0.5
     expected = ((reached - path.level(1)) / scale).square().mean()
     assert result.losses[0] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_images_do_not_influence_each_other():
-    """One image starts at the threshold, the others meet it later; each ends as it does alone."""
+@pytest.mark.parametrize("lr, tolerance", [(0.05, 2e-3), (0.3, 1e-2)])
+def test_images_do_not_influence_each_other(lr, tolerance):
+    """One image starts at the threshold, the others meet it later, and at the high rate leave it; each ends as alone."""
     denoiser, path = inverted(batch=3)
     starts = torch.cat([SOURCE.tokens, NULL.tokens, -3 * SOURCE.tokens])
-    options = NullTextOptions(inner=12, lr=0.05, tolerance=2e-3, tolerance_growth=0.0)
+    options = NullTextOptions(inner=12, lr=lr, tolerance=tolerance, tolerance_growth=0.0)
     together = null_text(denoiser, path, SOURCE, NULL.with_tokens(starts), options=options)
     updates = []
     for i in range(3):
@@ -169,6 +181,9 @@ def test_null_text_after_a_partial_inversion():
         result.embeddings.at(3)
     learned = reconstruct(denoiser, path, SOURCE, negative=result.embeddings, guidance_scale=7.5)
     assert torch.allclose(learned, result.rebuilt, atol=1e-5)
+    one = null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=1, **ALWAYS))
+    moved = (one.embeddings.at(4).tokens - NULL.tokens).abs().max()  # the rate of step 4 of 10
+    assert float(moved) == pytest.approx(0.01 * (1 - 4 / 20), rel=1e-2)
 
 
 def test_another_prompt_or_model_is_refused():
@@ -204,6 +219,8 @@ def test_npi_moves_on_the_great_circle_towards_the_empty_prompt():
     middle = slerp(unit_a, unit_b, 0.5)
     assert float(middle.norm()) == pytest.approx(1, abs=1e-5)
     assert torch.allclose(middle, (unit_a + unit_b) / (unit_a + unit_b).norm(), atol=1e-5)
+    near = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[0.9968, 0.0799], [0.0, 0.0]]])  # 0.08 rad apart
+    assert float(slerp(*near, 0.5).norm()) == pytest.approx(1, abs=1e-4)
     assert torch.allclose(slerp(a, 2 * a, 0.25), 1.25 * a, atol=1e-6)
     with pytest.raises(ParameterError, match="interpolation"):
         negative_prompt(denoiser, path, SOURCE, interpolation=0.5)
@@ -263,6 +280,19 @@ def test_at_guidance_1_embeddings_cost_no_row():
     assert denoiser.rows == 1
 
 
+@pytest.mark.parametrize("proximal", [None, Proximal("hard")])
+def test_predictions_made_elsewhere_are_guided_alike(proximal):
+    denoiser, path = inverted()
+    embeddings = dataclasses.replace(learned(denoiser, path), proximal=proximal)
+    z, sigma = path.level(2), float(path.sigmas[2])
+    contexts = [Context(SOURCE.tokens + 0.5), embeddings.at(2)]
+    cond, uncond = denoiser.denoise(z, sigma, contexts)
+    apart = embeddings.combine(denoiser, z, sigma, cond, uncond, 3.0, contexts)
+    assert torch.equal(apart, embeddings.guided(denoiser, z, sigma, contexts[0], 3.0))
+    assert not torch.equal(apart, denoiser.combine(z, sigma, cond, uncond, 3.0, contexts)) or proximal is None
+    assert embeddings.guides(3.0) and embeddings.guides(1.0) == (proximal is not None)
+
+
 def test_other_models_and_grids_are_refused():
     denoiser, path = inverted()
     embeddings = learned(denoiser, path)
@@ -283,6 +313,8 @@ def test_other_models_and_grids_are_refused():
     with pytest.raises(MismatchError, match="embeddings"):
         prompts = EditPrompts(SOURCE, embeddings, 5.0)
         blended_denoise(denoiser, z, z, sigmas, constant_schedule(torch.ones(1, H, W)), prompts, seeds=[0, 0])
+    with pytest.raises(MismatchError, match="embeddings"):
+        sdedit(denoiser, z, prompts, seeds=[0, 0], steps=4)
 
 
 # files
@@ -291,8 +323,9 @@ def test_other_models_and_grids_are_refused():
 @pytest.mark.parametrize("kind", ["null-text", "npi", "prox"])
 def test_saved_embeddings_come_back(kind, tmp_path):
     denoiser, path = inverted()
+    pooled = dataclasses.replace(NULL, pooled=torch.ones(1, 5))
     made = {
-        "null-text": lambda: learned(denoiser, path),
+        "null-text": lambda: dataclasses.replace(learned(denoiser, path), base=pooled),
         "npi": lambda: negative_prompt(denoiser, path, SOURCE),
         "prox": lambda: negative_prompt(denoiser, path, SOURCE, proximal=Proximal("hard", pull=0.5, pull_below=2.0)),
     }[kind]()
@@ -301,6 +334,7 @@ def test_saved_embeddings_come_back(kind, tmp_path):
     for name in ("family", "prompt", "guidance_scale", "proximal"):
         assert getattr(back, name) == getattr(made, name)
     assert torch.equal(back.sigmas, made.sigmas) and back.base.text == made.base.text
+    assert torch.equal(back.base.pooled, pooled.pooled) if kind == "null-text" else back.base.pooled is None
     expected = reconstruct(denoiser, path, NULL, negative=made, guidance_scale=4.0)
     assert torch.equal(reconstruct(denoiser, path, NULL, negative=back, guidance_scale=4.0), expected)
     other = TokenDenoiser()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.pipelines.errors import ParameterError
+from editkit.pipelines.errors import ParameterError, ShapeError
+from editkit.pipelines.guidance import mix
 from editkit.pipelines.inversion import InversionOptions, invert, reconstruct
 from editkit.pipelines.nulltext import negative_prompt
 from editkit.pipelines.protocols import Context
@@ -105,7 +106,7 @@ def test_a_partial_pull_takes_its_share_of_the_distance_after_the_step():
     proximal = Proximal("soft", threshold=1e9, pull=0.3, dilation=0)
     z, sigma, target = path.level(1) + 0.5, float(path.sigmas[1]), float(path.sigmas[2])
     cond, uncond = denoiser.denoise(z, sigma, [NULL, SOURCE]).detach()
-    clean = proximal.guide(denoiser, z, sigma, cond, uncond, 7.5, path)
+    clean = proximal.guide(z, sigma, cond, uncond, path, lambda c, u: mix(c, u, 7.5))
     reached = uncond + (z - uncond) * target / sigma
     expected = reached - 0.3 * (reached - path.level(2))
     assert torch.allclose(clean + (z - clean) * target / sigma, expected, atol=1e-5)
@@ -120,7 +121,7 @@ def test_what_may_change_grows_and_the_pull_has_its_levels():
 
     def pulled(**change):
         return Proximal(**{"threshold": 0.0, "pull": 1.0, "pull_to": "source", **change}).guide(
-            denoiser, z, sigma, cond, uncond, 2.0, path
+            z, sigma, cond, uncond, path, lambda c, u: mix(c, u, 2.0)
         )
 
     held = [(pulled(dilation=r) == path.source).sum().item() // C for r in (0, 1, 2)]
@@ -131,6 +132,13 @@ def test_what_may_change_grows_and_the_pull_has_its_levels():
     published = pulled(threshold=0.6 / sigma, mask_of_shrunk=True, dilation=0)
     assert torch.allclose(published, path.source, atol=1e-6)
     assert (pulled(threshold=0.6 / sigma, dilation=0) - path.source)[:, :, 0, 0].abs().max() > 0.1
+
+
+def test_the_path_of_other_pictures_is_refused():
+    _, path = inverted(batch=2)
+    z = torch.zeros(3, C, H, W)
+    with pytest.raises(ShapeError, match="trajectory has 2"):
+        Proximal(pull=1.0, pull_to="source").guide(z, 1.0, z + 1, z, path, lambda c, u: mix(c, u, 2.0))
 
 
 @pytest.mark.parametrize(

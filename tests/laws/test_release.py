@@ -63,3 +63,15 @@ def test_binary_maps_are_plain_masks_and_constant_maps_all_or_nothing():
         assert torch.equal(ours, edit(constant_schedule(mask))[1])
         outside = (mask[:, None] == 0).expand_as(ours)
         assert torch.equal(ours[outside], source[outside])
+
+
+def test_t19_a_range_goes_on_with_the_release_where_it_was():
+    denoiser, source = ToyDenoiser(pointwise()), random_latent(B, C, H, W, seed=3)
+    sigmas, start = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.0]), seeded_noise((C, H, W), [5, 6]) * 8
+    schedule = release_schedule(torch.rand(1, H, W, generator=torch.Generator().manual_seed(0)))
+
+    def run(z, **kwargs):
+        return blended_denoise(denoiser, z, source, sigmas, schedule, PROMPTS, seeds=[5, 6], **kwargs)
+
+    for cut in range(1, 5):
+        assert torch.equal(run(run(start, end=cut), start=cut), run(start))

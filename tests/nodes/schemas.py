@@ -1,7 +1,7 @@
 """The schemas that saved workflows rely on, kept as a snapshot: `python -m editkit.tests.nodes.schemas` accepts additions.
 
 Ids, names, types and order are frozen once released. What may come is a new node, a new optional input behind all
-others of its node, a new output behind all others, and a new choice of a combo.
+others of its node, a new output behind all others, a new choice of a combo, and another type that an input takes.
 """
 
 from __future__ import annotations
@@ -62,9 +62,14 @@ def _node_breaks(node: str, old: dict[str, list[dict]], new: dict[str, list[dict
 
 
 def _fits(old: dict[str, Any], now: dict[str, Any]) -> bool:
-    """The same entry; a combo may offer more. `optional` counts: the page sorts by it, and saved values would move."""
-    same = all(old.get(key) == now.get(key) for key in ("id", "name", "type", "optional"))
-    return same and set(old.get("options", [])) <= set(now.get("options", []))
+    """The same entry; a combo may offer more, and an input take more types (saved links keep theirs, which still fits).
+
+    `optional` counts: the page sorts by it, and saved values would move.
+    """
+    same = all(old.get(key) == now.get(key) for key in ("id", "name", "optional"))
+    types, given = ({*entry["type"].split(",")} for entry in (old, now))
+    wider = types <= given if "name" not in old else types == given  # an output has a name, an input has none
+    return same and wider and set(old.get("options", [])) <= set(now.get("options", []))
 
 
 def saved() -> Schemas:

@@ -110,3 +110,37 @@ def test_levels_and_ranges(steps, strength, start, end):
     except EditError:
         return
     assert 0 <= start < end and edited.shape == (1, 3, 4, 4) and torch.isfinite(edited).all()
+
+
+@QUICK
+@given(
+    st.integers(1, 60), st.integers(1, 60), BATCHES, BATCHES, FILLS, DTYPES, st.floats(-0.1, 1.1), st.integers(0, 3),
+    st.sampled_from(["next", "current", "implicit"]),
+)  # fmt: skip
+def test_the_diffedit_chain(height, width, images, masks, fill, dtype, ratio, maps, mode):
+    """Encode, mask from prompts, invert, decode under that mask and under any other, change by degrees."""
+    model, vae = sockets()
+    image = filled((images, height, width, 3), "random", dtype)
+    try:
+        latent = call("EncodeImage", image=image, vae=vae)[0]
+        mask, cells, heat, soft = call(
+            "DiffEditMask", model=model, latent=latent, source=[[torch.zeros(1, 4, 5), {}]], target=text(), maps=maps, smooth=3,
+            threshold=0.33,
+        )  # fmt: skip
+        sigmas = call("EditSigmas", model=model, steps=3, strength=1.0)[0]
+        trajectory, noised, psnr, _, _ = call(
+            "InvertDDIM", model=model, positive=text(), latent=latent, sigmas=sigmas, mode=mode, encoding_ratio=ratio, vae=vae,
+            image=image,
+        )  # fmt: skip
+        assert mask.shape == (images, height, width) and heat.shape == (images, height, width, 3)
+        assert noised["samples"].shape == latent["samples"].shape and psnr <= 100
+        other = filled((masks, *cells.shape[1:]), fill, dtype)
+        for under in (cells, other, call("ReleaseSchedule", latent_mask=soft)[0]):
+            edited = call(
+                "MaskedDecode", model=model, positive=text(), negative=text(), trajectory=trajectory, latent_mask=under,
+                encoding_ratio=ratio,
+            )[0]  # fmt: skip
+            decoded = call("DecodeLatent", latent=edited, vae=vae)[0]
+            assert decoded.shape[1:] == (height, width, 3) and torch.isfinite(decoded).all()
+    except EditError:
+        return

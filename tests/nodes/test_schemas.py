@@ -38,7 +38,7 @@ def lacking(nodes: dict[str, Any], what: Any) -> list[str]:
 
 def test_all_nodes_are_there(nodes):
     assert len(nodes) >= 17
-    assert all(re.fullmatch(r"EditKit_[A-Z][A-Za-z]+", name) for name in nodes)
+    assert all(re.fullmatch(r"EditKit_[A-Z][A-Za-z0-9]+", name) for name in nodes)
 
 
 def test_every_node_says_what_it_is(nodes):
@@ -115,7 +115,9 @@ def test_snapshot_is_current():
         (lambda node: node["inputs"].pop(), True),
         (lambda node: node["inputs"].reverse(), True),
         (lambda node: node["inputs"][1].update(type="STRING"), True),
+        (lambda node: node["inputs"][1].update(type="LATENT,STRING"), False),
         (lambda node: node["inputs"][1].update(id="other"), True),
+        (lambda node: node["outputs"][0].update(type="MASK,LATENT"), True),
         (lambda node: node["outputs"][0].update(type="LATENT"), True),
         (lambda node: node["outputs"].pop(0), True),
         (lambda node: node["inputs"][3]["options"].append("more"), False),

@@ -28,8 +28,10 @@ def context(seed: int, rows: int = 1) -> Context:
     return Context(random_latent(rows, 7, 16, seed=seed))
 
 
-def test_next_equals_the_inverse_scheduler():
-    model, cond, latent = denoiser(), context(1), random_latent(2, 4, 8, 8, seed=3) / 0.18215
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_next_equals_the_inverse_scheduler(prediction):
+    """The network is asked about the upper level, so a v is turned into eps there (diffusers would at the lower one)."""
+    model, cond, latent = denoiser(prediction), context(1), random_latent(2, 4, 8, 8, seed=3) / 0.18215
     scheduler = DDIMInverseScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
         steps_offset=1,
@@ -38,7 +40,9 @@ def test_next_equals_the_inverse_scheduler():
     x, theirs = latent * 0.18215, []
     with torch.no_grad():
         for t in scheduler.timesteps:
-            eps = model.unet(x, t, cond.tokens.expand(2, -1, -1)).sample
+            output = model.unet(x, t, cond.tokens.expand(2, -1, -1)).sample
+            a = scheduler.alphas_cumprod[t]
+            eps = output if prediction == "epsilon" else a**0.5 * output + (1 - a) ** 0.5 * x
             x = scheduler.step(eps, t, x).prev_sample
             theirs.append(x)
     sigmas = model.schedule(10)

@@ -15,6 +15,15 @@ FEW = {
     ("KSampler", "steps"): 5,
     ("EditKit_TuneDecoder", "steps"): 2,
     ("EditKit_NoiseLatent", "copies"): 3,
+    ("EditKit_DiffEditMask", "maps"): 2,
+    ("EditKit_SDEdit", "steps"): 5,
+    ("EditKit_NullText", "inner_steps"): 2,
+    ("EditKit_LayeredReference", "steps"): 5,
+    ("EditKit_LayeredEmbeddings", "steps"): 3,
+    ("EditKit_LayeredTune", "steps"): 3,
+    ("EditKit_Imagic", "steps"): 3,
+    ("EditKit_Imagic", "embedding_steps"): 3,
+    ("EmptyLatentImage", "batch_size"): 2,
 }
 
 Workflow = dict[str, Any]

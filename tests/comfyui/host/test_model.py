@@ -249,7 +249,7 @@ def test_caches_stay_bounded(model) -> None:
     with _host.open_denoiser(model, z.shape, [start]) as denoiser:
         for seed in range(20):
             denoiser.denoise(z, 1.0, [start.with_tokens(tokens(seed))])
-        assert len(denoiser._groups) <= 8
+        assert len(denoiser._conditions._cached) <= 8
 
 
 class Stop(Exception):

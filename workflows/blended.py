@@ -1,0 +1,160 @@
+"""The workflows of Blended Latent Diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .graph import Graph, Output
+from .notes import note
+from .parts import Start, begin, decode, finish, latent_and_cells, prompts, rank
+
+NEW_OBJECT = "a yellow star on a sky background"  # what the mask of `empty_side` should hold
+
+
+def blended_loop(
+    graph: Graph,
+    start: Start,
+    title: str,
+    *,
+    strength: float = 1.0,
+    mode: str = "max",
+    kernels: str = "7,5,3,1",
+    seed: int = 0,
+    copies: int = 1,
+) -> Output:
+    """The steps of the blended loop, each its own node, in one group; returns the finished LATENT."""
+    model = start.model
+    with graph.group(title):
+        latent, cells = latent_and_cells(graph, start, mode)
+        sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
+        graph.column()
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
+        graph.column()
+        positive, negative = prompts(graph, start)
+        noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
+        graph.column()
+        return graph.add(
+            "EditKit_BlendedDenoise", model=model, positive=positive, negative=negative, sigmas=sigmas,
+            latent=noised.out, source_latent=latent, schedule=schedule, seed=seed,
+        ).out  # fmt: skip
+
+
+def blended_edit() -> Graph:
+    graph = Graph("blended_edit", note("blended_edit", ranker=True))
+    start = begin(graph, "empty_side")
+    latent = blended_loop(graph, start, "2. Blended loop, four candidates", copies=4)
+    graph.row()
+    ranked = rank(graph, start, latent, NEW_OBJECT)
+    finish(graph, start, ranked["latent"], ranked["images"], title="4. The background, exactly", file="blended_edit")
+    return graph
+
+
+def blended_any_sampler() -> Graph:
+    graph = Graph("blended_any_sampler", note("blended_any_sampler"))
+    start = begin(graph, "empty_side")
+    with graph.group("2. The mask, on the latent grid"):
+        latent, cells = latent_and_cells(graph, start)
+        graph.column()
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells).out
+    graph.row()
+    with graph.group("3. A native sampler"):
+        model = graph.add("EditKit_BlendedModel", model=start.model, schedule=schedule).out
+        positive, negative = prompts(graph, start)
+        graph.column()
+        sampled = graph.add(
+            "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, steps=50, cfg=5.0,
+            sampler_name="dpmpp_2m", scheduler="ddim_uniform",
+        ).out  # fmt: skip
+        edited = graph.add("EditKit_DecodeLatent", latent=sampled, vae=start.vae).out
+    finish(graph, start, sampled, edited, title="4. The background, exactly", file="blended_any_sampler")
+    return graph
+
+
+def thin_mask() -> Graph:
+    graph = Graph("thin_mask", note("thin_mask"))
+    start = begin(graph, "thin_stroke")
+    with graph.group("2. What both loops share"):
+        latent, cells = latent_and_cells(graph, start)
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
+        graph.column()
+        positive, negative = prompts(graph, start)
+        noised = graph.add("EditKit_NoiseLatent", model=start.model, latent=latent, sigmas=sigmas).out
+    graph.row()
+    for name, kernels, title in (("plain", "1", "3. Plain loop"), ("shrinking", "7,5,3,1", "4. Shrinking mask")):
+        with graph.group(title):
+            schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
+            graph.column()
+            edited = graph.add(
+                "EditKit_BlendedDenoise", model=start.model, positive=positive, negative=negative, sigmas=sigmas,
+                latent=noised, source_latent=latent, schedule=schedule,
+            ).out  # fmt: skip
+            graph.column()
+            image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
+            graph.add("SaveImage", images=image, filename_prefix=f"editkit/thin_mask_{name}")
+    return graph
+
+
+def background_replacement() -> Graph:
+    graph = Graph("background_replacement", note("background_replacement"))
+    start = begin(graph, "one_object")
+    latent = blended_loop(graph, start, "2. Blended loop", mode="area", kernels="1", seed=4)
+    graph.row()
+    edited = decode(graph, start, latent)
+    finish(graph, start, latent, edited, title="4. The object, exactly", file="background_replacement")
+    return graph
+
+
+def scribble() -> Graph:
+    graph = Graph("scribble", note("scribble"))
+    start = begin(graph, "scribble")
+    latent = blended_loop(graph, start, "2. Blended loop from a part of the noise", strength=0.7)
+    graph.row()
+    edited = decode(graph, start, latent)
+    finish(graph, start, latent, edited, title="4. The background, exactly", file="scribble")
+    return graph
+
+
+def ranked_batch_tuned_winner() -> Graph:
+    graph = Graph("ranked_batch_tuned_winner", note("ranked_batch_tuned_winner", ranker=True))
+    start = begin(graph, "empty_side")
+    latent = blended_loop(graph, start, "2. Blended loop, eight candidates", copies=8)
+    graph.row()
+    ranked = rank(graph, start, latent, NEW_OBJECT)
+    file = "ranked_batch_tuned_winner"
+    finish(graph, start, ranked["latent"], ranked["images"], title="4. Only the winner", file=file)
+    return graph
+
+
+def editing_session() -> Graph:
+    graph = Graph("editing_session", note("editing_session"))
+    start = begin(graph, "empty_side")
+    left_prompt = "a purple cross left of a yellow star on a sky background"
+    last_prompt = "a purple cross left of a green circle on a sky background"
+    image = _edit(graph, start, 1)
+    graph.row()
+    with graph.group("The other side"):
+        left = graph.add("InvertMask", mask=start.mask).out
+    image = _edit(graph, replace(start, image=image, mask=left, prompt=left_prompt), 2)
+    graph.row()
+    _edit(graph, replace(start, image=image, prompt=last_prompt), 3)
+    return graph
+
+
+def _edit(graph: Graph, start: Start, number: int) -> Output:
+    """One edit of the session; returns the finished IMAGE."""
+    latent = blended_loop(graph, start, f"Edit {number}: blended loop", seed=number)
+    edited = decode(graph, start, latent, f"Edit {number}: decode")
+    return finish(
+        graph, start, latent, edited, title=f"Edit {number}: the rest, exactly", file=f"editing_session_{number}"
+    )
+
+
+WORKFLOWS = (
+    blended_edit,
+    blended_any_sampler,
+    thin_mask,
+    background_replacement,
+    scribble,
+    ranked_batch_tuned_winner,
+    editing_session,
+)

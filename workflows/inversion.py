@@ -1,0 +1,184 @@
+"""The workflows of the inversion family: DiffEdit, null-text inversion, and the plain edits that they are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .graph import Graph, Node, Output
+from .notes import note
+from .parts import Start, after, before, begin, composite, decode, encode, finish, negative, save
+
+CFG = 4.0  # suits the bundled model
+GUIDED = 7.5  # as null-text inversion was published
+
+
+def find_mask(graph: Graph, start: Start) -> tuple[Output, Node, Output, Output]:
+    """The second group: the encoded picture, the mask node, and the prompts before and after."""
+    with graph.group("2. What must change"):
+        latent = encode(graph, start)
+        source, target = before(graph, start), after(graph, start)
+        graph.column()
+        found = graph.add(
+            "EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target
+        )  # fmt: skip
+    return latent, found, source, target
+
+
+def climb(graph: Graph, start: Start, latent: Output, source: Output, **options: object) -> tuple[Output, Node]:
+    """The grid, and the picture's path up to noise."""
+    sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
+    inverted = graph.add(
+        "EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas, **options
+    )  # fmt: skip
+    return sigmas, inverted
+
+
+def diffedit() -> Graph:
+    graph = Graph("diffedit", note("diffedit", mask=False))
+    start = begin(graph, "red_circle")
+    latent, found, source, target = find_mask(graph, start)
+    with graph.group("3. Its path up to noise"):
+        _, inverted = climb(graph, start, latent, source, encoding_ratio=0.8)
+    graph.row()
+    with graph.group("4. Decode under the mask"):
+        graph.add("MaskPreview", "The mask", mask=found.out)
+        empty = negative(graph, start)
+        graph.column()
+        edited = graph.add(
+            "EditKit_MaskedDecode", model=start.model, positive=target, negative=empty, cfg=CFG,
+            trajectory=inverted.out, latent_mask=found["latent mask"],
+        ).out  # fmt: skip
+        image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
+    with graph.group("5. The background, exactly"):
+        whole = composite(graph, replace(start, mask=found.out), image)
+        graph.column()
+        graph.add("SaveImage", images=whole, filename_prefix="editkit/diffedit")
+    return graph
+
+
+def diffedit_into_blended() -> Graph:
+    graph = Graph("diffedit_into_blended", note("diffedit_into_blended", mask=False))
+    start = begin(graph, "red_circle")
+    latent, found, source, target = find_mask(graph, start)
+    with graph.group("3. Its path up to noise"):
+        sigmas, inverted = climb(graph, start, latent, source)
+    graph.row()
+    with graph.group("4. Blended loop along that path"):
+        cells = graph.add("EditKit_LatentMask", mask=found.out, latent=latent).out
+        empty = negative(graph, start)
+        graph.column()
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels="3,1").out
+        graph.column()
+        edited = graph.add(
+            "EditKit_BlendedDenoise", model=start.model, positive=target, negative=empty, cfg=CFG, sigmas=sigmas,
+            latent=inverted["noised latent"], source_latent=latent, schedule=schedule, trajectory=inverted.out,
+        ).out  # fmt: skip
+    image = decode(graph, start, edited, "5. Decode")
+    graph.row()
+    masked = replace(start, mask=found.out)
+    finish(graph, masked, edited, image, title="6. The background, exactly", file="diffedit_into_blended")
+    return graph
+
+
+def differential_diffusion() -> Graph:
+    graph = Graph("differential_diffusion", note("differential_diffusion", mask=False))
+    start = begin(graph, "red_circle")
+    latent, found, _, target = find_mask(graph, start)
+    graph.row()
+    with graph.group("3. Released by degrees"):
+        schedule = graph.add("EditKit_ReleaseSchedule", latent_mask=found["soft map"]).out
+        empty = negative(graph, start)
+        graph.column()
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
+        noised = graph.add("EditKit_NoiseLatent", model=start.model, latent=latent, sigmas=sigmas).out
+        graph.column()
+        edited = graph.add(
+            "EditKit_BlendedDenoise", model=start.model, positive=target, negative=empty, cfg=CFG, sigmas=sigmas,
+            latent=noised, source_latent=latent, schedule=schedule,
+        ).out  # fmt: skip
+    with graph.group("4. Decode"):
+        save(graph, start, edited, "differential_diffusion")
+    return graph
+
+
+def null_text_reconstruction() -> Graph:
+    graph = Graph("null_text_reconstruction", note("null_text_reconstruction", mask=False))
+    start = begin(graph, "red_circle")
+    start = replace(start, prompt=start.caption.replace("mint", "striped mint"))
+    with graph.group("2. Its path up to noise"):
+        latent, source, empty = encode(graph, start), before(graph, start), negative(graph, start)
+        graph.column()
+        sigmas, inverted = climb(graph, start, latent, source, vae=start.vae, image=start.image)
+    graph.row()
+    with graph.group("3. Plain guidance drifts off"):
+        sampler = graph.add("KSamplerSelect", sampler_name="euler").out
+        plain = graph.add(
+            "SamplerCustom", model=start.model, add_noise=False, cfg=GUIDED, positive=source, negative=empty,
+            sampler=sampler, sigmas=sigmas, latent_image=inverted["noised latent"],
+        ).out  # fmt: skip
+        graph.column()
+        save(graph, start, plain, "null_text_reconstruction_plain")
+    with graph.group("4. Learn the empty prompt anew"):
+        learned = graph.add(
+            "EditKit_NullText", model=start.model, trajectory=inverted.out, positive=source, negative=empty, cfg=GUIDED
+        )
+        graph.add("PreviewAny", "What was learned", source=learned["report"])
+    graph.row()
+    for positive, title, file in (
+        (source, "5. Guided, and the picture comes back", "reconstructed"),
+        (None, "6. The same, with another prompt", "edited"),
+    ):
+        with graph.group(title):
+            positive = positive or after(graph, start)
+            guider = graph.add(
+                "EditKit_EmbeddingsGuider", model=start.model, positive=positive, embeddings=learned.out, cfg=GUIDED
+            ).out
+            noise = graph.add("DisableNoise").out
+            graph.column()
+            sampled = graph.add(
+                "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                latent_image=inverted["noised latent"],
+            ).out  # fmt: skip
+            save(graph, start, sampled, f"null_text_reconstruction_{file}")
+    return graph
+
+
+def sdedit() -> Graph:
+    graph = Graph("sdedit", note("sdedit", mask=False))
+    start = begin(graph, "scribble")
+    with graph.group("2. Noise and denoise"):
+        latent = encode(graph, start)
+        target, empty = after(graph, start), negative(graph, start)
+        graph.column()
+        edited = graph.add(
+            "EditKit_SDEdit", model=start.model, positive=target, negative=empty, latent=latent, cfg=CFG, strength=0.5
+        ).out
+    with graph.group("3. Decode"):
+        save(graph, start, edited, "sdedit")
+    return graph
+
+
+def word_swap() -> Graph:
+    graph = Graph("word_swap", note("word_swap", mask=False))
+    start = begin(graph, "red_circle")
+    start = replace(start, prompt=start.caption.replace("circle", "star"))
+    with graph.group("2. Invert with the prompt as it is"):
+        latent, source = encode(graph, start), before(graph, start)
+        graph.column()
+        sigmas, inverted = climb(graph, start, latent, source, mode="implicit", vae=start.vae, image=start.image)
+        graph.add("PreviewAny", "How well the way back reconstructs it", source=inverted["report"])
+    graph.row()
+    with graph.group("3. Sample with one word swapped"):
+        target, empty = after(graph, start), negative(graph, start)
+        sampler = graph.add("KSamplerSelect", sampler_name="euler").out
+        graph.column()
+        sampled = graph.add(
+            "SamplerCustom", model=start.model, add_noise=False, cfg=CFG, positive=target, negative=empty, sampler=sampler,
+            sigmas=sigmas, latent_image=inverted["noised latent"],
+        ).out  # fmt: skip
+    with graph.group("4. Decode"):
+        save(graph, start, sampled, "word_swap")
+    return graph
+
+
+WORKFLOWS = (diffedit, diffedit_into_blended, differential_diffusion, null_text_reconstruction, sdedit, word_swap)
