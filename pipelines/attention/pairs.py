@@ -21,28 +21,51 @@ def pair_rows(images: int, branches: Sequence[Branch]) -> RowMap:
     return RowMap(batch, tuple(branches))  # type: ignore[arg-type]  # literals
 
 
+def trio_rows(images: int, shared: Branch) -> RowMap:
+    """The source in one branch and the target in both, per image, under one context with a row for each.
+
+    The order is source, conditional target, unconditional target (see `trio_context`).
+    """
+    batch = tuple((role, image) for image in range(images) for role in ("source", "target", "target"))
+    return RowMap(batch, (shared,), (shared, "cond", "uncond") * images)  # type: ignore[arg-type]  # literals
+
+
 def single_rows(images: int, branches: Sequence[Branch], role: Role = "target") -> RowMap:
     """A batch of one role alone."""
     return RowMap(tuple((role, image) for image in range(images)), tuple(branches))
 
 
-def interleave(source: Tensor, target: Tensor) -> Tensor:
-    """[B, ...] and [B, ...] as [2B, ...] in the order of `pair_rows`."""
-    return torch.stack([source, target], dim=1).flatten(0, 1)
+def interleave(*parts: Tensor) -> Tensor:
+    """[B, ...] each, of source and target, as [2 B, ...] in the order of `pair_rows`; any number of parts likewise."""
+    return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def separate(pairs: Tensor) -> tuple[Tensor, Tensor]:
+def separate(rows: Tensor, parts: int = 2) -> tuple[Tensor, ...]:
     """The inverse of `interleave`: (source, target)."""
-    return pairs[0::2], pairs[1::2]
+    return tuple(rows[part::parts] for part in range(parts))
 
 
 def pair_context(source: Context, target: Context, images: int) -> Context:
     """One context [2 images, T, D] for the rows of `pair_rows`; what a host attached to the target is kept."""
+    return _woven((source, target), images, target)
 
-    def rows(a: Tensor, b: Tensor) -> Tensor:
-        return interleave(match_batch(a, images, "source prompt", "latent"), match_batch(b, images, "prompt", "latent"))
 
-    pooled = None
-    if source.pooled is not None and target.pooled is not None:
-        pooled = rows(source.pooled, target.pooled)
-    return Context(rows(source.tokens, target.tokens), pooled, target.text, target.host)
+def trio_context(shared: Context, cond: Context, uncond: Context, images: int) -> Context:
+    """One context [3 images, T, D] for the rows of `trio_rows`. Only for contexts that `mergeable` allows."""
+    return _woven((shared, cond, uncond), images, cond)
+
+
+def mergeable(*contexts: Context) -> bool:
+    """Whether contexts may stand in one: nothing of a host's is attached, and sizes agree."""
+    bare = all(context.host is None for context in contexts)
+    pooled = {context.pooled is None for context in contexts}
+    return bare and len(pooled) == 1 and len({context.tokens.shape[1:] for context in contexts}) == 1
+
+
+def _woven(contexts: Sequence[Context], images: int, named: Context) -> Context:
+    def rows(values: Sequence[Tensor]) -> Tensor:
+        return interleave(*(match_batch(value, images, "prompt", "latent").to(values[-1]) for value in values))
+
+    pooled = [context.pooled for context in contexts if context.pooled is not None]
+    whole = rows(pooled) if len(pooled) == len(contexts) else None
+    return Context(rows([context.tokens for context in contexts]), whole, named.text, named.host)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..protocols import Context
+from .words import Word
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class PromptEdit:
         blend_source, blend_target: tokens of the words whose place may change (LocalBlend); empty = no LocalBlend.
         keep_source, keep_target: tokens of the words whose place must stay (LocalBlend's subtract words).
         report: which words were matched with which, one line each, for people.
+        source_words, target_words: the words of the prompts with their tokens, in order.
     """
 
     source: Context
@@ -39,6 +41,8 @@ class PromptEdit:
     keep_source: tuple[int, ...] = ()
     keep_target: tuple[int, ...] = ()
     report: tuple[str, ...] = ()
+    source_words: tuple[Word, ...] = ()
+    target_words: tuple[Word, ...] = ()
 
     @property
     def token_count(self) -> int:

@@ -32,14 +32,26 @@ class RowMap:
     Attributes:
         batch: role and image of every latent of the batch.
         branches: branch of every context, in the order they are given.
+        mixed: where one context has rows of both branches, the branch of every latent; `branches` then has one entry,
+            which is not read (`trio_rows`).
     """
 
     batch: tuple[tuple[Role, int], ...]
     branches: tuple[Branch, ...]
+    mixed: tuple[Branch, ...] = ()
 
     def chunk(self, context: int) -> tuple[Row, ...]:
         """The rows that context number `context` is evaluated on; network calls stack such chunks."""
-        return tuple(Row(role, self.branches[context], image) for role, image in self.batch)
+        branches = self.mixed or (self.branches[context],) * len(self.batch)
+        return tuple(Row(role, branch, image) for (role, image), branch in zip(self.batch, branches, strict=True))
+
+    @property
+    def unit(self) -> int:
+        """How many neighbouring latents must share a call; a batch may be cut at its multiples."""
+        if all(role == "target" for role, _ in self.batch) or all(role == "source" for role, _ in self.batch):
+            return 1
+        first = self.batch[0][1]
+        return next((i for i, (_, image) in enumerate(self.batch) if image != first), len(self.batch))
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Site:
         place: "down", "mid" or "up".
         block: number of the U-Net block in its place, as Stable Diffusion's original files count them (input blocks
             from 0 = the first convolution, middle 0, output blocks from 0).
+        blocks: how many blocks its place has (Stable Diffusion 1: 12 input, 1 middle, 12 output blocks).
         depth: number of the transformer layer in its block.
         order: number of the transformer layer in the whole network, in order of execution, from 0.
         layers: how many there are.
@@ -62,6 +75,7 @@ class Site:
 
     place: Place
     block: int
+    blocks: int
     depth: int
     order: int
     layers: int
@@ -75,13 +89,21 @@ class Site:
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    def within(self, divisor: int) -> bool:
+        """Whether the grid is at most 1 / `divisor` of the latent on both sides (sizes that do not divide round up)."""
+        return all(side <= -(-whole // divisor) for side, whole in zip(self.grid, self.cells, strict=True))
+
 
 @dataclass(frozen=True)
 class FeatureSite:
-    """The residual branch of one convolutional block (what it adds to its skip), in one network call; see `Site`."""
+    """The residual branch of one convolutional block (what it adds to its skip), in one network call; see `Site`.
+
+    The middle has two: block 0 before its attention and block 1 after it.
+    """
 
     place: Place
     block: int
+    blocks: int
     cells: tuple[int, int]
     sigma: float
     rows: tuple[Row, ...]
@@ -99,8 +121,8 @@ class AttentionControl(Protocol):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
         """Attention of q [rows, heads, N, d] over k, v [rows, heads, M, d]: [rows, heads, N, d]; None = plain."""
 
-    def wants_features(self, place: Place, block: int) -> bool:
-        """Whether `features` is to be called for this block at all (asked once, when hooks are placed)."""
+    def wants_features(self, place: Place, block: int, blocks: int) -> bool:
+        """Whether `features` is to be called for this block at all (asked when hooks are placed)."""
 
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:
         """Residual features [rows, C, h, w], before they are added to the skip."""
@@ -118,7 +140,7 @@ class Passive:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
         return None
 
-    def wants_features(self, place: Place, block: int) -> bool:
+    def wants_features(self, place: Place, block: int, blocks: int) -> bool:
         return False
 
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:

@@ -1,0 +1,87 @@
+"""What all attention edits share: rows that take from their source, steps found by sigma, and what a loop must ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from ..errors import MismatchError
+from ..sigmas import check_sigmas, step_of_sigma
+from .sites import Branch, Passive, Row
+
+NOTHING: frozenset[Branch] = frozenset()
+
+
+class PairControl(Passive):
+    """An attention edit of a target by its source. It may keep state for the length of one run: call `reset` before.
+
+    Attributes:
+        sigmas: the whole grid of the run, float32 [N + 1]: gates are parts of it, also where a run starts later.
+        shared_source: the source is evaluated on its own prompt only, and serves both branches of the target.
+    """
+
+    shared_source = False
+
+    def __init__(self, sigmas: Tensor) -> None:
+        self.sigmas = check_sigmas(sigmas).cpu()
+        self.steps = len(self.sigmas) - 1
+        self._step_of: dict[float, int] = {}
+        self._partners: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def reset(self) -> None:
+        """Forget what a run has collected."""
+        self._partners.clear()
+
+    def needs(self, step: int) -> frozenset[Branch]:
+        """The branches in which the source must be evaluated beside the target at `step`."""
+        return NOTHING
+
+    def active(self, step: int) -> bool:
+        """Whether the control does anything at `step`."""
+        return bool(self.needs(step))
+
+    def blend(self, source: Tensor, target: Tensor, step: int) -> Tensor:
+        """The target's latent [B, C, h, w] after `step`, given the source's at the same level."""
+        return target
+
+    def step(self, sigma: float) -> int:
+        """The step that a model call at `sigma` belongs to."""
+        if sigma not in self._step_of:
+            self._step_of[sigma] = step_of_sigma(sigma, self.sigmas)
+        return self._step_of[sigma]
+
+    def partners(
+        self, rows: tuple[Row, ...], branches: Collection[Branch], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Targets in `branches`, their sources, and for every row the one it takes from; None if there is no such target.
+
+        Raises: MismatchError for a target whose source is not in the call.
+        """
+        key = (rows, tuple(sorted(branches)), device)
+        if key not in self._partners:
+            found = _partners(rows, branches)
+            takes = list(range(len(rows)))
+            for target, source in found:
+                takes[target] = source
+            targets, sources = ([pair[side] for pair in found] for side in (0, 1))
+            self._partners[key] = tuple(torch.tensor(i, device=device) for i in (targets, sources, takes))  # type: ignore[assignment]
+        return self._partners[key] if len(self._partners[key][0]) else None
+
+
+def _partners(rows: tuple[Row, ...], branches: Collection[Branch]) -> list[tuple[int, int]]:
+    """(target, source) for every target in `branches`: the source in its own branch, or the only one there is."""
+    sources = {(row.image, row.branch): i for i, row in enumerate(rows) if row.role == "source"}
+    any_branch = {row.image: i for i, row in enumerate(rows) if row.role == "source"}
+    found = []
+    for i, row in enumerate(rows):
+        if row.role == "target" and row.branch in branches:
+            source = sources.get((row.image, row.branch), any_branch.get(row.image))
+            if source is None:
+                raise MismatchError(
+                    "an attention edit met a target without its source: source and target must be two latents of one "
+                    "batch under one prompt with a row for each"
+                )
+            found.append((i, source))
+    return found

@@ -1,0 +1,187 @@
+"""The workflows of attention control: Prompt-to-Prompt, P2Plus, MasaCtrl and Plug-and-Play."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .graph import Graph, Node, Output
+from .inversion import CFG, climb
+from .notes import note
+from .parts import Start, after, before, begin, encode, negative
+
+SIZE = 96  # pixels of the bundled model's pictures
+CIRCLE = "a red circle on a mint background"
+STRIPED = "a red circle on a striped mint background"
+
+
+def drawn(graph: Graph) -> Start:
+    """The first group where the source is drawn, not given."""
+    with graph.group("1. Model"):
+        model = graph.add("EditKit_LoadModel")
+    return Start(model.out, model["clip"], model["vae"], model.out, model.out, CIRCLE, CIRCLE)
+
+
+def align(graph: Graph, start: Start, **words: str) -> Output:
+    """Both prompts, word by word, with a picture of it."""
+    aligned = graph.add(
+        "EditKit_AlignPrompts", clip=start.clip, source_text=start.caption, target_text=start.prompt, **words
+    )  # fmt: skip
+    graph.add("PreviewImage", "Which word became which", images=aligned["alignment"])
+    return aligned.out
+
+
+def save_pair(graph: Graph, start: Start, latent: Output, *, source: bool = True) -> None:
+    """Both pictures shown; the edited one, and the source where it was drawn, saved."""
+    images = graph.add("EditKit_DecodeLatent", latent=latent, vae=start.vae).out
+    graph.add("PreviewImage", "Source and edited", images=images)
+    graph.column()
+    if source:
+        _save(graph, "source", graph.add("ImageFromBatch", "The source", image=images, batch_index=0).out)
+    _save(graph, "edited", graph.add("ImageFromBatch", "The edited picture", image=images, batch_index=1).out)
+
+
+def _save(graph: Graph, label: str, images: Output) -> None:
+    graph.add("SaveImage", images=images, filename_prefix=f"editkit/{graph.name}_{label}")
+
+
+def p2p_replace() -> Graph:
+    graph = Graph("p2p_replace", note("p2p_replace", drawn=True))
+    start = replace(drawn(graph), prompt=CIRCLE.replace("red", "green"))
+    with graph.group("2. One word for another"):
+        edit = align(graph, start, mode="replace")
+        graph.column()
+        patched = graph.add("EditKit_P2Plus", model=start.model, edit=edit)
+    graph.row()
+    with graph.group("3. A native sampler, on pairs"):
+        empty = negative(graph, start)
+        latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=2).out
+        graph.column()
+        sampled = graph.add(
+            "KSampler", model=patched.out, positive=patched["conditioning"], negative=empty, latent_image=latent, steps=50,
+            cfg=CFG, sampler_name="euler", scheduler="ddim_uniform", seed=1,
+        ).out  # fmt: skip
+    with graph.group("4. Decode"):
+        save_pair(graph, start, sampled)
+    return graph
+
+
+def p2p_refine() -> Graph:
+    graph = Graph("p2p_refine", note("p2p_refine", drawn=True))
+    start = replace(drawn(graph), prompt=STRIPED)
+    with graph.group("2. A word more"):
+        edit = align(graph, start, mode="refine")
+        graph.column()
+        patched = graph.add("EditKit_P2Plus", model=start.model, edit=edit)
+    graph.row()
+    with graph.group("3. SamplerCustomAdvanced, on pairs"):
+        empty = negative(graph, start)
+        latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=2).out
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
+        graph.column()
+        sampled = custom(graph, patched, empty, graph.add("RandomNoise", noise_seed=3).out, "dpmpp_2m", sigmas, latent)
+    with graph.group("4. Decode"):
+        save_pair(graph, start, sampled)
+    return graph
+
+
+def custom(
+    graph: Graph, patched: Node, empty: Output, noise: Output, sampler: str, sigmas: Output, latent: Output
+) -> Output:
+    """Guider, sampler and SamplerCustomAdvanced; returns the LATENT."""
+    guider = graph.add(
+        "CFGGuider", model=patched.out, positive=patched["conditioning"], negative=empty, cfg=CFG
+    ).out  # fmt: skip
+    chosen = graph.add("KSamplerSelect", sampler_name=sampler).out
+    graph.column()
+    return graph.add(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=chosen, sigmas=sigmas, latent_image=latent
+    ).out  # fmt: skip
+
+
+def p2p_reweight() -> Graph:
+    graph = Graph("p2p_reweight", note("p2p_reweight", drawn=True))
+    start = replace(drawn(graph), caption=STRIPED, prompt=STRIPED)
+    with graph.group("2. What all three share"):
+        empty = negative(graph, start)
+        latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE).out
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
+    graph.row()
+    for weight, label in (("-2", "weaker"), ("-4", "gone")):
+        with graph.group(f"The word 'red' at {weight}"):
+            edit = align(graph, start, weights=f"red: {weight}")
+            graph.column()
+            edited = graph.add(
+                "EditKit_P2PlusEdit", model=start.model, edit=edit, negative=empty, cfg=CFG, latent=latent, sigmas=sigmas,
+                seed=3,
+            )  # fmt: skip
+            graph.column()
+            for name in ("source", "edited") if label == "weaker" else ("edited",):
+                image = graph.add("EditKit_DecodeLatent", latent=edited[name], vae=start.vae).out
+                _save(graph, name if name == "source" else label, image)
+    return graph
+
+
+def inverted(graph: Graph, start: Start) -> tuple[Output, Output, Node, Output, Output]:
+    """The second group of a real picture's edit: its path up to noise, and the prompts."""
+    with graph.group("2. The picture's path up to noise"):
+        latent, source = encode(graph, start), before(graph, start)
+        target, empty = after(graph, start), negative(graph, start)
+        graph.column()
+        sigmas, path = climb(graph, start, latent, source)
+    return source, target, path, sigmas, empty
+
+
+def p2plus_real_image() -> Graph:
+    graph = Graph("p2plus_real_image", note("p2plus_real_image", mask=False))
+    start = begin(graph, "red_circle")
+    with graph.group("2. The picture's path up to noise"):
+        latent, source = encode(graph, start), before(graph, start)
+        graph.column()
+        _, path = climb(graph, start, latent, source)
+    graph.row()
+    with graph.group("3. The edit"):
+        edit, empty = align(graph, start), negative(graph, start)
+        graph.column()
+        maps = graph.add(
+            "EditKit_AttentionMaps", model=start.model, edit=edit, trajectory=path.out, image=start.image
+        ).out  # fmt: skip
+        graph.add("PreviewImage", "Where the source's words look", images=maps)
+        graph.column()
+        edited = graph.add(
+            "EditKit_P2PlusEdit", model=start.model, edit=edit, negative=empty, cfg=CFG, tau_u=0.5, trajectory=path.out
+        )  # fmt: skip
+    with graph.group("4. Decode"):
+        _save(graph, "edited", graph.add("EditKit_DecodeLatent", latent=edited["edited"], vae=start.vae).out)
+    return graph
+
+
+def paired(graph: Graph, start: Start, kind: str, title: str, **options: object) -> Graph:
+    """A real picture under a patch for native samplers: the same path, twice, and the source held to it."""
+    source, target, path, sigmas, empty = inverted(graph, start)
+    graph.row()
+    with graph.group(title):
+        patched = graph.add(
+            kind, model=start.model, source=source, target=target, trajectory=path.out, **options
+        )  # fmt: skip
+        latent = graph.add("RepeatLatentBatch", samples=path["noised latent"], amount=2).out
+        graph.column()
+        sampled = custom(graph, patched, empty, graph.add("DisableNoise").out, "euler", sigmas, latent)
+    with graph.group("4. Decode"):
+        save_pair(graph, start, sampled, source=False)
+    return graph
+
+
+def masactrl() -> Graph:
+    graph = Graph("masactrl", note("masactrl", mask=False))
+    start = begin(graph, "red_circle")
+    start = replace(start, prompt="a red circle left of a yellow star on a mint background")
+    return paired(graph, start, "EditKit_MasaCtrl", "3. The same circle elsewhere", from_layer=0.5)
+
+
+def plug_and_play() -> Graph:
+    graph = Graph("plug_and_play", note("plug_and_play", mask=False))
+    start = replace(begin(graph, "red_circle"), prompt="a green circle on a pink background")
+    return paired(graph, start, "EditKit_FeatureInjection", "3. The same structure in other colours")
+
+
+WORKFLOWS = (p2p_replace, p2p_refine, p2p_reweight, p2plus_real_image, masactrl, plug_and_play)
