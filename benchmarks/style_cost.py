@@ -1,0 +1,167 @@
+"""What StyleDiffusion's learning costs against passes it cannot avoid, and against the published scheme, in one run.
+
+`python -m editkit.benchmarks style-cost` prints it. All sides make the same updates on one scene.
+
+    floor       the bare network: a forward and backward pass to the text per update, with a loss on its output, and the
+                rows without gradients; no control, no mapping network, no optimiser
+    published   the image encoder and the mapping network inside every cross-attention layer of every conditional pass, and
+                gradients for the weights of U-Net and encoder, added up and never cleared (methods.md, 9: cost)
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pipelines.attention.pairs import single_rows
+from ..pipelines.attention.sites import Controlled, Site
+from ..pipelines.backends.openclip import tower_tokens
+from ..pipelines.inversion import invert
+from ..pipelines.optimise import learning_mode
+from ..pipelines.sigmas import euler_step
+from ..pipelines.style import StyleOptions, image_features, style_invert
+from ..pipelines.style_maps import ValueLearner
+from ..pipelines.style_network import NetworkShape, made_networks, values
+from ..pipelines.trajectory import Trajectory
+from . import trials as t
+from .cost import CountingUnet
+from .diffedit import Scenes, scenes
+
+FLOOR_LIMIT, GAIN_LIMIT = 1.15, 1.5
+STEPS, UPDATES = 3, 10
+OPTIONS = StyleOptions(inner=UPDATES, inner_decay=0.0, tolerance=0.0, tolerance_growth=0.0)  # every update is made
+OTHERS = 3  # rows without gradients in every step: the maps' goal, the unconditional one, and the one to advance
+NEEDED = STEPS * (UPDATES + OTHERS) + 1  # the one more tells how much memory an update takes
+
+
+class EveryLayer(ValueLearner):
+    """Values as published: encoder and network run again wherever a layer asks for its value input."""
+
+    def __init__(self, ranker: Any, image: Tensor, text: Tensor) -> None:
+        super().__init__(1, text.device)
+        self.tower, self.pixels, self.text = (
+            copy.deepcopy(ranker.model.visual).requires_grad_(True),
+            ranker.prepare(image),
+            text,
+        )
+        width = text.shape[2]
+        tokens = self._tokens().shape[1:]
+        self.frame = torch.linalg.qr(torch.randn(max(tokens[1], width), min(tokens[1], width)))[0]
+        self.networks = made_networks(NetworkShape(tokens[0], text.shape[1]), [0], "published", text.device)
+
+    def _tokens(self) -> Tensor:
+        return tower_tokens(self.tower, self.pixels)
+
+    def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        if self.value is not None:
+            features = self._tokens() @ self.frame
+            self.value = values(*self.networks.split(self.networks(features)), self.text)
+        return super().inputs(key, value, site)
+
+
+def published(model: Any, work: Scenes, path: Trajectory, ranker: Any) -> None:
+    """The official loop, step by step."""
+    denoiser = replace(model.denoiser, unet=copy.deepcopy(model.denoiser.unet).requires_grad_(True))
+    with learning_mode():
+        control = EveryLayer(ranker, work.pictures, work.source.tokens)
+        rows = Controlled(control, single_rows(1, ("cond",), "source"))
+        learned = [parameter.requires_grad_(True) for parameter in control.networks.parameters.values()]
+        z, levels = path.latents[0], path.sigmas.tolist()
+        for index in range(STEPS):
+            sigma, target = levels[index], levels[index + 1]
+            with torch.no_grad():
+                control.collect()
+                denoiser.denoise(path.level(index), sigma, [work.source], rows)
+                control.keep()
+                uncond = denoiser.denoise(z, sigma, [work.null])[0]
+            adam = torch.optim.Adam(learned, lr=1e-2)
+            for _ in range(UPDATES):
+                reached = _step(denoiser, control, z, uncond, rows, work, sigma, target)
+                loss = (reached - path.level(index + 1)).square().mean() + control.distance.sum()
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+            with torch.no_grad():
+                z = _step(denoiser, control, z, uncond, rows, work, sigma, target)
+
+
+def _step(
+    denoiser: Any, control: EveryLayer, z: Tensor, uncond: Tensor, rows: Controlled, work: Scenes, *levels: float
+) -> Tensor:
+    control.begin(work.source.tokens)
+    cond = denoiser.denoise(z, levels[0], [work.source], rows)[0]
+    return euler_step(z, uncond + OPTIONS.guidance_scale * (cond - uncond), *levels)
+
+
+def floor(model: Any, work: Scenes, path: Trajectory) -> None:
+    """The bare passes that the learning cannot do without."""
+    unet, denoiser = model.denoiser.unet, model.denoiser
+    with learning_mode():
+        for index in range(STEPS):
+            rows, time_ = path.latents[index], denoiser.timestep(float(path.sigmas[index]))
+            for _ in range(UPDATES):
+                tokens = work.source.tokens.clone().requires_grad_(True)
+                loss = unet(rows, time_, tokens, return_dict=False)[0].square().mean()
+                torch.autograd.grad(loss, tokens)
+            with torch.no_grad():
+                for _ in range(OTHERS):
+                    unet(rows, time_, work.source.tokens, return_dict=False)
+
+
+def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side in every round, in an order that rotates."""
+    names = list(sides)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            begun = time.perf_counter()
+            sides[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_:  # the first warms up
+                found[name].append(time.perf_counter() - begun)
+    return found
+
+
+def main(rounds: int = 7) -> bool:
+    """Print the table; True if rows and ratios keep their limits. Ratios are medians over rounds, each within its round."""
+    from ..pipelines.backends.folder import load_bundled
+    from ..pipelines.backends.openclip import load_bundled_ranker
+
+    model, ranker = load_bundled(), load_bundled_ranker()
+    work = scenes(model, [t.recolour(0)])
+    path = invert(model.denoiser, work.latent, work.source, model.denoiser.schedule(STEPS))
+    features = image_features(ranker, work.pictures, work.source.tokens.shape[2])
+
+    def ours() -> None:
+        style_invert(model.denoiser, path, work.source, work.null, features, options=OPTIONS)
+
+    counter = CountingUnet(model.denoiser.unet)
+    ours()
+    counter.remove()
+    found = timed(
+        {
+            "floor": lambda: floor(model, work, path),
+            "ours": ours,
+            "published": lambda: published(model, work, path, ranker),
+        },
+        rounds,
+    )
+    to_floor = statistics.median(a / b for a, b in zip(found["ours"], found["floor"], strict=True))
+    gain = statistics.median(a / b for a, b in zip(found["published"], found["ours"], strict=True))
+    print(
+        f"{'learning':<10} {'seconds':>8}   ({STEPS} steps of {UPDATES} updates, {counter.rows} rows, needed {NEEDED})"
+    )
+    for name, seconds in found.items():
+        print(f"{name:<10} {statistics.median(seconds):8.3f}")
+    print(
+        f"ours over floor {to_floor:.3f} (limit {FLOOR_LIMIT}), published over ours {gain:.2f} (at least {GAIN_LIMIT})"
+    )
+    return counter.rows == NEEDED and to_floor <= FLOOR_LIMIT and gain >= GAIN_LIMIT

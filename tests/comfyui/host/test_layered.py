@@ -1,0 +1,322 @@
+"""LayerDiffusion natively: what learns, what stays, files that the host's own loaders read, and alternation in any sampler."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_management as management
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from comfy_extras.nodes_train import LoraModelLoader
+from safetensors.torch import save_file
+from torch import Tensor
+
+import nodes as stock_nodes
+from editkit.nodes import _host, _host_alternate, _host_tune
+from editkit.pipelines.errors import MismatchError
+from editkit.pipelines.imagic import imagic
+from editkit.pipelines.layered import EmbeddingOptions, IterativeGuidance, layered_embeddings, takes_subject
+from editkit.pipelines.layered_tune import TuneOptions, layered_tune
+from editkit.pipelines.progress import silent
+from editkit.pipelines.weights import TunePlan
+from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
+
+LORA, FULL = TunePlan("lora", rank=3), TunePlan()
+MASK = torch.zeros(1, 12, 10)
+MASK[:, 3:8, 2:7] = 1
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def model(bundled):
+    return bundled[0]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded():
+    """A MODEL with patches changes shared weights while it is loaded, and the host gives them back later."""
+    management.unload_all_models()
+
+
+@pytest.fixture(scope="module")
+def headless(folder: Path):
+    """The same weights through diffusers."""
+    from diffusers import UNet2DConditionModel
+
+    from editkit.pipelines.backends.diffusers import DiffusersDenoiser
+    from editkit.tests.toys import sd_table
+
+    with torch.inference_mode(False):
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        return DiffusersDenoiser(unet.eval().requires_grad_(False), sd_table(), "epsilon", "bundled", 0.18215, 8)
+
+
+def contexts() -> list:
+    return [_host.context(cond(seed), "positive") for seed in (1, 2)]
+
+
+def embed(model, progress=silent, **options):
+    pair = contexts()
+    chosen = EmbeddingOptions(**{"steps": STEPS, "lr": 0.05, **options})
+    with _host.open_denoiser(model, (1, 4, 12, 10), pair, learning=True) as denoiser:
+        return layered_embeddings(denoiser, latent(1), *pair, MASK, seeds=[5], options=chosen, progress=progress)
+
+
+def tune(model, plan=LORA, progress=silent, **options):
+    context = contexts()[0]
+    chosen = TuneOptions(**{"plan": plan, "steps": STEPS, "lr": 5e-3, **options})
+    return layered_tune(
+        _host.tunable(model, [context]),
+        latent(1),
+        latent(2),
+        context,
+        MASK,
+        seeds=[5],
+        options=chosen,
+        progress=progress,
+    )
+
+
+def predict(model, sigma: float = 2.0) -> Tensor:
+    context = contexts()[0]
+    with _host.open_denoiser(model, (1, 4, 12, 10), [context]) as denoiser:
+        return denoiser.denoise(latent(3) * 0.18215, sigma, [context])[0]
+
+
+def test_stage_1_learns_what_headless_learns(model, headless):
+    before = digest(model.model)
+    native, pair = embed(model), contexts()
+    free = layered_embeddings(
+        headless, latent(1), *pair, MASK, seeds=[5], options=EmbeddingOptions(steps=STEPS, lr=0.05)
+    )
+    assert native.losses == pytest.approx(free.losses, rel=1e-3)
+    assert (native.mixed.tokens - pair[0].tokens).abs().max() > 0.01
+    torch.testing.assert_close(native.mixed.tokens.cpu(), free.mixed.tokens, atol=1e-3, rtol=1e-3)
+    assert same_weights(model.model, before)
+    assert torch.equal(embed(model, low_memory=True).mixed.tokens, native.mixed.tokens)
+
+
+@pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
+def test_stage_2_learns_what_headless_learns(model, headless, plan):
+    before = digest(model.model)
+    native = tune(model, plan)
+    free = layered_tune(
+        headless,
+        latent(1),
+        latent(2),
+        contexts()[0],
+        MASK,
+        seeds=[5],
+        options=TuneOptions(plan=plan, steps=STEPS, lr=5e-3),
+    )
+    assert native.object_losses == pytest.approx(free.object_losses, rel=1e-3)
+    assert native.background_losses == pytest.approx(free.background_losses, rel=1e-3)
+    assert set(native.changes) == set(free.changes)  # one layout, one set of names: files suit both hosts
+    assert same_weights(model.model, before)
+    tuned = _host.tuned_model(model, native.changes)
+    with torch.no_grad():
+        expected = headless.with_changes(native.changes).denoise(latent(3) * 0.18215, 2.0, [contexts()[0]])[0]
+    moved = (predict(tuned) - predict(model)).abs().max()
+    assert moved > 0.01
+    torch.testing.assert_close(predict(tuned).cpu(), expected, atol=1e-3, rtol=1e-3)
+    management.unload_all_models()
+    assert same_weights(model.model, before)
+
+
+@pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
+def test_saved_changes_load_with_the_hosts_own_nodes(model, plan, tmp_path, monkeypatch):
+    found = tune(model, plan)
+    tuned = predict(_host.tuned_model(model, found.changes))
+    save_file(found.changes, tmp_path / "tuned.safetensors")
+    loaded = comfy.utils.load_torch_file(str(tmp_path / "tuned.safetensors"), safe_load=True)
+    monkeypatch.setattr(stock_nodes.folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
+    by_loader = stock_nodes.LoraLoaderModelOnly().load_lora_model_only(model, "tuned.safetensors", 1.0)[0]
+    by_socket = LoraModelLoader().load_lora_model(model, loaded, 1.0)[0]
+    assert torch.equal(predict(by_loader), tuned)
+    assert torch.equal(predict(by_socket), tuned)
+    half = predict(LoraModelLoader().load_lora_model(model, loaded, 0.5)[0])
+    assert not torch.equal(half, tuned) and not torch.equal(half, predict(model))
+
+
+def test_a_lora_in_force_is_part_of_what_learns(model):
+    """The copy starts from the patched weights, and its changes go on top of the patches."""
+    first = tune(model, lr=0.05).changes
+    patched = _host.tuned_model(model, first)
+    plain, onto = tune(model), tune(patched)
+    assert plain.object_losses[0] != pytest.approx(onto.object_losses[0], rel=1e-3)
+    both = _host.tuned_model(patched, onto.changes)
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    key = names["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"]
+    assert len(both.patches[key]) == 2 and len(patched.patches[key]) == 1 and key not in model.patches
+
+
+def test_changes_of_another_model_are_refused(model):
+    with pytest.raises(MismatchError, match="another model"):
+        _host.tuned_model(model, {"lora_unet_elsewhere.diff": torch.zeros(1)})
+
+
+def test_imagic_on_a_native_model(model):
+    pair = contexts()
+    opened = _host.open_denoiser(model, (1, 4, 12, 10), pair[:1], learning=True)
+    found = imagic(
+        opened, _host.tunable(model, pair[:1]), latent(1), pair[0], eta=0.6, seeds=[1],
+        embeddings=EmbeddingOptions(steps=2, region="none"), tuning=TuneOptions(plan=LORA, steps=2, background_weight=0.0),
+    )  # fmt: skip
+    fitted = found.embeddings.subject.tokens.cpu()
+    torch.testing.assert_close(found.context.tokens.cpu(), 0.6 * pair[0].tokens + 0.4 * fitted)
+    assert _host.conditioning(found.context)[0][0] is found.context.tokens
+
+
+# ------------------------------------------------------------------------------------------------------------------ faults
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["embeddings", "lora", "full"])
+@pytest.mark.parametrize("error", [Cancelled(), management.InterruptProcessingException(), torch.OutOfMemoryError("oom")],
+                         ids=lambda error: type(error).__name__)  # fmt: skip
+def test_a_fault_leaves_the_model_as_it_was(model, stage, error, monkeypatch):
+    before, options = digest(model.model), repr(model.model_options)
+    tensors = {name: id(value) for name, value in model.model.named_parameters()}
+    copies, real = [], _host_tune.Learner
+
+    def learner(*args):
+        made = real(*args)
+        copies.extend(weakref.ref(value) for value in made.network.parameters())
+        return made
+
+    monkeypatch.setattr(_host_tune, "Learner", learner)
+
+    def progress(done, total, preview=None):
+        if done == 2:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        embed(model, progress, low_memory=True) if stage == "embeddings" else tune(
+            model, LORA if stage == "lora" else FULL, progress, low_memory=True
+        )
+    assert caught.value is error
+    error.__traceback__ = None
+    del caught
+    gc.collect()
+    assert same_weights(model.model, before)
+    assert {name: id(value) for name, value in model.model.named_parameters()} == tensors
+    assert repr(model.model_options) == options
+    assert not any("forward" in vars(part) for part in model.model.modules())
+    assert not any(getattr(part, "weight_function", None) for part in model.model.modules())
+    assert all(copy() is None for copy in copies), "the copy is still in memory"
+    assert stage == "embeddings" or copies
+    assert [loaded.model for loaded in management.current_loaded_models] == [model]
+
+
+# ---------------------------------------------------------------------------------------------------- iterative guidance
+class Recorder(_host_alternate.IterativeGuider):
+    """Notes the level and the condition of every evaluation."""
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        self.notes = getattr(self, "notes", [])
+        for kind in ("subject", "positive"):
+            for part in self.conds[kind]:
+                part["kind"] = kind
+        real = comfy.samplers.sampling_function
+
+        def spy(model, x, sigma, uncond, cond, *rest, **named):
+            self.notes.append((float(timestep[0]), cond[0]["kind"]))
+            return real(model, x, sigma, uncond, cond, *rest, **named)
+
+        comfy.samplers.sampling_function = spy
+        try:
+            return super().predict_noise(x, timestep, model_options, seed)
+        finally:
+            comfy.samplers.sampling_function = real
+
+
+def recorded(model, name: str, sigmas: Tensor, grid: Tensor | None = None) -> tuple[list, Tensor]:
+    pair = contexts()
+    guidance = IterativeGuidance(pair[0], pair[1], sigmas if grid is None else grid)
+    guider = Recorder(model, guidance, _host.context(cond(4), "negative"), 3.0)
+    sampler = comfy.samplers.sampler_object(name)
+    noise, empty = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 4, 12, 10)
+    return guider, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=7)
+
+
+WANTED = {
+    "euler": [1] * 6, "dpmpp_2m": [1] * 6, "ddim": [1] * 6, "heun": [2] * 5 + [1], "dpm_2": [2] * 5 + [1],
+    "dpmpp_sde": [2] * 5 + [1], "dpmpp_2s_ancestral": [2] * 5 + [1], "heunpp2": [3] * 4 + [2, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name):
+    sigmas = _host.levels(model).schedule(6)
+    guider, out = recorded(model, name, sigmas)
+    expected = [
+        "subject" if takes_subject(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
+    ]
+    assert [kind for _, kind in guider.notes] == expected
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
+def test_every_sampler_of_the_host_runs_and_alternates(model, name):
+    """Whatever it looks at, a level inside a step has the step's condition, and the first look of a step too."""
+    sigmas = _host.levels(model).schedule(5)
+    state = torch.get_rng_state()
+    guider, out = recorded(model, name, sigmas)
+    assert torch.isfinite(out).all()
+    levels = sigmas.tolist()
+    for sigma, kind in guider.notes:
+        between = [step for step in range(5) if levels[step] * (1 - 1e-5) > sigma > levels[step + 1] * (1 + 1e-5)]
+        if between and name not in ("dpm_fast", "dpm_adaptive"):
+            assert kind == ("subject" if takes_subject(between[0], 5) else "positive")
+    assert {kind for _, kind in guider.notes} == {"subject", "positive"}
+    if name in ("euler", "heun", "dpmpp_2m", "lms"):
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_rehearsal_changes_no_result(model):
+    """Equal conditions: the host's own guider gives the same bits, random samplers included."""
+    sigmas = _host.levels(model).schedule(4)
+    for name in ("euler", "dpmpp_sde", "euler_ancestral", "heun"):
+        same, negative = contexts()[0], _host.context(cond(4), "negative")
+        ours = _host_alternate.IterativeGuider(model, IterativeGuidance(same, same, sigmas), negative, 3.0)
+        plain = comfy.samplers.CFGGuider(model)
+        plain.set_conds(cond(1), cond(4))
+        plain.set_cfg(3.0)
+        results = []
+        for guider in (ours, plain):
+            torch.manual_seed(3)
+            noise = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+            empty, sampler = torch.zeros(1, 4, 12, 10), comfy.samplers.sampler_object(name)
+            results.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=7))
+        assert torch.equal(*results), name
+
+
+def test_a_part_of_the_grid_counts_from_its_end_and_another_is_refused(model):
+    sigmas = _host.levels(model).schedule(6)
+    whole, _ = recorded(model, "euler", sigmas)
+    tail, _ = recorded(model, "euler", sigmas[3:], grid=sigmas)
+    head, _ = recorded(model, "heun", sigmas[:4], grid=sigmas)
+    assert tail.notes == whole.notes[3:]
+    assert [kind for _, kind in head.notes] == [kind for _, kind in whole.notes[:3] for _ in range(2)]
+    with pytest.raises(MismatchError, match="alternating guider"):
+        recorded(model, "euler", _host.levels(model).schedule(7), grid=sigmas)
+
+
+def test_equal_to_the_headless_loop(model, headless):
+    from editkit.pipelines.blending import EditPrompts
+    from editkit.pipelines.samplers import predictor, sample
+
+    sigmas, pair = headless.schedule(6), contexts()
+    _, native = recorded(model, "euler", sigmas)
+    prompts = EditPrompts(IterativeGuidance(*pair, sigmas), _host.context(cond(4), "negative"), 3.0)
+    noise = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+    z = headless.noise(torch.zeros_like(noise), noise, float(sigmas[0]))
+    free = headless.scale_out(sample("euler", predictor(headless, prompts), z, sigmas))
+    torch.testing.assert_close(native.cpu(), free, atol=2e-2, rtol=1e-3)
