@@ -1,7 +1,12 @@
-"""Embeddings between nodes: on the compute device, the host's to evict; and sockets that take them for a negative."""
+"""Embeddings between nodes: on the compute device, the host's to evict; and sockets that take them for a negative.
+
+EDITKIT_EMBEDDINGS holds negatives (null-text, negative-prompt inversion) or values (StyleDiffusion); each kind is refused by
+name where the other is meant.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +15,12 @@ from torch import Tensor
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.errors import EditError
 from ..pipelines.protocols import Context
+from ..pipelines.values import ValueEmbeddings
 from ._host_base import conditioning, context, held
 from ._trajectory import HeldTrajectory
 
 EXPECTED = "connect 'Null-text inversion', 'Negative-prompt inversion' or 'Load embeddings'"
+EXPECTED_VALUES = "connect 'Learn a picture's values (StyleDiffusion)' or 'Load embeddings'"
 
 
 class HeldEmbeddings:
@@ -36,15 +43,71 @@ class HeldEmbeddings:
         return f"Embeddings(steps={self._bare.steps}, family={self._bare.family!r})"
 
 
-def embeddings_out(embeddings: Embeddings) -> HeldEmbeddings:
-    """What to put on the socket; nothing is copied to the host."""
-    return HeldEmbeddings(embeddings)
+class HeldValues:
+    """What an EDITKIT_EMBEDDINGS socket holds of StyleDiffusion; immutable.
+
+    Attributes:
+        rest: entries of the LATENT that was inverted, as far as they are known: results inherit them.
+    """
+
+    def __init__(self, values: ValueEmbeddings, like: Mapping[str, Any]) -> None:
+        known = (
+            {} if values.picture is None else {"editkit_factor": values.picture[0], "editkit_size": values.picture[1:]}
+        )
+        self.rest = {**known, **like}
+        if {"editkit_factor", "editkit_size"} <= set(self.rest):
+            values = replace(values, picture=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
+        nothing = values.shift.new_empty(0)  # not a view, which would keep the memory
+        bare = replace(values.path, latents=nothing, clean=nothing)
+        self._bare, self._path = replace(values, scale=None, shift=nothing, path=bare), HeldTrajectory(values.path, {})
+        self._scale = None if values.scale is None else held(values.scale)
+        self._shift, self._shape = held(values.shift), list(values.shift.shape)
+
+    def get(self) -> ValueEmbeddings:
+        """The values on their device."""
+        scale = None if self._scale is None else self._scale()
+        return replace(self._bare, scale=scale, shift=self._shift(), path=self._path.get())
+
+    def __repr__(self) -> str:
+        return f"ValueEmbeddings(steps={self._shape[0]}, images={self._shape[1]}, family={self._bare.family!r})"
+
+
+def embeddings_out(
+    embeddings: Embeddings | ValueEmbeddings, like: Mapping[str, Any] | None = None
+) -> HeldEmbeddings | HeldValues:
+    """What to put on the socket; nothing is copied to the host. `like`: the rest of the LATENT that values belong to."""
+    return HeldValues(embeddings, like or {}) if isinstance(embeddings, ValueEmbeddings) else HeldEmbeddings(embeddings)
+
+
+def learned_in(value: Any, socket: str = "embeddings") -> Embeddings | ValueEmbeddings:
+    """The embeddings of a socket, of either kind. Raises EditError for something else."""
+    return (
+        values_in(value, socket) if isinstance(value, (HeldValues, ValueEmbeddings)) else embeddings_in(value, socket)
+    )
+
+
+def values_in(value: Any, socket: str = "embeddings") -> ValueEmbeddings:
+    """The values of a socket. Raises EditError for negatives and for something else."""
+    if isinstance(value, ValueEmbeddings):
+        return value
+    if isinstance(value, (HeldEmbeddings, Embeddings)):
+        raise EditError(f"{socket} holds negatives, not what a picture's values are: {EXPECTED_VALUES}")
+    if not isinstance(value, HeldValues):
+        raise EditError(f"{socket} is a {type(value).__name__}: {EXPECTED_VALUES}")
+    return value.get()
+
+
+def values_rest(value: Any) -> dict[str, Any]:
+    """A LATENT without samples, for results made from values."""
+    return dict(value.rest) if isinstance(value, HeldValues) else {}
 
 
 def embeddings_in(value: Any, socket: str = "embeddings") -> Embeddings:
     """The embeddings of a socket. Raises EditError for something else."""
     if isinstance(value, Embeddings):
         value = HeldEmbeddings(value)
+    if isinstance(value, (HeldValues, ValueEmbeddings)):
+        raise EditError(f"{socket} holds the values of StyleDiffusion, which are no negative prompt: {EXPECTED}")
     if not isinstance(value, HeldEmbeddings):
         raise EditError(f"{socket} is a {type(value).__name__}, which is no negative prompt: {EXPECTED}")
     return value.get()

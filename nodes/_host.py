@@ -24,9 +24,18 @@ from ..pipelines.layered import IterativeGuidance
 from ..pipelines.masks import MaskSchedule
 from ..pipelines.paired import PairPlan
 from ..pipelines.progress import Progress
-from ..pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder, TunableDenoiser
+from ..pipelines.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
 from . import _latent
-from ._embeddings import embeddings_in, embeddings_out, negative_in, opened_for, prompts_to_open
+from ._embeddings import (
+    embeddings_in,
+    embeddings_out,
+    learned_in,
+    negative_in,
+    opened_for,
+    prompts_to_open,
+    values_in,
+    values_rest,
+)
 from ._host_base import (
     Blend,
     HeadlessClip,
@@ -88,12 +97,14 @@ __all__ = [
     "embeddings_out",
     "finished_out",
     "held",
+    "image_encoder",
     "in_comfyui",
     "intermediate_device",
     "iterative_guider",
     "latent_grid",
     "latent_in",
     "latent_out",
+    "learned_in",
     "levels",
     "load_bundled",
     "load_bundled_ranker",
@@ -123,6 +134,8 @@ __all__ = [
     "tunable",
     "tuned_model",
     "vae_of",
+    "values_in",
+    "values_rest",
 ]
 
 log = logging.getLogger("editkit")
@@ -223,6 +236,18 @@ def text_encoder(clip: Any) -> TextEncoder:
     from ._host_text import NativeTextEncoder
 
     return NativeTextEncoder(clip)
+
+
+def image_encoder(value: Any, socket: str = "image_encoder") -> ImageEncoder:
+    """A CLIP_VISION, or a ranker's image tower, as an ImageEncoder. Raises EditError for something else."""
+    if isinstance(value, ImageEncoder):
+        return value
+    if not hasattr(value, "encode_image"):
+        raise EditError(f"{socket} is a {type(value).__name__}: connect 'Load CLIP Vision' or 'Load ranker'")
+    _require_native(value, socket)
+    from ._host_memory import NativeVision
+
+    return NativeVision(value)
 
 
 _headless_progress: Progress | None = None

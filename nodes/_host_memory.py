@@ -93,7 +93,8 @@ def _previewer(model: Any | None) -> Any | None:
 
 
 class ManagedRanker:
-    """A `Ranker` (and `ImageEncoder`) whose weights the host moves to the accelerator when it judges, and away when others need room."""
+    """A `Ranker` and `ImageEncoder` whose weights the host moves to the accelerator when it is asked, and away when others
+    need room."""
 
     def __init__(self, ranker: Any) -> None:
         self._ranker = ranker
@@ -115,3 +116,19 @@ class ManagedRanker:
     def image_tokens(self, images: Tensor) -> Tensor:
         management.load_models_gpu([self._patcher], force_full_load=True)
         return self._ranker.image_tokens(images)
+
+
+class NativeVision:
+    """A CLIP_VISION as an `ImageEncoder`: every token after the last norm, without the projection."""
+
+    def __init__(self, vision: Any) -> None:
+        self._vision = vision
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """See `ImageEncoder.image_tokens`."""
+        hidden = self._vision.encode_image(images)["last_hidden_state"]
+        tower = getattr(self._vision.model, "vision_model", None)
+        if tower is None or getattr(tower, "output_layernorm", False):
+            return hidden.float()  # DINOv2 and SigLIP give them normed
+        with torch.inference_mode():
+            return tower.post_layernorm(hidden.to(self._vision.load_device)).float()

@@ -128,6 +128,7 @@ def paired_sampler(sampler: Any, noise: Tensor, levels: Tensor, device: torch.de
     sources = torch.empty_like(noise[::2], device=device)
     name = getattr(function, "__name__", "")
     if BROWNIAN.match(name):
+        levels = levels.to(device)
         low, high = levels[levels > 0].min(), levels.max()
         draw = k_sampling.BrownianTreeNoiseSampler(sources, low, high, seed=seed, cpu=not name.endswith("_gpu"))
     else:

@@ -15,16 +15,17 @@ from ._pairs import MAX_SEED, edit_in, edit_input, model_input, pair_inputs, pai
 AUTOMATIC = 0
 
 
-def _p2p_inputs() -> list:
+def p2p_inputs(cross: float = 0.8, own: float = 0.4) -> list:
+    """The gates of P2Plus, with defaults of tau_c and tau_s."""
     return [
         part_input(
             "tau_c",
-            0.8,
+            cross,
             "Part of the run in which words look where the source's words looked, 0 to 1 (cross-attention).",
         ),
         part_input(
             "tau_s",
-            0.4,
+            own,
             "Part of the run that keeps the source's layout, 0 to 1 (self-attention). Lower = freer shapes.",
         ),
         part_input(
@@ -36,7 +37,7 @@ def _p2p_inputs() -> list:
     ]
 
 
-def _blend_inputs() -> list:
+def blend_inputs() -> list:
     """LocalBlend, and the layers; words are named in 'Align prompts'."""
     return [
         _count(
@@ -77,9 +78,10 @@ def _count(name: str, default: int, low: int, high: int, tooltip: str) -> io.Int
     return io.Int.Input(name, default=default, min=low, max=high, optional=True, tooltip=tooltip)
 
 
-def _options(
+def p2p_options(
     tau_c, tau_s, tau_u, self_divisor, blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor
 ) -> P2POptions:  # fmt: skip
+    """What the widgets of `p2p_inputs` and `blend_inputs` say."""
     blend = LocalBlendOptions(
         blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor or None
     )
@@ -99,7 +101,7 @@ class P2Plus(io.ComfyNode):
                 "conditioning from here as positive."
             ),
             search_aliases=["prompt-to-prompt", "p2p", "attention control", "word swap", "cross attention"],
-            inputs=[model_input(), edit_input(), *_p2p_inputs(), *pair_inputs(), *_blend_inputs()],
+            inputs=[model_input(), edit_input(), *p2p_inputs(), *pair_inputs(), *blend_inputs()],
             outputs=pair_outputs(),
         )
 
@@ -109,7 +111,7 @@ class P2Plus(io.ComfyNode):
         blend_start=0.2, blend_threshold=0.3, keep_threshold=0.3, blend_pool=3, blend_smooth=False, blend_divisor=AUTOMATIC,
     ) -> io.NodeOutput:  # fmt: skip
         edit = edit_in(edit)
-        options = _options(
+        options = p2p_options(
             tau_c, tau_s, tau_u, self_divisor, blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth,
             blend_divisor,
         )  # fmt: skip
@@ -150,7 +152,7 @@ class P2PlusEdit(io.ComfyNode):
                     step=0.1,
                     tooltip="Guidance scale; 7.5 as published, about 4 for the bundled model, 1 = none.",
                 ),
-                *_p2p_inputs(),
+                *p2p_inputs(),
                 TrajectorySocket.Input(
                     "trajectory", optional=True, tooltip="A real picture's inversion, made with the source prompt."
                 ),
@@ -172,7 +174,7 @@ class P2PlusEdit(io.ComfyNode):
                     optional=True,
                     tooltip="Without a trajectory: the seed of the noise; image b of the batch uses seed + b.",
                 ),
-                *_blend_inputs(),
+                *blend_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -191,7 +193,7 @@ class P2PlusEdit(io.ComfyNode):
         blend_divisor=AUTOMATIC,
     ) -> io.NodeOutput:  # fmt: skip
         edit, against = edit_in(edit), _host.negative_in(negative)
-        options = _options(
+        options = p2p_options(
             tau_c, tau_s, tau_u, self_divisor, blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth,
             blend_divisor,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pipelines.embeddings import load_embeddings, save_embeddings
+from ..pipelines.values import load_learned, save_learned
 from . import _host
 from ._api import EmbeddingsSocket, io, schema
 
@@ -20,7 +20,9 @@ class SaveEmbeddings(io.ComfyNode):
             ),
             search_aliases=["null text", "export"],
             inputs=[
-                EmbeddingsSocket.Input("embeddings", tooltip="Of null-text or negative-prompt inversion."),
+                EmbeddingsSocket.Input(
+                    "embeddings", tooltip="Of null-text or negative-prompt inversion, or of StyleDiffusion."
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="embeddings",
@@ -36,7 +38,7 @@ class SaveEmbeddings(io.ComfyNode):
     @classmethod
     def execute(cls, embeddings, filename_prefix) -> io.NodeOutput:
         file = _host.embedding_name(
-            save_embeddings(_host.embeddings_in(embeddings), _host.new_embedding_path(filename_prefix))
+            save_learned(_host.learned_in(embeddings), _host.new_embedding_path(filename_prefix))
         )
         return io.NodeOutput(file, ui={"text": [f"saved {file}"]})
 
@@ -62,7 +64,9 @@ class LoadEmbeddings(io.ComfyNode):
             ],
             outputs=[
                 EmbeddingsSocket.Output(
-                    "embeddings", display_name="embeddings", tooltip="One negative per step, as they were saved."
+                    "embeddings",
+                    display_name="embeddings",
+                    tooltip="As they were saved: a negative for every step, or a picture's values (StyleDiffusion).",
                 )
             ],
         )
@@ -74,7 +78,7 @@ class LoadEmbeddings(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(_host.embeddings_out(load_embeddings(_host.embedding_path(file))))
+        return io.NodeOutput(_host.embeddings_out(load_learned(_host.embedding_path(file))))
 
 
 NODES = [SaveEmbeddings, LoadEmbeddings]

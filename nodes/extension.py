@@ -20,6 +20,8 @@ from . import (
     ranking,
     reconstruction,
     relatives,
+    style,
+    style_edits,
 )
 from ._api import ComfyExtension, io
 
@@ -39,6 +41,8 @@ NODES: list[type[io.ComfyNode]] = [
     *relatives.NODES,
     *attention_maps.NODES,
     *metrics.NODES,
+    *style.NODES,
+    *style_edits.NODES,
     *layered.NODES,
     *layered_tune.NODES,
 ]

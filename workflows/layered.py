@@ -11,9 +11,9 @@ from .parts import Start, before, begin, encode, negative
 
 SUBJECT = "a blue shape"  # that it is a circle, the picture tells
 BACKGROUND, PICTURED = "a striped sky background", "a cream background"
-CFG, STEPS, CANDIDATES = 3.0, 26, 4  # suit the bundled model
+CFG, STEPS, CANDIDATES = 5.0, 26, 4  # suit the bundled model
 FIT = {"steps": 100, "lr": 1e-2, "join": "average"}  # fewer and larger steps than published: the bundled model is small
-TUNE = {"steps": 80, "lr": 2e-3, "rank": 8}
+TUNE = {"steps": 60, "lr": 2e-3, "rank": 8}
 
 
 def _fit(graph: Graph, start: Start, reference: Output, mask: Output, text: str) -> tuple[Output, Output]:
@@ -29,8 +29,8 @@ def _fit(graph: Graph, start: Start, reference: Output, mask: Output, text: str)
     return fitted.out, fitted["mixed"]
 
 
-def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, file: str) -> None:
-    """From noise to saved pictures."""
+def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, text: str) -> None:
+    """From noise to candidates, of which the one that agrees best with a text is saved."""
     noise = graph.add("RandomNoise").out
     sampler = graph.add("KSamplerSelect", sampler_name="euler").out
     empty = graph.add("EmptyLatentImage", width=96, height=96, batch_size=CANDIDATES).out
@@ -41,8 +41,8 @@ def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, file: st
     images = graph.add("EditKit_DecodeLatent", latent=made, vae=start.vae).out
     graph.add("PreviewImage", "All candidates", images=images)
     graph.column()
-    first = graph.add("ImageFromBatch", image=images).out
-    graph.add("SaveImage", images=first, filename_prefix=f"editkit/{file}")
+    best = graph.add("EditKit_RankByText", images=images, ranker=graph.add("EditKit_LoadRanker").out, text=text, keep=1)
+    graph.add("SaveImage", images=best.out, filename_prefix=f"editkit/{graph.name}")
 
 
 def _tune_and_sample(
@@ -64,11 +64,11 @@ def _tune_and_sample(
             cfg=CFG, sigmas=sigmas,
         ).out  # fmt: skip
         graph.column()
-        _sample(graph, start, guider, sigmas, graph.name)
+        _sample(graph, start, guider, sigmas, f"{SUBJECT.replace('shape', 'circle')} on {background}")
 
 
 def layered_edit() -> Graph:
-    graph = Graph("layered_edit", note("layered_edit"))
+    graph = Graph("layered_edit", note("layered_edit", ranker=True))
     start = begin(graph, "red_circle")
     with graph.group("2. A background to refer to"):
         latent = encode(graph, start)
@@ -84,7 +84,7 @@ def layered_edit() -> Graph:
 
 
 def layered_edit_with_diffedit_mask() -> Graph:
-    graph = Graph("layered_edit_with_diffedit_mask", note("layered_edit_with_diffedit_mask", mask=False))
+    graph = Graph("layered_edit_with_diffedit_mask", note("layered_edit_with_diffedit_mask", mask=False, ranker=True))
     start = begin(graph, "red_circle")
     start = replace(start, prompt=start.prompt.replace(" square", " circle"))
     with graph.group("2. Mask from two prompts, background from a picture"):
@@ -101,7 +101,7 @@ def layered_edit_with_diffedit_mask() -> Graph:
 
 
 def imagic() -> Graph:
-    graph = Graph("imagic", note("imagic", mask=False))
+    graph = Graph("imagic", note("imagic", mask=False, ranker=True))
     start = begin(graph, "red_circle")
     words = load_example("red_circle").caption.replace("red", "blue")
     with graph.group("2. Fit text and model to the picture"):
@@ -119,7 +119,7 @@ def imagic() -> Graph:
             "CFGGuider", model=tuned.out, positive=tuned["positive"], negative=negative(graph, start), cfg=CFG
         ).out  # fmt: skip
         graph.column()
-        _sample(graph, start, guider, sigmas, "imagic")
+        _sample(graph, start, guider, sigmas, words)
     return graph
 
 

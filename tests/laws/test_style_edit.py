@@ -247,7 +247,7 @@ def test_sdedit_looks_at_a_source_with_the_same_noise():
     found = style_edit(denoiser, learned, EDIT, NULL, options=open_, start=HALF).edited
     closed = style_edit(denoiser, learned, EDIT, NULL, options=StyleEditOptions(1.0, CLOSED), start=HALF).edited
     assert not torch.allclose(found, closed)
-    first = [z for sigma, _, z in denoiser.log if sigma == pytest.approx(float(learned.sigmas[3]))][0]
+    first = next(z for sigma, _, z in denoiser.log if sigma == pytest.approx(float(learned.sigmas[3])))
     assert torch.equal(first[0], first[1])  # source and target begin alike
 
 

@@ -18,6 +18,7 @@ FEW = {
     ("EditKit_DiffEditMask", "maps"): 2,
     ("EditKit_SDEdit", "steps"): 5,
     ("EditKit_NullText", "inner_steps"): 2,
+    ("EditKit_StyleInvert", "inner_steps"): 2,
     ("EditKit_LayeredReference", "steps"): 5,
     ("EditKit_LayeredEmbeddings", "steps"): 3,
     ("EditKit_LayeredTune", "steps"): 3,

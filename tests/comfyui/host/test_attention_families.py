@@ -10,9 +10,11 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
+import comfy.samplers
 import comfy.utils
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider
 from diffusers import UNet2DConditionModel
 
 from editkit.nodes import _host, _host_native
@@ -27,6 +29,7 @@ from editkit.pipelines.backends.diffusers import DiffusersDenoiser
 from editkit.pipelines.backends.folder import sigma_table
 from editkit.pipelines.inversion import invert
 from editkit.pipelines.pair_edit import PairPrompts, pair_edit
+from editkit.pipelines.paired import PairPlan, paired_context
 from editkit.pipelines.protocols import Context
 from editkit.tests.parity.attention_nets import FAMILIES, SHARPER
 from editkit.tests.parity.tiny import SCHEDULER, randomise
@@ -201,6 +204,27 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
     assert (same_source - source).norm() <= 1e-3 * source.norm()
     assert (same_target - target).norm() <= 1e-3 * target.norm()
     assert (target - source).norm() > 0.01 * source.norm()
+
+
+def test_a_native_sampler_on_every_family(hosts):
+    """Two rows of everything a family needs: KSampler's pair is our loop's."""
+    headless, model = hosts
+    sigmas, noise = headless.schedule(4), random_latent(1, 4, *CELLS, seed=5)
+
+    def control(contexts, grid):
+        return controls(refine_edit(*contexts[:2]), grid)["local blend"]
+
+    ours = [prompt(seed) for seed in (1, 2, 3)]
+    prompts = PairPrompts(*ours, 4.0)
+    wanted = pair_edit(headless, prompts, control(ours, sigmas), noise * float(sigmas[0]))
+    theirs = [prompt(seed, True) for seed in (1, 2, 3)]
+    patched = _host.paired_model(model, PairPlan(lambda grid: control(theirs, grid), tokens=TOKENS))
+    positive = _host.conditioning(paired_context(theirs[0], theirs[1]))
+    guider = CFGGuider().get_guider(patched, positive, theirs[2].host, 4.0)[0]
+    start, sampler = torch.zeros(2, 4, *CELLS), comfy.samplers.sampler_object("euler")
+    got = guider.sample(noise.repeat(2, 1, 1, 1), start, sampler, sigmas, disable_pbar=True, seed=1) * 0.18215
+    assert (got[:1] - wanted.source).norm() <= 1e-3 * wanted.source.norm()
+    assert (got[1:] - wanted.edited).norm() <= 1e-3 * wanted.edited.norm()
 
 
 @pytest.mark.parametrize("make", [replace_edit, refine_edit])

@@ -29,6 +29,7 @@ from editkit.pipelines.attention.pairs import interleave
 from editkit.pipelines.attention.prompt_edit import PromptEdit
 from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
 from editkit.pipelines.inversion import invert
+from editkit.pipelines.masks import constant_schedule
 from editkit.pipelines.pair_edit import PairPrompts, pair_edit
 from editkit.pipelines.paired import PairPlan
 from editkit.tests.comfyui.host.test_attention import hooks_of
@@ -283,6 +284,27 @@ def test_a_real_picture_is_held_to_its_path(model) -> None:
         assert not close(out["samples"][1:], picture, 0.05)
     with pytest.raises(MismatchError, match="trajectory"):
         run(patched, both(edit), start(), steps=3)
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("first", ["pairs", "blend"])
+def test_with_a_blended_model(model, first: str, name: str) -> None:
+    """Both patches on one MODEL, in either order: pairs inside the mask, the picture outside."""
+    edit, mask = prompt_edit(blends=True), torch.zeros(1, HEIGHT, WIDTH)
+    mask[:, 3:9, 2:6] = 1
+    patches = {
+        "pairs": lambda m: _host.paired_model(m, p2p_plan(edit)),
+        "blend": lambda m: _host.blended_model(m, constant_schedule(mask), None, None),
+    }
+    order = [first, *(kind for kind in patches if kind != first)]
+    patched = patches[order[1]](patches[order[0]](model))
+    result = run(patched, both(edit), start(), name=name)
+    outside = (mask == 0).expand(4, -1, -1)
+    assert (result - start())[:, outside].abs().max() <= 1e-4
+    inside = (mask == 1).expand(4, -1, -1)
+    assert not close(result[0][inside], start()[0][inside], 0.05) and not close(
+        result[1][inside], result[0][inside], 0.01
+    )
 
 
 def test_misfits_are_refused(model) -> None:

@@ -1,0 +1,89 @@
+"""The workflows of StyleDiffusion: an edit of a learned picture, and the style of one picture for another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..pipelines.examples import load_example
+from .attention import align
+from .graph import Graph, Node, Output
+from .notes import note
+from .parts import Start, before, begin, encode, negative, save
+
+CFG = 7.5  # as published
+STEPS, LEARNING = 20, {"preset": "even", "inner_steps": 15}  # enough for the bundled model
+
+
+def _climb(graph: Graph, start: Start, sigmas: Output) -> tuple[Output, Node]:
+    """The prompt of a picture, and its path up to noise."""
+    latent, source = encode(graph, start), before(graph, start)
+    graph.column()
+    return source, graph.add("EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas)
+
+
+def _learn(graph: Graph, start: Start, path: Node, source: Output, empty: Output) -> Node:
+    """The values of a picture, looked at by the bundled ranker."""
+    ranker = graph.add("EditKit_LoadRanker").out
+    learned = graph.add(
+        "EditKit_StyleInvert", model=start.model, trajectory=path.out, positive=source, negative=empty, image=start.image,
+        image_encoder=ranker, cfg=CFG, **LEARNING,
+    )  # fmt: skip
+    graph.add("PreviewAny", "What was learned", source=learned["report"])
+    return learned
+
+
+def style_inversion_edit() -> Graph:
+    graph = Graph("style_inversion_edit", note("style_inversion_edit", mask=False, ranker=True))
+    start = begin(graph, "red_circle")
+    with graph.group("2. The picture's path up to noise"):
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
+        empty = negative(graph, start)
+        source, path = _climb(graph, start, sigmas)
+    graph.row()
+    with graph.group("3. Learn its values"):
+        learned = _learn(graph, start, path, source, empty)
+        graph.column()
+        graph.add("EditKit_SaveEmbeddings", embeddings=learned.out, filename_prefix="red_circle")
+        save(graph, start, learned["reconstruction"], "style_inversion_edit_reconstructed")
+    graph.row()
+    with graph.group("4. Edit it by its words"):
+        edit = align(graph, start)
+        for name, options in (("edited", {}), ("sdedit", {"sdedit_strength": 0.7})):
+            graph.column()
+            edited = graph.add(
+                "EditKit_StyleEdit", model=start.model, embeddings=learned.out, edit=edit, negative=empty, cfg=CFG, **options
+            )  # fmt: skip
+            save(graph, start, edited["edited"], f"style_inversion_edit_{name}")
+    return graph
+
+
+def style_transfer() -> Graph:
+    graph = Graph("style_transfer", note("style_transfer", mask=False, ranker=True))
+    start, words = begin(graph, "empty_side"), load_example("one_object")
+    with graph.group("2. The content's path up to noise"):
+        sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
+        source, path = _climb(graph, start, sigmas)
+    graph.row()
+    with graph.group("3. Learn the values of the style"):
+        picture = graph.add("EditKit_LoadExample", "The style", name="one_object")
+        style = replace(start, image=picture.out, mask=picture["mask"], caption=words.caption)
+        empty = negative(graph, start)
+        shown, climbed = _climb(graph, style, sigmas)
+        graph.column()
+        learned = _learn(graph, style, climbed, shown, empty)
+    graph.row()
+    with graph.group("4. The content in that style"):
+        target = graph.add(
+            "CLIPTextEncode", "The content in the style's words", clip=start.clip, text=words.caption
+        ).out
+        styled = graph.add(
+            "EditKit_StyleTransfer", model=start.model, embeddings=learned.out, trajectory=path.out, source=source,
+            target=target, negative=empty, cfg=CFG,
+        ).out  # fmt: skip
+        graph.column()
+        save(graph, start, styled, "style_transfer_styled")
+        save(graph, style, learned["reconstruction"], "style_transfer_style")
+    return graph
+
+
+WORKFLOWS = (style_inversion_edit, style_transfer)
