@@ -1,7 +1,7 @@
-"""Attention edits whose right answer is known: two captions of the grammar, one seed, and what the oracle must see.
+"""Attention edits whose right answer is known: two captions of the grammar, and what the oracle must see.
 
-Source and target are drawn from one noise. Pairs whose prompts are aligned alike run as a batch, each with its own captions
-and seed.
+Source and target are drawn from one noise, or the source is the renderer's picture, inverted. Pairs whose prompts are aligned
+alike run as a batch, each with its own captions and seed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from ..pipelines.attention.p2p import P2PControl, P2POptions
 from ..pipelines.attention.pair_control import PairControl
 from ..pipelines.attention.prompt_edit import PromptEdit
 from ..pipelines.blending import start_latent
+from ..pipelines.inversion import invert
 from ..pipelines.noise import seeded_noise
 from ..pipelines.pair_edit import PairPrompts, pair_edit
+from ..pipelines.protocols import Context
+from ..pipelines.trajectory import Trajectory
 from ..training import oracle
-from ..training.scenes import OBJECT_COLOURS, SHAPES, Scene, sample_scene, scene_rng
-from .trials import stacked
+from ..training.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, SHAPES, Scene, render, sample_scene, scene_rng
+from .trials import SIZE, stacked
 
 FIRST = 5_000_000  # of the held-out stream: scenes that no other measure sees
 TUNING = 6_000_000  # scenes on which settings were chosen; no claim is made on them
@@ -64,25 +67,33 @@ def new_attribute(index: int, first: int = FIRST) -> Pair:
 
 
 def same_scene(index: int, first: int = FIRST) -> Pair:
-    """A striped background stays one: only a weight changes."""
+    """Nothing changes but a weight."""
     scene, _ = _scene(index, first)
-    striped = replace(scene, pattern="striped")
-    return Pair(striped, striped, first + index)
+    return Pair(scene, scene, first + index)
 
 
 # -------------------------------------------------------------------------------------------------------------- running
 @dataclass(frozen=True)
 class Run:
-    """How pairs are sampled; `options` None leaves the target without its source's attention."""
+    """How pairs are sampled; `options` None leaves the target without its source's attention.
+
+    `real`: the source is the rendered picture itself, inverted.
+    """
 
     steps: int = 50
     guidance_scale: float = 4.0
     options: P2POptions | None = P2POptions()
+    real: bool = False
 
 
-def edited(model: Any, pairs: Sequence[Pair], run: Run, batch: int = 32, **words: Any) -> tuple[Tensor, Tensor]:
-    """Pictures of sources and targets, [N, S, S, 3] each; `words` goes to `align_prompts`."""
-    edits = [align_prompts(model.text, pair.before.caption, pair.after.caption, **words) for pair in pairs]
+Words = Callable[["Pair"], dict[str, Any]]
+
+
+def edited(
+    model: Any, pairs: Sequence[Pair], run: Run, words: Words = lambda pair: {}, batch: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Pictures of sources and targets, [N, S, S, 3] each; `words` gives each pair's options of `align_prompts`."""
+    edits = [align_prompts(model.text, pair.before.caption, pair.after.caption, **words(pair)) for pair in pairs]
     groups: dict[tuple, list[int]] = {}
     for index, edit in enumerate(edits):
         groups.setdefault(_structure(edit), []).append(index)
@@ -90,7 +101,7 @@ def edited(model: Any, pairs: Sequence[Pair], run: Run, batch: int = 32, **words
     for members in groups.values():
         for begin in range(0, len(members), batch):
             part = members[begin : begin + batch]
-            images = _sampled(model, [edits[i] for i in part], [pairs[i].seed for i in part], run)
+            images = _sampled(model, [edits[i] for i in part], [pairs[i] for i in part], run)
             out.update(zip(part, zip(*images, strict=True), strict=True))
     sources, targets = zip(*(out[i] for i in range(len(pairs))), strict=True)
     return torch.stack(sources), torch.stack(targets)
@@ -103,20 +114,28 @@ def _structure(edit: PromptEdit) -> tuple:
     return (*(array.numpy().tobytes() for array in arrays), *sorted(edit.windows.items()), *places)
 
 
-def _sampled(model: Any, edits: Sequence[PromptEdit], seeds: Sequence[int], run: Run) -> tuple[Tensor, Tensor]:
+def _sampled(model: Any, edits: Sequence[PromptEdit], pairs: Sequence[Pair], run: Run) -> tuple[Tensor, Tensor]:
     denoiser = model.denoiser
     sigmas = denoiser.schedule(run.steps)
-    edit = replace(
-        edits[0], source=stacked([e.source for e in edits]), target=stacked([e.target for e in edits])
-    )  # fmt: skip
-    size = int(denoiser.unet.config["sample_size"])
-    noise = seeded_noise((denoiser.channels, size, size), seeds, denoiser.device)
-    start = start_latent(denoiser, torch.zeros_like(noise), float(sigmas[0]), noise, from_source=False)
+    source, target = (stacked([getattr(edit, name) for edit in edits]) for name in ("source", "target"))
+    edit = replace(edits[0], source=source, target=target)
     control: PairControl = PairControl(sigmas) if run.options is None else P2PControl(edit, sigmas, run.options)
-    prompts = PairPrompts(edit.source, edit.target, model.text.encode(""), run.guidance_scale)
+    prompts = PairPrompts(source, target, model.text.encode(""), run.guidance_scale)
+    start = _inverted(model, pairs, source, sigmas) if run.real else _noise(denoiser, pairs, sigmas)
     result = pair_edit(denoiser, prompts, control, start)
-    source, target = (model.codec.decode(denoiser.scale_out(z)).cpu() for z in (result.source, result.edited))
-    return source, target
+    before, after = (model.codec.decode(denoiser.scale_out(z)).cpu() for z in (result.source, result.edited))
+    return before, after
+
+
+def _noise(denoiser: Any, pairs: Sequence[Pair], sigmas: Tensor) -> Tensor:
+    size = int(denoiser.unet.config["sample_size"])
+    noise = seeded_noise((denoiser.channels, size, size), [pair.seed for pair in pairs], denoiser.device)
+    return start_latent(denoiser, torch.zeros_like(noise), float(sigmas[0]), noise, from_source=False)
+
+
+def _inverted(model: Any, pairs: Sequence[Pair], source: Context, sigmas: Tensor) -> Trajectory:
+    pictures = torch.from_numpy(np.stack([render(pair.before, SIZE) for pair in pairs]))
+    return invert(model.denoiser, model.codec.encode(pictures), source, sigmas)
 
 
 # -------------------------------------------------------------------------------------------------------------- judging
@@ -147,13 +166,17 @@ def all_right(image: Tensor, pair: Pair) -> bool:
     return oracle.read(image.numpy()).agrees(pair.after)
 
 
-def stripes(image: Tensor, period: float) -> float:
-    """Contrast of the renderer's stripes in what is background: light bands minus dark bands, in units of image values."""
-    pixels, things = image.numpy(), things_mask(image)
-    rows = (np.arange(len(pixels)) + 0.5) / len(pixels)
-    dark = np.broadcast_to(((rows / period) % 1.0 >= 0.5)[:, None], things.shape)
-    light, shade = (pixels[~things & band].mean() for band in (~dark, dark))
-    return float(light - shade)
+def size_of_things(image: Tensor) -> float:
+    """Their share of the picture."""
+    return float(things_mask(image).mean())
+
+
+def paint(image: Tensor, source: Tensor, pair: Pair) -> float:
+    """How far the source's thing has the colour that the target's caption names: 0 = the background's, 1 = all of it."""
+    inside = things_mask(source)
+    empty = np.asarray(BACKGROUND_COLOURS[pair.after.background], np.float32) / 255
+    way = np.asarray(OBJECT_COLOURS[pair.after.things[0].colour], np.float32) / 255 - empty
+    return float((image.numpy()[inside] - empty).mean(0) @ way / (way @ way)) if inside.any() else 0.0
 
 
 Judge = Callable[[Tensor, Pair], bool]

@@ -36,8 +36,13 @@ class RowLowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         images = len(self.down)
         rows = x.reshape(-1, images, *x.shape[1:])
-        low = torch.matmul(rows, self.down.transpose(1, 2))
-        return self.layer(x) + torch.matmul(low, self.up.transpose(1, 2)).reshape(*x.shape[:-1], -1)
+        low = torch.matmul(rows, _summed(self.down).transpose(1, 2))
+        return self.layer(x) + torch.matmul(low, _summed(self.up).transpose(1, 2)).reshape(*x.shape[:-1], -1)
+
+
+def _summed(value: Tensor) -> Tensor:
+    """The same numbers, with the gradient of a sum over images instead of the mean: that of each image alone."""
+    return value + (len(value) - 1) * (value - value.detach())
 
 
 @dataclass

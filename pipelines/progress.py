@@ -35,5 +35,20 @@ class Legs:
         self.progress, self.lengths = progress, lengths
 
     def __call__(self, leg: int) -> Progress:
-        before, total = sum(self.lengths[:leg]), sum(self.lengths)
-        return lambda done, _, preview=None: self.progress(before + done, total, preview)
+        kind = _LossLeg if isinstance(self.progress, LossProgress) else _Leg
+        return kind(self.progress, sum(self.lengths[:leg]), sum(self.lengths))
+
+
+class _Leg:
+    def __init__(self, progress: Progress, before: int, total: int) -> None:
+        self.progress, self.before, self.total = progress, before, total
+
+    def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        self.progress(self.before + done, self.total, preview)
+
+
+class _LossLeg(_Leg):
+    progress: LossProgress
+
+    def losses(self, values: Sequence[float]) -> None:
+        self.progress.losses(values)

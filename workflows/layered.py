@@ -9,7 +9,7 @@ from .graph import Graph, Output
 from .notes import note
 from .parts import Start, before, begin, encode, negative
 
-SUBJECT = "a blue shape"  # that it is a circle, the picture tells
+SUBJECT = "a black shape"  # that it is a circle, the picture tells
 BACKGROUND, PICTURED = "a striped sky background", "a cream background"
 CFG, STEPS, CANDIDATES = 5.0, 26, 4  # suit the bundled model
 FIT = {"steps": 100, "lr": 1e-2, "join": "average"}  # fewer and larger steps than published: the bundled model is small
@@ -56,7 +56,7 @@ def _tune_and_sample(
             "EditKit_LayeredTune", model=start.model, mixed=mixed, latent=latent, mask=mask, reference=reference, **TUNE
         )  # fmt: skip
         if save:
-            graph.add("EditKit_SaveLora", lora=tuned["lora"], filename_prefix="editkit/blue_circle")
+            graph.add("EditKit_SaveLora", lora=tuned["lora"], filename_prefix="editkit/black_circle")
     with graph.group("5. Sample, following both in turn"):
         sigmas = graph.add("EditKit_EditSigmas", model=tuned.out, steps=STEPS, strength=1.0).out
         guider = graph.add(
@@ -86,7 +86,7 @@ def layered_edit() -> Graph:
 def layered_edit_with_diffedit_mask() -> Graph:
     graph = Graph("layered_edit_with_diffedit_mask", note("layered_edit_with_diffedit_mask", mask=False, ranker=True))
     start = begin(graph, "red_circle")
-    start = replace(start, prompt=start.prompt.replace(" square", " circle"))
+    start = replace(start, prompt=start.prompt.replace("blue square", "black circle"))
     with graph.group("2. Mask from two prompts, background from a picture"):
         latent = encode(graph, start)
         source = before(graph, start)
@@ -103,7 +103,7 @@ def layered_edit_with_diffedit_mask() -> Graph:
 def imagic() -> Graph:
     graph = Graph("imagic", note("imagic", mask=False, ranker=True))
     start = begin(graph, "red_circle")
-    words = load_example("red_circle").caption.replace("red", "blue")
+    words = load_example("red_circle").caption.replace("red", "black")
     with graph.group("2. Fit text and model to the picture"):
         latent = encode(graph, start)
         target = graph.add("CLIPTextEncode", "Prompt: what it should become", clip=start.clip, text=words).out

@@ -193,11 +193,11 @@ sampler starts; *trajectory* holds the first of the pair to the picture.
     "layered_edit": """
 # LayerDiffusion: subject and background at once
 
-One picture of a red circle on mint becomes a blue one on striped sky, drawn from noise. Two prompts, one of the subject and one
+One picture of a red circle on mint becomes a black one on striped sky, drawn from noise. Two prompts, one of the subject and one
 of the background, are fitted to a reference of the new background. Then a copy of the model learns the picture's subject
 and the reference's background. Sampling follows the subject's prompt and the mix of both in turn, step by step.
 
-The prompt of the subject says what changes (blue); what stays (that it is a circle) the model learns from the picture.
+The prompt of the subject says what changes (black); what stays (that it is a circle) the model learns from the picture.
 The reference is made by the model from the text of the background; connect an *image* to use one of yours. *Save what a model
 learned* writes a LoRA file that any loader reads. Nothing of your model changes.
 

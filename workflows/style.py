@@ -73,9 +73,8 @@ def style_transfer() -> Graph:
         learned = _learn(graph, style, climbed, shown, empty)
     graph.row()
     with graph.group("4. The content in that style"):
-        target = graph.add(
-            "CLIPTextEncode", "The content in the style's words", clip=start.clip, text=words.caption
-        ).out
+        text = words.caption.replace("circle", "ring")
+        target = graph.add("CLIPTextEncode", "The content in the style's words", clip=start.clip, text=text).out
         styled = graph.add(
             "EditKit_StyleTransfer", model=start.model, embeddings=learned.out, trajectory=path.out, source=source,
             target=target, negative=empty, cfg=CFG,

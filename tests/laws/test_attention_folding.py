@@ -160,7 +160,8 @@ def test_weights_are_columns_of_the_target():
 
 # ------------------------------------------------------------------------------------------------------------ time gates
 @pytest.mark.parametrize(
-    ("steps", "until", "count"), [(50, 0.8, 40), (50, 0.6, 30), (30, 0.6, 18), (30, 0.3, 9), (50, 1.0, 50), (50, 0.0, 0)]
+    ("steps", "until", "count"),
+    [(50, 0.8, 40), (50, 0.6, 30), (30, 0.6, 18), (30, 0.3, 9), (50, 1.0, 50), (50, 0.0, 0)],
 )
 def test_published_count_of_cross_attention_steps(steps, until, count):
     table = gate_table(edits()["replace"], until, steps)

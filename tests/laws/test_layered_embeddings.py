@@ -226,6 +226,23 @@ def test_no_weight_gets_a_gradient(asks):
     assert not found.subject.tokens.requires_grad
 
 
+def test_both_embeddings_and_nothing_else_have_gradients(monkeypatch):
+    denoiser, seen, real = network(), [], torch.optim.Adam.step
+
+    def step(adam, closure=None):
+        seen.append(
+            [tuple(value.shape) for group in adam.param_groups for value in group["params"] if value.grad is not None]
+        )
+        return real(adam, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    texts = [network_text(seed) for seed in (1, 2)]
+    options = EmbeddingOptions(steps=1)
+    layered_embeddings(denoiser, random_latent(1, 4, 8, 8), *texts, subject_mask(8, 8), seeds=[1], options=options)
+    assert seen == [[(1, T, 16), (1, T, 16)]]
+    assert all(text.tokens.grad is None for text in texts)
+
+
 def test_blocks_that_compute_again_give_the_same_bits():
     def run(low_memory):
         denoiser = network()

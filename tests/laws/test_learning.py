@@ -24,7 +24,7 @@ from editkit.pipelines.optimise import (
     optimise,
     recomputing,
 )  # fmt: skip
-from editkit.pipelines.progress import LossProgress, silent
+from editkit.pipelines.progress import Legs, LossProgress, silent
 from editkit.pipelines.weights import TunePlan, learning_need
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 from editkit.tests.toy_layered import digest, network, network_text, patched, subject_mask
@@ -189,6 +189,16 @@ def test_the_loss_curve_is_shown_while_it_falls():
     assert [count for kind, count in curves.told if kind == "losses"] == [LOOK_EVERY, 2 * LOOK_EVERY, steps]
     assert [count for kind, count in curves.told if kind == "step"] == list(range(1, steps + 1))
     assert curves.last == result.losses
+
+
+def test_a_part_of_a_run_shows_its_curve_too():
+    curves = Curves()
+    second = Legs(curves, (10, LOOK_EVERY))(1)
+    optimise(
+        [torch.ones(1)], lambda step: torch.ones(1, requires_grad=True).sum(), steps=LOOK_EVERY, lr=0.1, progress=second
+    )
+    assert curves.told[-2:] == [("losses", LOOK_EVERY), ("step", 10 + LOOK_EVERY)]
+    assert not isinstance(Legs(silent, (1, 2))(0), LossProgress)
 
 
 def test_means_tell_a_noisy_loss_that_stands_still():

@@ -18,6 +18,7 @@ PROMISED = {
     "ranked_batch_tuned_winner", "editing_session",
     "diffedit", "diffedit_into_blended", "differential_diffusion", "null_text_reconstruction", "sdedit", "word_swap",
     "p2p_replace", "p2p_refine", "p2p_reweight", "p2plus_real_image", "masactrl", "plug_and_play",
+    "style_inversion_edit", "style_transfer",
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", shipped.NAMES)
 THUMBNAIL_BYTES = 40_000

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import nodes as stock_nodes
 from editkit.nodes import _host, _host_alternate, _host_tune
-from editkit.pipelines.errors import MismatchError
+from editkit.pipelines.errors import MismatchError, ParameterError
 from editkit.pipelines.imagic import imagic
 from editkit.pipelines.layered import EmbeddingOptions, IterativeGuidance, layered_embeddings, takes_subject
 from editkit.pipelines.layered_tune import TuneOptions, layered_tune
@@ -102,6 +102,17 @@ def test_stage_1_learns_what_headless_learns(model, headless):
     assert torch.equal(embed(model, low_memory=True).mixed.tokens, native.mixed.tokens)
 
 
+def test_the_node_shows_the_loss_curve(model, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar, "update_absolute", lambda bar, value, total=None, preview=None: shown.append(preview)
+    )
+    embed(model, _host.progress(STEPS))
+    assert [preview is not None for preview in shown] == [False] * (STEPS - 1) + [True]
+    kind, picture, size = shown[-1]
+    assert kind == "JPEG" and picture.size == (480, 240) and size == 512
+
+
 @pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
 def test_stage_2_learns_what_headless_learns(model, headless, plan):
     before = digest(model.model)
@@ -154,6 +165,32 @@ def test_a_lora_in_force_is_part_of_what_learns(model):
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     key = names["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"]
     assert len(both.patches[key]) == 2 and len(patched.patches[key]) == 1 and key not in model.patches
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_bfloat16_arithmetic_learns_nearly_the_same(model, kind):
+    exact, rough = (tune(model, TunePlan(kind, 3, half=half)) for half in (None, torch.bfloat16))
+    assert rough.object_losses[0] == pytest.approx(exact.object_losses[0], rel=0.05)
+    assert rough.object_losses[0] != exact.object_losses[0]
+    assert {change.dtype for change in rough.changes.values()} == {torch.float32}
+    found = embed(model, half=torch.bfloat16)
+    assert found.losses[0] == pytest.approx(embed(model).losses[0], rel=0.05)
+
+
+def test_float16_weights_learn_in_float32(folder: Path):
+    """What a user's checkpoint usually is: smaller changes than float16 can show are kept, and its weights stay."""
+    half = _host.native_bundled(folder)[0]
+    half.model.diffusion_model.to(torch.float16)
+    half.model.diffusion_model.dtype = torch.float16
+    before = digest(half.model)
+    found = tune(half, FULL, lr=1e-6)
+    largest = max(float(change.abs().max()) for change in found.changes.values())
+    assert 1e-6 < largest <= 3.1e-6  # three steps of Adam
+    assert found.object_losses == pytest.approx(tune(half, LORA, lr=1e-6).object_losses, rel=1e-2)
+    assert {value.dtype for value in half.model.diffusion_model.parameters()} == {torch.float16}
+    assert same_weights(half.model, before)
+    embedded = embed(half, steps=2)
+    assert torch.isfinite(embedded.mixed.tokens).all() and same_weights(half.model, before)
 
 
 def test_changes_of_another_model_are_refused(model):
@@ -296,6 +333,17 @@ def test_the_rehearsal_changes_no_result(model):
             empty, sampler = torch.zeros(1, 4, 12, 10), comfy.samplers.sampler_object(name)
             results.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=7))
         assert torch.equal(*results), name
+
+
+def test_attention_edits_and_alternation_do_not_mix(model):
+    from editkit.nodes._host_pairs import KEY, Wrappers
+
+    edited = model.clone()
+    edited.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, lambda executor, *rest, **named: executor(*rest, **named))
+    guidance = IterativeGuidance(*contexts(), _host.levels(model).schedule(4))
+    with pytest.raises(ParameterError):
+        _host.iterative_guider(edited, guidance, contexts()[0], 3.0)
+    assert isinstance(_host.iterative_guider(model, guidance, contexts()[0], 3.0), comfy.samplers.CFGGuider)
 
 
 def test_a_part_of_the_grid_counts_from_its_end_and_another_is_refused(model):

@@ -1,0 +1,155 @@
+"""What attention control can do on the bundled model: its claims as one table.
+
+`python -m editkit.benchmarks attention` prints it: 64 pairs of captions each, judged by the weight-free oracle. Settings are
+the published ones, except for the swap of shapes: this model follows the target's words whatever the published part of the
+run has done, so that 50 steps leave nothing to gain. There the run has 6 steps and the source's self-attention acts in
+every layer until half of it (chosen on other scenes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pipelines.attention.p2p import P2POptions
+from ..pipelines.metrics import psnr_outside
+from . import attention_trials as t
+from .blended import Claim, print_claims, share
+
+RUN = t.Run()
+LOOSE = replace(RUN, options=None)
+SHAPES = t.Run(steps=6, guidance_scale=5.0, options=P2POptions(0.8, 0.5, 0.0, self_divisor=1))
+SIZE_WEIGHTS = (-2.0, 0.0, 1.0, 2.0, 4.0)
+PAINT_WEIGHTS = (-2.0, -1.0, 0.0, 0.5, 1.0)
+
+
+def pairs_of(make: Callable[[int], t.Pair], count: int) -> list[t.Pair]:
+    return [make(index) for index in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------------- colour, words
+def overlaps(sources: Tensor, targets: Tensor) -> Tensor:
+    return torch.tensor([t.overlap(*images) for images in zip(sources, targets, strict=True)])
+
+
+def swap_claims(model: Any, count: int = 64, *, real: bool = False) -> list[Claim]:
+    """A thing gets another colour by replacing one word; its shape and place stay."""
+    pairs, name = pairs_of(t.colour_swap, count), "real picture, new colour" if real else "colour swap"
+    sources, targets = t.edited(model, pairs, replace(RUN, real=real))
+    _, loose = t.edited(model, pairs, replace(LOOSE, real=real))
+    kept, free = float(overlaps(sources, targets).mean()), float(overlaps(sources, loose).mean())
+    text = f"{kept:.3f} against {free:.3f} without attention control: {kept - free:+.3f}, wanted 0.80 and +0.15"
+    return [
+        share(f"{name}: right", t.hits(targets, pairs, t.has_colour), 0.90),
+        share(f"{name}: shape kept", t.hits(targets, pairs, t.has_shape), 0.90),
+        Claim(f"{name}: IoU", kept, text, kept >= 0.80 and kept - free >= 0.15),
+    ]
+
+
+def blend_claims(model: Any, count: int = 64) -> list[Claim]:
+    """LocalBlend on the thing's words keeps the background nearer to the source's."""
+    pairs = pairs_of(t.colour_swap, count)
+
+    def names(pair: t.Pair) -> dict[str, Any]:
+        return {"blend_words": [pair.before.things[0].shape]}
+
+    masks = None
+    outside = []
+    for words in (names, lambda pair: {}):
+        sources, targets = t.edited(model, pairs, RUN, words)
+        masks = torch.stack(
+            [torch.from_numpy(t.things_mask(s) | t.things_mask(e)) for s, e in zip(sources, targets, strict=True)]
+        )
+        outside.append(psnr_outside(targets, sources, masks.float()))
+    gain = outside[0] - outside[1]
+    mean, half = float(gain.mean()), 1.96 * float(gain.std()) / math.sqrt(len(gain))
+    text = f"{float(outside[0].mean()):.1f} dB against {float(outside[1].mean()):.1f}: {mean:+.1f} +- {half:.1f}, wanted above 0"
+    return [Claim("LocalBlend: outside the thing", mean, text, mean - half > 0)]
+
+
+def refine_claims(model: Any, count: int = 64) -> list[Claim]:
+    """A word is added, "striped": the background changes, the thing stays."""
+    pairs = pairs_of(t.new_attribute, count)
+    sources, targets = t.edited(model, pairs, RUN)
+    kept = float(overlaps(sources, targets).mean())
+    return [
+        share("word added: everything right", t.hits(targets, pairs, t.all_right), 0.90),
+        Claim("word added: IoU", kept, f"{kept:.3f}, wanted 0.80", kept >= 0.80),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- weights
+def weighted(model: Any, pairs: Sequence[t.Pair], word: Callable[[t.Pair], str], weight: float, steps: int) -> Any:
+    run = replace(RUN, steps=steps, options=replace(RUN.options or P2POptions(), cross_until=1.0))
+    return t.edited(model, pairs, run, lambda pair: {"weights": {word(pair): weight}})
+
+
+def weight_claims(model: Any, count: int = 64, steps: int = 25) -> list[Claim]:
+    """Means over the pairs must rise from weight to weight: the thing's size with its noun, its paint with its colour."""
+    pairs = pairs_of(t.same_scene, count)
+    size, painted = [], []
+    for weight in SIZE_WEIGHTS:
+        _, targets = weighted(model, pairs, lambda pair: pair.after.things[0].shape, weight, steps)
+        size.append(sum(map(t.size_of_things, targets)) / count)
+    for weight in PAINT_WEIGHTS:
+        sources, targets = weighted(model, pairs, lambda pair: pair.after.things[0].colour, weight, steps)
+        painted.append(sum(map(t.paint, targets, sources, pairs)) / count)
+    return [
+        rising("weight of the noun: size", SIZE_WEIGHTS, size),
+        rising("weight of the colour: paint", PAINT_WEIGHTS, painted),
+    ]
+
+
+def rising(name: str, weights: Sequence[float], values: Sequence[float]) -> Claim:
+    text = ", ".join(f"{weight:g}: {value:.3f}" for weight, value in zip(weights, values, strict=True))
+    return Claim(name, values[-1] - values[0], text, all(a < b for a, b in zip(values, values[1:], strict=False)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- P2Plus
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided exact probability of so uneven a split of discordant pairs by chance (McNemar)."""
+    total = better + worse
+    tail = sum(math.comb(total, k) for k in range(max(better, worse), total + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def compared(name: str, first: Sequence[bool], second: Sequence[bool], margin: float) -> Claim:
+    """Success rates on the same pairs, and the test of their difference."""
+    better = sum(a and not b for a, b in zip(first, second, strict=True))
+    worse = sum(b and not a for a, b in zip(first, second, strict=True))
+    gain = (better - worse) / len(first)
+    text = (
+        f"{sum(first) / len(first):.1%} against {sum(second) / len(second):.1%} of {len(first)}: {100 * gain:+.1f} points, "
+        f"wanted {100 * margin:+.0f}; {better} better, {worse} worse, two-sided p = {sign_test(better, worse):.3g}"
+    )
+    return Claim(name, gain, text, gain >= margin)
+
+
+def shape_claims(model: Any, count: int = 256) -> list[Claim]:
+    """Another shape: P2Plus until half of the run against Prompt-to-Prompt, everything of the caption right."""
+    pairs, options = pairs_of(t.shape_swap, count), SHAPES.options or P2POptions()
+    rates = []
+    for until in (0.5, 0.0):
+        run = replace(SHAPES, options=replace(options, uncond_self_until=until))
+        rates.append(t.hits(t.edited(model, pairs, run)[1], pairs, t.all_right))
+    return [compared("shape swap, P2Plus over P2P", rates[0], rates[1], 0.05)]
+
+
+def main(count: int = 64) -> bool:
+    """Everything, printed; True if every claim holds."""
+    from ..pipelines.backends.folder import load_bundled
+    from ..pipelines.edit import best_device
+
+    model, good = load_bundled(best_device()), True
+    for claims in (
+        lambda: swap_claims(model, count), lambda: swap_claims(model, count, real=True),
+        lambda: blend_claims(model, count), lambda: refine_claims(model, count), lambda: weight_claims(model, count),
+        lambda: shape_claims(model, 4 * count),
+    ):  # fmt: skip
+        good &= print_claims(claims())
+    return good

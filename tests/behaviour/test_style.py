@@ -1,0 +1,63 @@
+"""StyleDiffusion on the bundled model, judged by the oracle: a few trials of `editkit.benchmarks style`.
+
+The full counts with their promised figures belong to the benchmark; the floors here leave room for the small numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from editkit.benchmarks import style as claims
+from editkit.benchmarks import trials as t
+from editkit.pipelines.backends.openclip import load_bundled_ranker
+from editkit.pipelines.inversion import reconstruct
+from editkit.pipelines.metrics import psnr
+from editkit.pipelines.style import StyleOptions
+
+COUNT = 4
+QUICK = StyleOptions(inner=12, inner_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def learned(model):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "STEPS", 12)
+        patch.setattr(claims, "OPTIONS", QUICK)
+        trials = [(t.recolour, t.reshape)[i % 2](i) for i in range(COUNT)]
+        return claims.learn(model, load_bundled_ranker(), trials)
+
+
+def test_oracle_cannot_pass_blindly(learned):
+    for trial in learned.work.trials:
+        source, target = (torch.from_numpy(t.render(scene, t.SIZE)) for scene in (trial.before, trial.target))
+        assert not t.object_right(source, trial) and t.object_right(target, trial)
+        assert t.object_overlap(source, trial) > 0.95
+        moved = torch.from_numpy(t.render(trial.before.with_thing(0, x=0.5, y=0.5, radius=0.1), t.SIZE))
+        assert t.object_overlap(moved, trial) < 0.4
+
+
+def test_guided_sampling_gives_the_picture_back(model, learned):
+    work, source = learned.work, claims.pictures(model, learned.path.source)
+    plain = reconstruct(model.denoiser, learned.path, work.source, negative=work.null, guidance_scale=claims.SCALE)
+    found, before = (psnr(claims.pictures(model, z), source) for z in (learned.style.rebuilt, plain))
+    assert float(found.min()) > 30 and float((found - before).min()) > 5
+
+
+def test_the_maps_loss_holds_the_maps(model, learned):
+    ranker = load_bundled_ranker()
+    one = replace(learned.path, latents=learned.path.latents[:, :1], clean=learned.path.clean[:1])
+    work = claims.scenes(model, learned.work.trials[:1])
+    one = replace(one, prompt=claims.context_digest(work.source))
+    bare = claims._learn(model, ranker, work, one, replace(QUICK, attention_weight=0.0))
+    assert float(bare.map_distance.mean()) > 1.2 * float(learned.style.map_distance[:, 0].mean())
+
+
+def test_edits_do_what_the_prompt_says_and_keep_the_structure(model, learned):
+    trials = learned.work.trials
+    ours = claims.judged(claims.style_edits(model, learned), trials)
+    swap = claims.judged(claims.word_swap(model, learned), trials)
+    assert float(ours.right.mean()) >= 0.75
+    assert float(ours.overlap.mean()) > float(swap.overlap.mean())
