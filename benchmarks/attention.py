@@ -52,13 +52,12 @@ def swap_claims(model: Any, count: int = 64, *, real: bool = False) -> list[Clai
 
 
 def blend_claims(model: Any, count: int = 64) -> list[Claim]:
-    """LocalBlend on the thing's words keeps the background nearer to the source's."""
+    """LocalBlend on the words of the colour keeps the background nearer to the source's."""
     pairs = pairs_of(t.colour_swap, count)
 
     def names(pair: t.Pair) -> dict[str, Any]:
-        return {"blend_words": [pair.before.things[0].shape]}
+        return {"blend_words": [scene.things[0].colour for scene in (pair.before, pair.after)]}
 
-    masks = None
     outside = []
     for words in (names, lambda pair: {}):
         sources, targets = t.edited(model, pairs, RUN, words)

@@ -7,7 +7,7 @@ alike run as a batch, each with its own captions and seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Run:
 
     steps: int = 50
     guidance_scale: float = 4.0
-    options: P2POptions | None = P2POptions()
+    options: P2POptions | None = field(default_factory=P2POptions)
     real: bool = False
 
 

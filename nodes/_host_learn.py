@@ -89,6 +89,6 @@ def network_blocks(network: Any) -> list[nn.Module]:
     """What may run again in the backward pass (`optimise.recomputing`): a U-Net's layers, a transformer's blocks."""
     unet: list[Any] = [getattr(network, name, None) for name in ("input_blocks", "middle_block", "output_blocks")]
     if all(part is not None for part in unet):
-        lists = [block for part in unet for block in (part if isinstance(part, nn.ModuleList) else [part])]
+        lists: list[Any] = [block for part in unet for block in (part if isinstance(part, nn.ModuleList) else [part])]
         return [layer for block in lists for layer in block if type(layer).__name__ in LAYERS]
     return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]

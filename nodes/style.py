@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..pipelines.noise import image_seeds
 from ..pipelines.pictures import curve
@@ -117,12 +118,14 @@ class StyleInvert(io.ComfyNode):
             lr=lr,
         )  # fmt: skip
         path, rest = _host.trajectory_in(trajectory), _host.trajectory_rest(trajectory)
-        contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
-        features = image_features(_host.image_encoder(image_encoder), image, contexts[0].tokens.shape[2])
+        source, null = _host.context(positive, "positive"), _host.context(negative, "negative")
+        features = image_features(_host.image_encoder(image_encoder), image, source.tokens.shape[2])
         seeds = image_seeds(seed, path.batch, rest.get("batch_index"))
-        with _host.open_denoiser(model, path.source.shape, contexts, sigmas=path.sigmas, learning=True) as denoiser:
+        with _host.open_denoiser(
+            model, path.source.shape, [source, null], sigmas=path.sigmas, learning=True
+        ) as denoiser:
             found = style_invert(
-                denoiser, path, *contexts, features, seeds=seeds, options=options,
+                denoiser, path, source, null, features, seeds=seeds, options=options,
                 progress=_host.progress(len(path.latents) - 1, model),
             )  # fmt: skip
             rebuilt = denoiser.scale_out(found.rebuilt)
@@ -193,7 +196,7 @@ def _learning_inputs() -> list:
 
 
 def _options(
-    preset: str, cfg: float, attention: float, targets: str, tolerance: float, growth: float, **chosen: object
+    preset: str, cfg: float, attention: float, targets: str, tolerance: float, growth: float, **chosen: Any
 ) -> StyleOptions:
     """A preset with what was chosen instead; 0 and PRESET choose nothing."""
     changes = {name: value for name, value in chosen.items() if value not in (0, PRESET)}

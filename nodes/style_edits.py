@@ -177,11 +177,11 @@ class StyleTransfer(io.ComfyNode):
             _host.trajectory_in(trajectory),
             _host.negative_in(negative),
         )
-        prompts = [_host.context(source, "source"), _host.context(target, "target")]
-        shape, contexts = (2 * path.batch, *path.source.shape[1:]), _host.prompts_to_open(*reversed(prompts), against)
+        before, after = _host.context(source, "source"), _host.context(target, "target")
+        shape, contexts = (2 * path.batch, *path.source.shape[1:]), _host.prompts_to_open(after, before, against)
         with _host.open_denoiser(model, shape, contexts, sigmas=path.sigmas) as denoiser:
             styled = style_transfer(
-                denoiser, values, path, *prompts, against, guidance_scale=cfg, options=options,
+                denoiser, values, path, before, after, against, guidance_scale=cfg, options=options,
                 progress=_host.progress(len(path.latents) - 1, model),
             ).edited  # fmt: skip
             styled = denoiser.scale_out(styled)

@@ -66,7 +66,8 @@ def guided(
                 f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1"
             )
         clean = denoiser.denoise(z, sigma, [positive])[0]
-        return denoiser.combine(z, sigma, clean, clean, 1.0, [positive])  # equal in value, and a host's guidance hooks run
+        # equal in value, and a host's guidance hooks run
+        return denoiser.combine(z, sigma, clean, clean, 1.0, [positive])
     contexts = [positive, negative]
     cond, uncond = denoiser.denoise(z, sigma, contexts)
     return denoiser.combine(z, sigma, cond, uncond, scale, contexts)

@@ -94,10 +94,12 @@ class StyleControl(PairControl):
         images = [site.rows[i].image if len(shift) > 1 else 0 for i in chosen]
         check_tokens(own.shape[1], shift.shape[1])
         repeats = own.shape[1] // shift.shape[1]  # where a host has repeated a prompt to the length of another
-        wide = [
-            None if part is None else part.to(value.device)[images].repeat(1, repeats, 1) for part in (scale, shift)
-        ]
-        made = value.index_copy(0, rows, values(wide[0], wide[1], own.float()).to(value.dtype))
+
+        def wide(part: Tensor) -> Tensor:
+            return part.to(value.device)[images].repeat(1, repeats, 1)
+
+        new = values(None if scale is None else wide(scale), wide(shift), own.float())
+        made = value.index_copy(0, rows, new.to(value.dtype))
         self._last = value, site, made
         return made
 

@@ -227,16 +227,17 @@ The words keep looking where they look; what they bring along is learned from th
 step that sees the picture through an image encoder. Guided sampling then gives the picture back: see *reconstructed*. The values
 and the picture's path are saved; with *Load embeddings* the edit needs neither picture nor encoder.
 
-The edit is Prompt-to-Prompt on top: *tau_v* says how long the edited picture keeps the values, *tau_c*, *tau_s* and *tau_u* how long it
-attends like the source. With *sdedit_strength* the picture is noised part of the way instead of inverted: freer in shape.
+The edit is Prompt-to-Prompt on top: *tau_v* says how long the edited picture keeps the values, *tau_c*, *tau_s* and *tau_u* how
+long it attends like the source. With *sdedit_strength* the picture is noised part of the way instead of inverted: freer in
+shape.
 
 Steps and updates suit the bundled model. For a checkpoint take 30 steps and *inner_steps* 0, the preset's own.
 """,
     "style_transfer": """
 # StyleDiffusion: one picture in the style of another
 
-Two pictures are inverted on the same sigmas. The values of the second, the style, are learned; the first, the content, is then drawn
-again from its own noise with these values, and with its own features in the decoder, as in Plug-and-Play.
+Two pictures are inverted on the same sigmas. The values of the second, the style, are learned; the first, the content, is then
+drawn again from its own noise with these values, and with its own features in the decoder, as in Plug-and-Play.
 
 The target prompt has the content's things in the sentence of the style picture, so that each word meets the value learned for its
 place. *features_until* and *attention_until* say how long the content's structure holds.

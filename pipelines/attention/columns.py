@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import MismatchError
 from .sites import Branch, Role, Row, Site
 
-FLOOR = 6  # cells per side: coarser maps have no shapes in them
+FLOOR = 8  # cells per side: coarser maps have no shapes in them
 
 
 def columns(q: Tensor, k: Tensor, tokens: Sequence[int], count: int) -> Tensor:

@@ -80,7 +80,7 @@ def test_maps_that_never_came_are_missed():
 
 
 @pytest.mark.parametrize(
-    ("cells", "divisor"), [((64, 64), 4), ((128, 96), 4), ((24, 24), 4), ((20, 24), 2), ((12, 12), 2), ((8, 8), 1)]
+    ("cells", "divisor"), [((64, 64), 4), ((128, 96), 4), ((32, 32), 4), ((28, 32), 2), ((15, 15), 2), ((12, 12), 1)]
 )
 def test_maps_are_read_at_a_quarter_unless_that_is_too_coarse(cells, divisor):
     assert map_divisor(cells) == divisor
@@ -165,13 +165,13 @@ def test_nothing_is_collected_that_nobody_reads():
     wanted = [
         name
         for name, fields in {
-            "quarter": {"grid": (6, 6), "cells": (24, 24)}, "half": {"grid": (12, 12), "cells": (24, 24)},
-            "self": {"grid": (6, 6), "cells": (24, 24), "cross": False},
+            "quarter": {"grid": (8, 8), "cells": (32, 32)}, "half": {"grid": (16, 16), "cells": (32, 32)},
+            "self": {"grid": (8, 8), "cells": (32, 32), "cross": False},
         }.items()
         if control.wants(site(PAIR, **fields))
     ]  # fmt: skip
     assert wanted == ["quarter"]
-    assert not control.wants(site(rows_of("sc0", "tu0"), grid=(6, 6), cells=(24, 24)))
+    assert not control.wants(site(rows_of("sc0", "tu0"), grid=(8, 8), cells=(32, 32)))
     assert control.active(3) and not control.needs(3)  # the target's own maps are enough
     with pytest.raises(ParameterError, match="may change"):
         blends(replace_edit(context(1), context(2), keep_target=(2,)), LocalBlendOptions())
@@ -207,7 +207,7 @@ def test_masactrl_asks_the_source():
 @pytest.mark.parametrize(("layers", "first"), [(16, 10), (70, 44), (9, 6)])
 def test_masactrl_starts_at_the_published_layer_of_any_network(layers, first):
     control = MasaCtrl(SIGMAS, MasaCtrlOptions(from_step=0))
-    assert [order for order in range(layers) if control.wants(deep(PAIR, order=order, layers=layers))][0] == first
+    assert next(i for i in range(layers) if control.wants(deep(PAIR, order=i, layers=layers))) == first
 
 
 def test_masactrl_keeps_object_and_background_apart():

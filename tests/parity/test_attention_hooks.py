@@ -242,9 +242,12 @@ def test_networks_without_such_attention_are_refused_by_name():
     class SomeTransformer2DModel(torch.nn.Module):
         pass
 
-    with pytest.raises(FamilyError, match="SomeTransformer2DModel.*mask"):
-        with attention_hooks(SomeTransformer2DModel(), Controlled(Spy(), single_rows(1, ("cond",))), 1.0, (8, 8)):
-            pass
+    controlled = Controlled(Spy(), single_rows(1, ("cond",)))
+    with (
+        pytest.raises(FamilyError, match=r"SomeTransformer2DModel.*mask"),
+        attention_hooks(SomeTransformer2DModel(), controlled, 1.0, (8, 8)),
+    ):
+        pass
     model = nets.denoiser()
     model.unet.mid_block.attentions.append(model.unet.mid_block.attentions[0])
     with pytest.raises(FamilyError, match="UNetMidBlock2DCrossAttn"):

@@ -136,3 +136,27 @@ def test_pictures_may_not_be_saved_outside(tmp_path):
     bad["4"]["inputs"]["filename_prefix"] = "../../elsewhere"
     with pytest.raises(EditError, match="filename_prefix"):
         run_workflow(bad, Run(tmp_path, tmp_path / "out"))
+
+
+# -------------------------------------------------------------------------------------------------------------- claims
+def test_claims_prints_every_table_also_after_a_miss(monkeypatch, capsys):
+    from editkit.benchmarks import blended, cost, registry
+
+    asked = []
+    monkeypatch.setattr(cost, "main", lambda: asked.append("cost") or False)
+    monkeypatch.setattr(blended, "main", lambda count=64: asked.append(f"blended {count}") or True)
+    assert main(["claims", "cost", "blended", "--trials", "8"]) == 1 and asked == ["cost", "blended 8"]
+    assert main(["claims", "blended"]) == 0 and asked[-1] == "blended 64"
+    assert main(["claims", "magic"]) == 1
+    assert "magic" in (message := capsys.readouterr().err) and all(name in message for name in registry.TABLES)
+
+
+def test_every_table_has_its_module():
+    from importlib import import_module
+    from inspect import signature
+
+    from editkit.benchmarks.registry import TABLES
+
+    for table in TABLES.values():
+        first = next(iter(signature(import_module(f"editkit.benchmarks.{table.module}").main).parameters))
+        assert (first == "count") == table.trials, table.module
