@@ -162,6 +162,13 @@ def _learning_inputs() -> list:
             tooltip="Maps to keep: aligned = those of the step's own noise level; published = one level noisier, as the official "
             "code.",
         ),
+        *_stopping_inputs(),
+    ]
+
+
+def _stopping_inputs() -> list:
+    """How fast it learns, and when a step is done."""
+    return [
         io.Float.Input(
             "lr",
             default=0.0,

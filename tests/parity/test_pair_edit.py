@@ -259,93 +259,6 @@ def test_out_of_memory_inside_a_run_changes_nothing():
     assert calls[0] == 8 and max(calls[1:]) == 4 and close(got, wanted)
 
 
-# ----------------------------------------------------------------------------------------------------------- row economy
-class Rows:
-    """Rows of every call of the network."""
-
-    def __init__(self, model):
-        self.calls = []
-        self.handle = model.unet.register_forward_pre_hook(lambda _, args: self.calls.append(len(args[0])))
-
-    def per_step(self, steps):
-        """Rows of each step; calls are split evenly over steps when there are several."""
-        many = len(self.calls) // steps
-        return [sum(self.calls[i : i + many]) for i in range(0, len(self.calls), many)]
-
-
-@pytest.mark.parametrize(
-    ("options", "wanted"),
-    [
-        (P2POptions(0.6, 0.4, 0), [3, 3, 3, 3, 3, 3, 2, 2, 2, 2]),
-        (P2POptions(0.6, 0.4, 0.5), [4, 4, 4, 4, 4, 3, 2, 2, 2, 2]),
-        (P2POptions(0.2, 0.0, 0.4), [4, 4, 3, 3, 2, 2, 2, 2, 2, 2]),
-        (P2POptions(0, 0, 0), [2] * 10),
-    ],
-)
-def test_a_real_picture_needs_three_rows_four_or_two(options, wanted):
-    model, source, target, negative = model_of()
-    path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(10))
-    rows = Rows(model)
-    attention_edit(model, replace_edit(source, target), negative, path, options=options)
-    assert rows.calls == wanted  # one call each
-
-
-@pytest.mark.parametrize(
-    ("make", "wanted"),
-    [
-        (lambda s: MasaCtrl(s, MasaCtrlOptions(from_step=2)), [2, 2, 4, 4]),
-        (lambda s: FeatureInjection(s, InjectionOptions(features_until=0.5, inclusive=False)), [3, 3, 2, 2]),
-        (PairControl, [2] * 4),
-    ],
-)
-def test_rows_of_the_relatives(make, wanted):
-    model, source, target, negative = model_of()
-    path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(4))
-    rows = Rows(model)
-    pair_edit(model, PairPrompts(source, target, negative, SCALE), make(path.sigmas), path)
-    assert rows.calls == wanted
-
-
-def test_local_blend_keeps_the_source_only_for_its_own_words():
-    model, source, target, negative = model_of()
-    path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(4))
-    options = P2POptions(0.5, 0, 0, local_blend=LocalBlendOptions(divisor=2))
-    counted = []
-    for words in (LINES, {"blend_target": (2,)}):
-        rows = Rows(model)
-        attention_edit(model, replace_edit(source, target, **words), negative, path, options=options)
-        counted.append(rows.calls)
-        rows.handle.remove()
-    assert counted == [[3] * 4, [3, 3, 2, 2]]
-
-
-def test_from_noise_the_source_samples_itself():
-    model, source, target, negative = model_of()
-    sigmas, z = start_of(model, images=1, steps=4)
-    rows = Rows(model)
-    attention_edit(model, replace_edit(source, target), negative, z, sigmas=sigmas)
-    assert rows.calls == [4] * 4
-    rows.calls.clear()
-    attention_edit(model, replace_edit(source, target), None, z, sigmas=sigmas, guidance_scale=1)
-    assert rows.calls == [2] * 4
-
-
-@pytest.mark.parametrize(("kind", "rows_apart"), [("p2p", 3), ("p2plus", 3), ("injection", 4)])
-def test_prompts_that_a_host_keeps_apart_give_the_same(kind, rows_apart):
-    """With something attached to a prompt the rows cannot stand under one context."""
-    model, source, target, negative = model_of()
-    path = invert(model, random_latent(2, 4, 8, 8), source, model.schedule(4))
-    edit = replace_edit(source, target)
-    control = controls(model, path.sigmas, edit)[kind]
-    if kind == "p2plus":
-        control = P2PControl(edit, path.sigmas, P2POptions(0, 0, 0.5))  # the unconditional source alone
-    wanted = pair_edit(model, PairPrompts(source, target, negative, SCALE), control, path).edited
-    rows = Rows(model)
-    apart = PairPrompts(source, target, replace(negative, host=object()), SCALE)
-    assert close(pair_edit(model, apart, control, path).edited, wanted)
-    assert sum(rows.calls[: 1 if rows_apart == 4 else 2]) == 2 * rows_apart
-
-
 # ------------------------------------------------------------------------------------------------------------ real pictures
 def test_an_edit_of_nothing_is_the_reconstruction():
     model, source, target, negative = model_of()
@@ -388,15 +301,6 @@ def test_local_blend_returns_the_picture_where_nothing_may_change():
     some = attention_edit(model, edit, negative, path, options=P2POptions(local_blend=strict))
     kept = (some.edited == path.source).all(dim=1)
     assert 0 < kept.float().mean() < 1
-
-
-def test_parts_are_counted_on_the_whole_grid():
-    """An inversion that stopped half way starts at step 5 of 10: of six edited steps one is left."""
-    model, source, target, negative = model_of()
-    path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(10), ratio=0.5)
-    rows = Rows(model)
-    attention_edit(model, replace_edit(source, target), negative, path, options=P2POptions(0.6, 0.3, 0))
-    assert rows.calls == [3, 2, 2, 2, 2]
 
 
 # -------------------------------------------------------------------------------------------------------------- refusals
