@@ -53,6 +53,17 @@ def colour_swap(index: int, first: int = FIRST) -> Pair:
     return Pair(scene, scene.with_thing(0, colour=str(colour)), first + index)
 
 
+def one_of_two(index: int, first: int = FIRST) -> Pair:
+    """The left one of two things gets a colour that neither had."""
+    rng = scene_rng(first + index, held_out=True)
+    scene = sample_scene(rng, 2)
+    left, right = scene.things
+    others = [c for c in OBJECT_COLOURS if c not in (left.colour, right.colour)]
+    if left.colour == right.colour:  # a name must mean one of them
+        scene = scene.with_thing(1, colour=others.pop())
+    return Pair(scene, scene.with_thing(0, colour=str(rng.choice(others))), first + index)
+
+
 def shape_swap(index: int, first: int = FIRST) -> Pair:
     """One thing becomes another: a large change of structure."""
     scene, rng = _scene(index, first)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14
 GAP_X, GAP_Y, MARGIN, GROUP_TITLE = 50, 24, 24, 44
-WIDTH, WIDE, NOTE_WIDTH = 350, 370, 420
+WIDTH, NOTE_WIDTH = 350, 420
 NOTE_LINE, NOTE_CHARACTERS = 18, 56
 TEXT_BOX = 76  # a multiline text
 PICTURE = 230  # what the page adds to a node that shows a picture
@@ -28,7 +28,11 @@ SHOWS_PICTURE = {
     "SaveImage",
 }  # fmt: skip
 SHOWS_TEXT = {"PreviewAny"}
-WIDE_NODES = {"CLIPTextEncode", "EditKit_RankByText", "PreviewAny"}
+# The page widens a node to its longest socket names; these need more than `WIDTH`.
+WIDTHS = {
+    "CLIPTextEncode": 370, "EditKit_RankByText": 370, "PreviewAny": 370, "EditKit_StyleEdit": 390,
+    "EditKit_LayeredEmbeddings": 430, "EditKit_LayeredTune": 430,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def node_size(node: Node) -> tuple[int, int]:
     rows = max(sum(not socket.is_widget for socket in sockets), len(node.info["output"]))
     height = rows * SLOT + PADDING + sum(_widget_height(socket) for socket in sockets if socket.is_widget)
     height += PICTURE * (node.type in SHOWS_PICTURE) + TEXT_BOX * (node.type in SHOWS_TEXT)
-    return WIDE if node.type in WIDE_NODES else WIDTH, height
+    return WIDTHS.get(node.type, WIDTH), height
 
 
 def _widget_height(socket: Socket) -> int:
