@@ -18,7 +18,7 @@ PROMISED = {
     "ranked_batch_tuned_winner", "editing_session",
     "diffedit", "diffedit_into_blended", "differential_diffusion", "null_text_reconstruction", "sdedit", "word_swap",
     "p2p_replace", "p2p_refine", "p2p_reweight", "p2plus_real_image", "masactrl", "plug_and_play",
-    "style_inversion_edit", "style_transfer",
+    "style_inversion_edit", "style_transfer", "layered_edit", "layered_edit_with_diffedit_mask", "imagic",
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", shipped.NAMES)
 THUMBNAIL_BYTES = 40_000
@@ -205,6 +205,7 @@ def test_prompts_are_of_the_bundled_model_s_grammar():
     from editkit.training.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, SHAPES
 
     words = {*SHAPES, *OBJECT_COLOURS, *BACKGROUND_COLOURS, "a", "an", "left", "of", "on", "striped", "background"}
+    words.add("shape")  # for no shape: what LayerDiffusion's subject is, it learns from the picture
     for name in shipped.NAMES:
         sockets = ("text", "source_text", "target_text")
         texts = [n["inputs"][key] for n in shipped.api(name).values() for key in sockets if key in n["inputs"]]
