@@ -172,6 +172,11 @@ def has_shape(image: Tensor, pair: Pair) -> bool:
     return any(thing.shape == pair.after.things[0].shape for thing in oracle.read(image.numpy()).things)
 
 
+def has_thing(image: Tensor, pair: Pair) -> bool:
+    thing = pair.after.things[0]
+    return oracle.read(image.numpy()).has(thing.colour, thing.shape)
+
+
 def all_right(image: Tensor, pair: Pair) -> bool:
     """Everything that the target's caption says."""
     return oracle.read(image.numpy()).agrees(pair.after)

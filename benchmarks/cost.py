@@ -20,14 +20,16 @@ LIMIT = 1.05
 
 
 class CountingUnet:
-    """Counts the rows that a U-Net evaluates."""
+    """Counts the rows that a U-Net evaluates, together and call by call."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.rows = 0
+        self.calls: list[int] = []
         self._handle = unet.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.rows += len(args[0])
+        self.calls.append(len(args[0]))
 
     def remove(self) -> None:
         self._handle.remove()

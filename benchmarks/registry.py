@@ -30,6 +30,8 @@ TABLES = {
     "diffedit-cost": Table(
         "diffedit_cost", "DiffEdit and inversion against their bare network rows and the published flow"
     ),
+    "attention": Table("attention", "attention control: swaps, refinements, weights", trials=True),
+    "attention-cost": Table("attention_cost", "memory and time of P2Plus on a U-Net of Stable Diffusion 1.5's size"),
     "style": Table("style", "StyleDiffusion: reconstructions and edits", trials=True),
     "layered": Table("layered", "LayerDiffusion: two-part edits, and what each part of the method adds", trials=True),
     "style-cost": Table("style_cost", "StyleDiffusion's learning against its floor and the published scheme"),
