@@ -86,9 +86,9 @@ def large_network() -> Any:
     )
 
 
-def work_on(unet: Any, cells: int, batch: int = 1, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> Work:
+def work_on(unet: Any, cells: int, batch: int = 1, width: int = WIDTH) -> Work:
     """A word swap of a picture of `cells` x `cells`, on the network's device."""
-    unet = unet.to(dtype).eval().requires_grad_(False)
+    unet = unet.eval().requires_grad_(False)
     schedule = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     denoiser = DiffusersDenoiser(unet, sigma_table(schedule), "epsilon", "sd1", 0.18215, 8)
     device, sigmas = denoiser.device, denoiser.schedule(STEPS)
@@ -165,7 +165,8 @@ def main(rounds: int = 3) -> bool:
 
     device = best_device()
     cuda = device.type == "cuda"
-    work = work_on(large_network().to(device), 64 if cuda else 32, dtype=torch.float16 if cuda else torch.float32)
+    unet = large_network().to(device)
+    work = work_on(unet.half() if cuda else unet, 64 if cuda else 32)
     found = peaks(work)
     for name, size in found.items():
         print(f"{name:<16} {size / 2**20:8.1f} MiB {size / found['plain sampling']:6.3f}")

@@ -20,9 +20,9 @@ def narrow() -> UNet2DConditionModel:
 
 
 def test_an_edit_holds_at_most_a_tenth_more_than_its_rows():
-    found = peaks(work_on(narrow(), 32, width=16))
+    found = peaks(work_on(narrow(), 16, width=16))
     assert found["plain sampling"] <= found["P2Plus"] <= 1.10 * found["plain sampling"]
-    assert found["published loop"] > 2 * found["plain sampling"]
+    assert found["published loop"] > 5 * found["plain sampling"]
 
 
 def test_rows_of_the_timed_edit():
