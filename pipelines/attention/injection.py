@@ -73,7 +73,7 @@ class FeatureInjection(PairControl):
         partners = self.partners(site.rows, BOTH, q.device)
         if partners is None:
             return None
-        takes = partners[2]
+        takes = partners.takes
         return F.scaled_dot_product_attention(q.index_select(0, takes), k.index_select(0, takes), v)
 
     # --------------------------------------------------------------------------------------------------------- features
@@ -89,4 +89,4 @@ class FeatureInjection(PairControl):
         if not self._open(self.options.features_until, self.step(site.sigma)):
             return x
         partners = self.partners(site.rows, BOTH, x.device)
-        return x if partners is None else x.index_select(0, partners[2])
+        return x if partners is None else x.index_select(0, partners.takes)

@@ -7,6 +7,7 @@ that layers speak of looks: the object keeps its identity while its pose follows
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,25 +99,16 @@ class MasaCtrl(PairControl):
         partners = self.partners(site.rows, BOTH, q.device)
         if partners is None:
             return None
-        targets, sources, takes = partners
-        masks = self._masks(site, targets.tolist(), sources.tolist()) if self._maps is not None else None
-        if masks is None:
+        targets, sources, takes, pairs = partners
+        mine, theirs = (self._objects(site, rows) for rows in zip(*pairs, strict=True))
+        if mine is None or theirs is None:
             return F.scaled_dot_product_attention(q, k.index_select(0, takes), v.index_select(0, takes))
         own = F.scaled_dot_product_attention(q, k, v)
         q, k, v = q.index_select(0, targets), k.index_select(0, sources), v.index_select(0, sources)
-        return own.index_copy(0, targets, _apart(q, k, v, *masks))
+        return own.index_copy(0, targets, _apart(q, k, v, mine, theirs))
 
-    def _masks(self, site: Site, targets: list[int], sources: list[int]) -> tuple[Tensor, Tensor] | None:
-        """Cells of the object in targets and in their sources, bool [targets, N] each; None before any step is done."""
-        found = []
-        for rows in (targets, sources):
-            part = self._objects(site, [site.rows[i] for i in rows])
-            if part is None:
-                return None
-            found.append(part)
-        return found[0], found[1]
-
-    def _objects(self, site: Site, rows: list[Row]) -> Tensor | None:
+    def _objects(self, site: Site, rows: Sequence[Row]) -> Tensor | None:
+        """Cells of the object in each row, bool [rows, N]; None without an object, or before any step is done."""
         maps = None if self._maps is None else self._maps.before(site.sigma, rows)
         if maps is None:
             return None

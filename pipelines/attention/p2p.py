@@ -104,7 +104,7 @@ class P2PControl(PairControl):
         partners = self.partners(site.rows, self.self_branches(step), q.device)
         if partners is None:
             return None
-        takes = partners[2]
+        takes = partners.takes
         return F.scaled_dot_product_attention(q.index_select(0, takes), k.index_select(0, takes), v)
 
     def _cross(self, q: Tensor, k: Tensor, v: Tensor, site: Site, step: int) -> Tensor | None:
@@ -113,7 +113,7 @@ class P2PControl(PairControl):
         if partners is None:
             return None
         check_tokens(v.shape[2], self.edit.token_count)
-        targets, sources, takes = partners
+        targets, sources, takes, _ = partners
         first, second = self._folded(step, v)
         own = v.index_select(0, targets).unflatten(2, (-1, self.edit.token_count))
         mapped = None if first is None else (first @ own).flatten(2, 3)

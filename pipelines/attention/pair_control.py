@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ from ..sigmas import check_sigmas, step_of_sigma
 from .sites import Branch, Passive, Row
 
 NOTHING: frozenset[Branch] = frozenset()
+
+
+class Partners(NamedTuple):
+    """Which rows of a call take from which.
+
+    Attributes:
+        targets, sources: row numbers, int64 [pairs].    takes: for every row the one it takes from, its own if none.
+        pairs: the rows themselves, (target, source).
+    """
+
+    targets: Tensor
+    sources: Tensor
+    takes: Tensor
+    pairs: tuple[tuple[Row, Row], ...]
 
 
 class PairControl(Passive):
@@ -28,7 +43,7 @@ class PairControl(Passive):
         self.sigmas = check_sigmas(sigmas).cpu()
         self.steps = len(self.sigmas) - 1
         self._step_of: dict[float, int] = {}
-        self._partners: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+        self._partners: dict[tuple, Partners] = {}
 
     def reset(self) -> None:
         """Forget what a run has collected."""
@@ -52,10 +67,8 @@ class PairControl(Passive):
             self._step_of[sigma] = step_of_sigma(sigma, self.sigmas)
         return self._step_of[sigma]
 
-    def partners(
-        self, rows: tuple[Row, ...], branches: Collection[Branch], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Targets in `branches`, their sources, and for every row the one it takes from; None if there is no such target.
+    def partners(self, rows: tuple[Row, ...], branches: Collection[Branch], device: torch.device) -> Partners | None:
+        """The targets in `branches` and their sources; None if there is no such target.
 
         Raises: MismatchError for a target whose source is not in the call.
         """
@@ -65,9 +78,10 @@ class PairControl(Passive):
             takes = list(range(len(rows)))
             for target, source in found:
                 takes[target] = source
-            targets, sources = ([pair[side] for pair in found] for side in (0, 1))
-            self._partners[key] = tuple(torch.tensor(i, device=device) for i in (targets, sources, takes))  # type: ignore[assignment]
-        return self._partners[key] if len(self._partners[key][0]) else None
+            index = ([target for target, _ in found], [source for _, source in found], takes)
+            pairs = tuple((rows[target], rows[source]) for target, source in found)
+            self._partners[key] = Partners(*(torch.tensor(part, device=device) for part in index), pairs)
+        return self._partners[key] if self._partners[key].pairs else None
 
 
 def _partners(rows: tuple[Row, ...], branches: Collection[Branch]) -> list[tuple[int, int]]:

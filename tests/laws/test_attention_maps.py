@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.attention.chain import Chain
 from editkit.pipelines.attention.columns import WordMaps, columns, map_divisor, word_weights
 from editkit.pipelines.attention.injection import FeatureInjection, InjectionOptions
 from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, blends
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.sites import FeatureSite, Passive
+from editkit.pipelines.attention.sites import FeatureSite
 from editkit.pipelines.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import context, replace_edit, rows_of, site
 from editkit.tests.toys import random_latent
@@ -280,32 +279,3 @@ def test_injection_starts_a_third_of_the_way_up(blocks, first):
     assert chosen.wants_features("up", 5, blocks) and chosen.wants(up(1, 3.0, blocks))
     with pytest.raises(ParameterError, match="feature_block"):
         FeatureInjection(SIGMAS, InjectionOptions(feature_block=12)).wants_features("up", 0, blocks)
-
-
-# ---------------------------------------------------------------------------------------------------------------- chain
-class Doubled(Passive):
-    """Values twice as large, at cross-attention only."""
-
-    def wants(self, site):
-        return site.cross
-
-    def inputs(self, key, value, site):
-        return key, 2 * value
-
-    def wants_features(self, place, block, blocks):
-        return block == 1
-
-    def features(self, x, site):
-        return 2 * x
-
-
-def test_a_chain_is_all_of_its_controls():
-    control = Chain(Doubled(), MasaCtrl(SIGMAS, MasaCtrlOptions(from_step=0)), Doubled())
-    key, place = torch.ones(1), site(PAIR, order=12)
-    assert control.wants(place) and control.wants(deep(PAIR)) and not control.wants(deep(PAIR, order=0))
-    assert torch.equal(control.inputs(key, key, place)[1], 4 * key) and control.inputs(key, key, place)[0] is key
-    assert torch.equal(control.inputs(key, key, deep(PAIR))[1], key)
-    q, k, v = qkv(PAIR, keys=6)
-    assert control.attend(q, k, v, place) is None and control.attend(q, k, v, deep(PAIR)) is not None
-    assert control.wants_features("up", 1, 12) and not control.wants_features("up", 2, 12)
-    assert torch.equal(control.features(key, FeatureSite("up", 1, 12, (4, 4), 1.0, PAIR)), 4 * key)
