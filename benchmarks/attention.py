@@ -1,9 +1,9 @@
 """What attention control can do on the bundled model: its claims as one table.
 
 `python -m editkit.benchmarks attention` prints it: 64 pairs of captions each, judged by the weight-free oracle. Settings are
-the published ones, except for the swap of shapes: this model follows the target's words whatever the published part of the
-run has done, so that 50 steps leave nothing to gain. There the run has 6 steps and the source's self-attention acts in
-every layer until half of it (chosen on other scenes).
+the published ones, except for the swap of shapes: this model follows the target's words whatever the first part of the run
+has done, so that 50 steps leave nothing to gain. There the run has 4 steps, and the source's attention acts in every layer
+until half of it (chosen on other scenes).
 """
 
 from __future__ import annotations

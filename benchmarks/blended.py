@@ -24,8 +24,8 @@ from . import trials as t
 
 log = logging.getLogger("editkit.benchmarks")
 SETTINGS = EditSettings(steps=50, strength=1.0, guidance_scale=3.0, candidates=1)
-# Half the noise keeps the thing in its place, so that only its colour is in question.
-THIN = replace(SETTINGS, strength=0.5, guidance_scale=4.0)
+# On small latents what a thin mask shows is decided at low noise: parts of equal noise leave the mask alone late enough.
+SHRINKING = replace(SETTINGS, kernels=PAPER_KERNELS, mask_division="noise")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,15 @@ def edit_claims(model: Any, count: int = 64) -> list[Claim]:
 
 def thin_claims(model: Any, count: int = 64) -> list[Claim]:
     """Progressive shrinking against the plain loop, on the same strokes and seeds."""
-    trials, rates = [t.thin_stroke(i) for i in range(count)], {}
-    for name, kernels in (("plain loop", (1,)), ("shrinking", PAPER_KERNELS)):
-        images, _ = composited(model, trials, t.edit_all(model, trials, replace(THIN, kernels=kernels)))
-        rates[name] = [t.stroke_right(image, trial) for image, trial in zip(images, trials, strict=True)]
-    plain, shrinking = (sum(hits) / count for hits in rates.values())
-    text = f"{shrinking:.1%} against {plain:.1%} of {count}: {100 * (shrinking - plain):+.1f} points, wanted +15"
+    trials, rates = [t.thin_stroke(i) for i in range(count)], []
+    for settings in (SETTINGS, SHRINKING, replace(SHRINKING, mask_division="steps")):
+        images, _ = composited(model, trials, t.edit_all(model, trials, settings))
+        rates.append(sum(t.stroke_right(*pair) for pair in zip(images, trials, strict=True)) / count)
+    plain, shrinking, equal_steps = rates
+    text = (
+        f"{shrinking:.1%} against {plain:.1%} of {count}: {100 * (shrinking - plain):+.1f} points, wanted +15 "
+        f"({equal_steps:.1%} with equal steps, as published)"
+    )
     return [Claim("thin strokes, shrinking over plain", shrinking - plain, text, shrinking - plain >= 0.15)]
 
 

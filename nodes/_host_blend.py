@@ -145,9 +145,9 @@ class BlendedRun:
 
         A run that is cut short but ends clean is held to the last mask, as a whole run is.
         """
-        last, steps = float(self.levels[-1]), len(self.grid) - 1
+        last = float(self.levels[-1])
         if last == 0:
-            return blend(samples, self.source.to(samples), self.schedule.at(steps - 1, steps).to(samples))
+            return blend(samples, self.source.to(samples), self.schedule.at(len(self.grid) - 2, self.grid).to(samples))
         noised = self.sampling.inverse_noise_scaling(level_tensor(last, self.device), self.background(last))
         outside = self.latent_format.process_out(noised).to(samples)
         return blend(samples, outside, self.mask(float(self.levels[-2])).to(samples))

@@ -231,7 +231,7 @@ class BlendedDenoise(io.ComfyNode):
             clean = levels[-1] == 0 or path is not None  # a path ends with the source, wherever its grid ends
             exact = last == steps and clean and blend == "after" and background_level == "aligned"
             if exact:
-                done = finished_latent(denoiser.scale_out(z), source, masks, steps)
+                done = finished_latent(denoiser.scale_out(z), source, masks, levels)
                 return io.NodeOutput(_host.finished_out(done, like=latent))
             return io.NodeOutput(_host.latent_out(z, denoiser, float(levels[last]), like=latent))
 

@@ -85,8 +85,8 @@ class DilationSchedule(io.ComfyNode):
             display_name="Progressive mask shrinking (BLD)",
             category="EditKit/mask",
             description=(
-                "Begins with a grown mask and shrinks it to yours in equal parts of the steps, so that thin masks have room "
-                "for a shape before the background is pinned. The last part is always exactly your mask."
+                "Begins with a grown mask and shrinks it to yours part by part, so that thin masks have room for a shape before "
+                "the background is pinned. The last part is always exactly your mask."
             ),
             search_aliases=["dilation", "grow mask", "thin mask", "mask schedule"],
             inputs=[
@@ -95,7 +95,7 @@ class DilationSchedule(io.ComfyNode):
                     "kernels",
                     default="7,5,3,1",
                     tooltip="Sizes of the dilations in latent cells, odd, falling, ending with 1 (your mask). "
-                    "One equal part of the steps each; 1 alone is the plain loop.",
+                    "One equal part of the run each; 1 alone is the plain loop.",
                 ),
                 io.Boolean.Input(
                     "scale_with_size",
@@ -111,6 +111,15 @@ class DilationSchedule(io.ComfyNode):
                     tooltip="As the official script: unequal parts (runs of 4, 5, 6, 8, 9 or 12 steps never reach your mask) "
                     "and inversion after growing. Only to reproduce published pictures.",
                 ),
+                io.Combo.Input(
+                    "parts",
+                    optional=True,
+                    options=["equal steps", "equal noise"],
+                    default="equal steps",
+                    tooltip="equal steps: every kernel gets as many steps, as published. equal noise: every kernel gets an "
+                    "equal fall of log sigma, so that your mask alone comes late. Take it where shapes still vanish, above "
+                    "all on small latents.",
+                ),
             ],
             outputs=[
                 MaskScheduleSocket.Output(
@@ -123,7 +132,9 @@ class DilationSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent_mask, kernels, scale_with_size, invert, published_rule) -> io.NodeOutput:
+    def execute(
+        cls, latent_mask, kernels, scale_with_size, invert, published_rule, parts="equal steps"
+    ) -> io.NodeOutput:
         if not kernels.strip():
             raise ParameterError("kernels is empty: write odd numbers with commas, for example 7,5,3,1")
         schedule = dilation_schedule(
@@ -131,6 +142,7 @@ class DilationSchedule(io.ComfyNode):
             parse_kernels(kernels),
             invert=invert,
             scale_with_size=scale_with_size,
+            division=parts.removeprefix("equal "),
             published=published_rule,
         )
         strip = _host.to_host(schedule.preview())

@@ -276,7 +276,8 @@ def _sample(
     )
     background = Background(denoiser, clean, seeds, noise=noise)
     schedule = wish.schedule.expanded(len(source), *source.shape[-2:]).to(source.device)
-    predict = blended_predictor(predict, background, schedule, sigmas if wish.sigmas is None else wish.sigmas)
+    grid = sigmas if wish.sigmas is None else wish.sigmas
+    predict = blended_predictor(predict, background, schedule, grid)
     z = sample(sampler_name, predict, background.at(float(sigmas[0])), sigmas, progress)
     unscaled = samples if wish.source is None else wish.source
-    return finished_latent(denoiser.scale_out(z), unscaled, wish.schedule, len(sigmas) - 1)
+    return finished_latent(denoiser.scale_out(z), unscaled, wish.schedule, grid)

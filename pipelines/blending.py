@@ -132,7 +132,7 @@ def blended_denoise(
     schedule = schedule.expanded(z.shape[0], *z.shape[-2:]).to(z.device)
     background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):
-        mask = schedule.at(i, len(levels) - 1)
+        mask = schedule.at(i, sigmas)
         if options.blend == "before":
             z = blend(z, background.at(levels[i], i), mask)
         clean = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)
@@ -209,7 +209,7 @@ def check_range(start: int, end: int | None, steps: int) -> tuple[int, int]:
     return start, last
 
 
-def finished_latent(samples: Tensor, source: Tensor, schedule: MaskSchedule, steps: int) -> Tensor:
+def finished_latent(samples: Tensor, source: Tensor, schedule: MaskSchedule, sigmas: Tensor) -> Tensor:
     """An unscaled result whose outside is the unscaled source bit for bit (scaling in and out rounds the last digit)."""
-    mask = schedule.expanded(samples.shape[0], *samples.shape[-2:]).at(steps - 1, steps).to(samples)
+    mask = schedule.expanded(samples.shape[0], *samples.shape[-2:]).at(len(sigmas) - 2, sigmas).to(samples)
     return torch.where(mask <= 0, match_batch(source, samples.shape[0], "source latent", "latent").to(samples), samples)

@@ -83,6 +83,9 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernels", default="1", help="mask shrinking in latent cells, for thin masks 7,5,3,1 (%(default)s = none)"
     )
     parser.add_argument(
+        "--parts", default=default.mask_division, help="each kernel's part of the run: steps or noise (%(default)s)"
+    )
+    parser.add_argument(
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
     )
     parser.add_argument(
@@ -151,6 +154,7 @@ def edit_command(options: argparse.Namespace) -> int:
     settings = EditSettings(
         steps=options.steps, strength=options.strength, guidance_scale=options.cfg, candidates=options.candidates,
         seed=options.seed, mask_mode=options.mask_mode, kernels=parse_kernels(options.kernels),
+        mask_division=options.parts,
         tune_steps=options.tune_steps, tune_lr=options.tune_lr, feather_px=options.feather,
     )  # fmt: skip
     model, ranker = _load(options)

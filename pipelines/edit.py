@@ -37,6 +37,7 @@ class EditSettings:
         candidates: results to draw and rank.    seed: candidate b uses seed + b.
         mask_mode, mask_threshold: how the mask comes onto the latent grid.
         kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
+        mask_division: the run's parts by "steps" or by "noise" (masks.MaskSchedule).
         tune_steps, tune_lr: decoder iterations for the winner (0 leaves the decoder alone) and Adam's learning rate.
         feather_px: soft edge of the composite, inside the mask.
     """
@@ -50,6 +51,7 @@ class EditSettings:
     mask_threshold: float = 0.5
     kernels: tuple[int, ...] = (1,)
     scale_kernels: bool = False
+    mask_division: str = "steps"
     tune_steps: int = 75
     tune_lr: float = 1e-4
     feather_px: int = 0
@@ -105,7 +107,9 @@ def edit_latents(
     cells = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
     for index in cells.lost:
         log.warning("the stroke of mask %d is gone on the latent grid: use mask mode 'max' or a thicker stroke", index)
-    schedule = dilation_schedule(cells.mask, settings.kernels, scale_with_size=settings.scale_kernels)
+    schedule = dilation_schedule(
+        cells.mask, settings.kernels, scale_with_size=settings.scale_kernels, division=settings.mask_division
+    )
     positive = text.encode(prompt)
     prompts = EditPrompts(
         positive, text.encode(negative) if settings.guidance_scale != 1 else None, settings.guidance_scale
@@ -118,7 +122,7 @@ def edit_latents(
     z = blended_denoise(
         denoiser, z, scaled, sigmas, schedule, prompts, seeds=seeds, options=settings.options, progress=progress
     )  # fmt: skip
-    return finished_latent(denoiser.scale_out(z), source, schedule, len(sigmas) - 1)
+    return finished_latent(denoiser.scale_out(z), source, schedule, sigmas)
 
 
 def blended_edit(

@@ -6,6 +6,7 @@ depends on the step (methods.md, 0.4 and 2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ from .shapes import check_mask, match_batch, pad_to_factor, padded_length
 MODES = ("max", "area", "nearest", "bilinear")
 POWERS = (1, 2, 4, 8, 16, 32, 64)  # factors that a VAE may have
 STAGES = 8  # columns of a release's preview
+DIVISIONS = ("steps", "noise", "published")
+NOISE_ALONE = 15.0  # sigma from which on nothing of a picture is decided: that of Stable Diffusion's first step
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,15 @@ class MaskSchedule:
 
     Attributes:
         masks: float32 [parts, B, 1, h, w] in order of time.
-        published: divide the steps by the published rule, whose short runs never reach the last part.
+        division: how the run is divided among the parts. "steps": equal numbers of steps. "noise": equal falls of
+            log(sigma), so that the last parts get few steps. "published": the published rule, whose short runs never
+            reach the last part.
         release: the one part is a map of change in [0, 1], and cells become editable one after the other
             (`release_schedule`).
     """
 
     masks: Tensor
-    published: bool = False
+    division: str = "steps"
     release: bool = False
 
     @property
@@ -151,26 +156,32 @@ class MaskSchedule:
     def batch(self) -> int:
         return self.masks.shape[1]
 
-    def part(self, step: int, steps: int) -> int:
-        """Part in force at `step` (0-based) of a run of `steps`: equal parts, the last step always in the last part."""
+    def part(self, step: int, sigmas: Tensor) -> int:
+        """Part in force at `step` (0-based) of a run over `sigmas` [N + 1]; the last step is always in the last part."""
+        steps = len(sigmas) - 1
         if not 0 <= step < steps:
             raise ParameterError(f"step {step} is outside a run of {steps} steps (0 to {steps - 1})")
-        if self.published:
+        if self.division == "published":
             return min(self.parts - 1, step // (steps // self.parts + 1))
         if step == steps - 1:
             return self.parts - 1
-        return min(self.parts - 1, step * self.parts // steps)
+        done = _noise_gone(step, sigmas) if self.division == "noise" else step / steps
+        return min(self.parts - 1, math.floor(done * self.parts + 1e-9))
 
-    def at(self, step: int, steps: int) -> Tensor:
-        """The mask [B, 1, h, w] of one step."""
-        mask = self.masks[self.part(step, steps)]
-        return (1 - mask <= step / steps).to(mask) if self.release else mask
+    def at(self, step: int, sigmas: Tensor) -> Tensor:
+        """The mask [B, 1, h, w] of one step of a run over `sigmas` [N + 1]."""
+        mask = self.masks[self.part(step, sigmas)]
+        return self._released(step / (len(sigmas) - 1)) if self.release else mask
+
+    def _released(self, done: float) -> Tensor:
+        """The cells of a release that are free when this share of the steps is done."""
+        return (1 - self.masks[0] <= done).to(self.masks)
 
     def at_sigma(self, sigma: float, sigmas: Tensor) -> Tensor:
         """The mask in force while a sampler moves through `sigma` on the grid `sigmas` [N + 1]."""
         from .sigmas import step_of_sigma
 
-        return self.at(step_of_sigma(sigma, sigmas), len(sigmas) - 1)
+        return self.at(step_of_sigma(sigma, sigmas), sigmas)
 
     def to(self, device: torch.device) -> MaskSchedule:
         return replace(self, masks=self.masks.to(device))
@@ -190,12 +201,18 @@ class MaskSchedule:
 
         A release has one part; its columns are the steps of a run of STAGES.
         """
-        masks = torch.stack([self.at(i, STAGES) for i in range(STAGES)]) if self.release else self.masks
+        masks = torch.stack([self._released(i / STAGES) for i in range(STAGES)]) if self.release else self.masks
         parts, batch = masks.shape[:2]
         tiles = masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
         tiles = F.pad(tiles, (cell, 0, cell, 0), value=0.5)
         strip = tiles.permute(1, 2, 0, 3).reshape(batch * tiles.shape[-2], parts * tiles.shape[-1])
         return F.pad(strip, (0, cell, 0, cell), value=0.5)[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
+
+
+def _noise_gone(step: int, sigmas: Tensor) -> float:
+    """How far log(sigma) has fallen on its way from the first level to the last above 0, in [0, 1]."""
+    first, here, last = (min(float(sigma), NOISE_ALONE) for sigma in (sigmas[0], sigmas[step], sigmas[-2]))
+    return math.log(first / here) / math.log(first / last) if last < first else step / (len(sigmas) - 1)
 
 
 def constant_schedule(mask: Tensor) -> MaskSchedule:
@@ -226,19 +243,28 @@ def dilation_schedule(
     *,
     invert: bool = False,
     scale_with_size: bool = False,
+    division: str = "steps",
     published: bool = False,
 ) -> MaskSchedule:
     """Progressive mask shrinking: dilated masks first, the user's own mask last (BLD, section 4.3 and appendix C).
 
+    Equal numbers of steps, as published, leave a quarter of them to the user's mask. On small latents that is where the
+    thing is decided: it is eaten up again. Ours, `division="noise"`, gives every part an equal fall of log(sigma).
+
     Args:
         mask: latent mask [B, h, w]; it is binarised at 0.5, because a dilation of soft values has no meaning.
-        kernels: odd, falling, ending with 1 (the mask itself); one equal part of the steps each.
+        kernels: odd, falling, ending with 1 (the mask itself); one equal part of the run each.
         invert: edit everything but the mask; inverted before dilation, so that the edited side grows.
         scale_with_size: the paper's kernels were tuned on 32 x 32 cells; keep their share of the shorter side.
+        division: "steps" or "noise", see `MaskSchedule`.
         published: the official script instead: unequal parts that short runs do not finish, and inversion after
             dilation, which erodes (methods.md, section 16, rows 6 and 7).
     Raises: ShapeError, ParameterError.
     """
+    if division not in DIVISIONS[:2] or (published and division != "steps"):
+        raise ParameterError(
+            f"parts are divided by {division!r}: choose steps or noise, and steps with the published rule, which is its own"
+        )
     mask = (check_mask(mask, "mask") >= 0.5).float()
     sizes = [
         scaled_kernel(kernel, min(mask.shape[1:])) if scale_with_size else kernel for kernel in check_kernels(kernels)
@@ -248,7 +274,7 @@ def dilation_schedule(
     masks = [dilate(mask, kernel) for kernel in sizes]
     if invert and published:
         masks = [1 - grown for grown in masks]
-    return MaskSchedule(torch.stack(masks)[:, :, None], published)
+    return MaskSchedule(torch.stack(masks)[:, :, None], "published" if published else division)
 
 
 def check_kernels(kernels: Sequence[int]) -> tuple[int, ...]:

@@ -82,7 +82,9 @@ def thin_mask() -> Graph:
     graph.row()
     for name, kernels, title in (("plain", "1", "3. Plain loop"), ("shrinking", "7,5,3,1", "4. Shrinking mask")):
         with graph.group(title):
-            schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
+            schedule = graph.add(
+                "EditKit_DilationSchedule", latent_mask=cells, kernels=kernels, parts="equal noise"
+            ).out
             graph.column()
             edited = graph.add(
                 "EditKit_BlendedDenoise", model=start.model, positive=positive, negative=negative, sigmas=sigmas,

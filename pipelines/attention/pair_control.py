@@ -79,8 +79,9 @@ class PairControl(Passive):
             for target, source in found:
                 takes[target] = source
             index = ([target for target, _ in found], [source for _, source in found], takes)
+            targets, sources, taken = (torch.tensor(part, device=device) for part in index)
             pairs = tuple((rows[target], rows[source]) for target, source in found)
-            self._partners[key] = Partners(*(torch.tensor(part, device=device) for part in index), pairs)
+            self._partners[key] = Partners(targets, sources, taken, pairs)
         return self._partners[key] if self._partners[key].pairs else None
 
 

@@ -19,11 +19,11 @@ COUNT = 16
 QUICK = replace(claims.SETTINGS, steps=30)
 
 
-def rate(model, make, judge, settings=QUICK):
-    trials = [make(i) for i in range(COUNT)]
+def rate(model, make, judge, settings=QUICK, count=COUNT):
+    trials = [make(i) for i in range(count)]
     images, outside = claims.composited(model, trials, t.edit_all(model, trials, settings))
     assert outside == 0
-    return sum(judge(image, trial) for image, trial in zip(images, trials, strict=True)) / COUNT
+    return sum(judge(image, trial) for image, trial in zip(images, trials, strict=True)) / count
 
 
 def test_oracle_cannot_pass_blindly():
@@ -38,6 +38,14 @@ def test_new_object_appears_where_the_mask_is(model):
 
 def test_background_is_replaced_around_the_object(model):
     assert rate(model, t.new_background, t.background_right) >= 0.6
+
+
+def test_a_stroke_needs_room_for_its_thing_until_late(model):
+    plain, shrinking = (
+        rate(model, t.thin_stroke, t.stroke_right, replace(settings, steps=24), 2 * COUNT)
+        for settings in (claims.SETTINGS, claims.SHRINKING)
+    )
+    assert shrinking >= plain + 0.15
 
 
 def test_without_guidance_towards_the_prompt_nothing_new_appears(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from editkit.pipelines.masks import (
     parse_kernels,
     scaled_kernel,
 )
+from editkit.pipelines.sigmas import leading_sigmas
 
 
 def line() -> torch.Tensor:
@@ -29,9 +32,15 @@ def test_t6_dilation_counts():
     assert [int(dilate(line(), k).sum()) for k in (1, 3, 5, 7)] == [10, 36, 70, 112]
 
 
-def lengths(steps: int, published: bool = False) -> list[int]:
-    schedule = dilation_schedule(line(), published=published)
-    parts = [schedule.part(i, steps) for i in range(steps)]
+def falling(steps: int, first: float = 14.6, last: float = 0.04) -> torch.Tensor:
+    """Sigmas that fall by the same factor in every step, and 0."""
+    return torch.cat([torch.logspace(math.log10(first), math.log10(last), steps), torch.zeros(1)])
+
+
+def lengths(sigmas: torch.Tensor | int, **options: object) -> list[int]:
+    sigmas = falling(sigmas) if isinstance(sigmas, int) else sigmas
+    schedule = dilation_schedule(line(), **options)
+    parts = [schedule.part(i, sigmas) for i in range(len(sigmas) - 1)]
     return [parts.count(i) for i in range(4)]
 
 
@@ -46,11 +55,45 @@ def test_t7_published_parts():
     assert all(lengths(steps, published=True)[-1] == 0 for steps in (4, 5, 6, 8, 9, 12))
 
 
-@given(st.integers(1, 120))
-def test_every_run_ends_with_the_users_mask_and_only_shrinks(steps):
+def test_parts_of_equal_noise():
+    """SD's 50 DDIM levels: log(sigma) falls in the middle of the run far slower than at its end."""
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    sigmas = leading_sigmas(((1 - alphas) / alphas).sqrt().float(), 50)
+    bounds = [float(sigmas[0]) * (float(sigmas[-2]) / float(sigmas[0])) ** (k / 4) for k in range(1, 4)]
+    above = [sum(float(sigma) > bound for sigma in sigmas[:-1]) for bound in bounds]
+    counts = [above[0], above[1] - above[0], above[2] - above[1], 50 - above[2]]
+    assert lengths(sigmas, division="noise") == counts and counts[3] <= 3 < 12 < counts[0]
+    assert lengths(sigmas) == [13, 12, 13, 12]
+
+
+def test_equal_factors_are_equal_steps_and_pure_noise_does_not_count():
+    assert lengths(falling(42), division="noise") == [11, 10, 10, 11]
+    # a first level without any signal (zero terminal SNR) takes no part in the division
+    cut, raised = falling(40, first=15.0), falling(40, first=15.0)
+    raised[0] = 4500.0
+    assert lengths(raised, division="noise") == lengths(cut, division="noise")
+
+
+def test_a_single_step_has_the_users_mask_by_any_division():
+    for division in ("steps", "noise"):
+        schedule = dilation_schedule(line(), division=division)
+        assert torch.equal(schedule.at(0, torch.tensor([3.0, 0.0]))[:, 0], line())
+        assert torch.equal(schedule.at(1, torch.tensor([30.0, 20.0, 16.0]))[:, 0], line())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"division": "sigma"}, {"division": "published"}, {"division": "noise", "published": True}]
+)
+def test_unknown_divisions_are_refused(wrong):
+    with pytest.raises(ParameterError, match="parts are divided"):
+        dilation_schedule(line(), **wrong)
+
+
+@given(st.integers(1, 120), st.sampled_from(["steps", "noise"]))
+def test_every_run_ends_with_the_users_mask_and_only_shrinks(steps, division):
     mask = line()
-    schedule = dilation_schedule(mask)
-    masks = [schedule.at(i, steps) for i in range(steps)]
+    schedule = dilation_schedule(mask, division=division)
+    masks = [schedule.at(i, falling(steps)) for i in range(steps)]
     assert torch.equal(masks[-1][:, 0], mask)
     assert all((a >= b).all() for a, b in zip(masks, masks[1:], strict=False))
     if steps >= 4:

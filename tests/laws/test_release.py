@@ -22,17 +22,17 @@ def box() -> torch.Tensor:
 def test_t14_weakly_changed_cells_are_released_late():
     keep = torch.tensor([0.5, 0.76, 0.0, 1.0, 0.25])
     schedule = release_schedule((1 - keep).view(1, 1, 5))
-    free = torch.stack([schedule.at(i, 4)[0, 0, 0] for i in range(4)])
+    free = torch.stack([schedule.at(i, torch.linspace(1, 0, 5))[0, 0, 0] for i in range(4)])
     assert free.tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 1], [1, 0, 1, 0, 1], [1, 0, 1, 0, 1]]
 
 
 def test_the_editable_set_only_grows():
     schedule = release_schedule(torch.rand(1, H, W, generator=torch.Generator().manual_seed(0)))
-    masks = [schedule.to(torch.device("cpu")).expanded(B, H, W).at(i, 9) for i in range(9)]
+    sigmas = torch.linspace(3, 0, 10)
+    masks = [schedule.to(torch.device("cpu")).expanded(B, H, W).at(i, sigmas) for i in range(9)]
     assert all((after >= before).all() for before, after in zip(masks, masks[1:], strict=False))
     assert masks[0].sum() < masks[-1].sum() and masks[0].shape == (B, 1, H, W)
-    sigmas = torch.linspace(3, 0, 10)
-    assert torch.equal(schedule.at_sigma(float(sigmas[4]), sigmas), schedule.at(4, 9))
+    assert torch.equal(schedule.at_sigma(float(sigmas[4]), sigmas), schedule.at(4, sigmas))
 
 
 def edit(schedule, **kwargs):

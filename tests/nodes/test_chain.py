@@ -175,6 +175,8 @@ def test_errors_are_edit_errors_with_socket_names(loaded, example):
         call("LatentMask", mask=example.mask)
     with pytest.raises(EditError, match="kernels"):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), kernels="4,1")
+    with pytest.raises(EditError, match="published rule"):
+        call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), published_rule=True, parts="equal noise")
     with pytest.raises(EditError, match="step"):
         sigmas = call("EditSigmas", model=loaded[0], steps=3)[0]
         latent = call("EncodeImage", image=example.image, vae=loaded[2])[0]

@@ -40,8 +40,8 @@ def box(batch: int = 1) -> Tensor:
     return mask
 
 
-def shrinking() -> MaskSchedule:
-    return dilation_schedule(box(), (5, 3, 1))
+def shrinking(division: str = "steps") -> MaskSchedule:
+    return dilation_schedule(box(), (5, 3, 1), division=division)
 
 
 def run(model, source: Tensor, *, name: str = "euler", scheduler: str = "normal", seed: int = 5, **more) -> Tensor:
@@ -103,10 +103,10 @@ def test_empty_mask_returns_the_source(model) -> None:
     assert torch.equal(run(_host.blended_model(model, empty, None, None), source, name="euler_ancestral"), source)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "shrinking"])
+@pytest.mark.parametrize("schedule", ["constant", "steps", "noise"])
 def test_euler_equals_our_loop(model, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """The patch is the same algorithm as `blended_denoise`, for masks that change over the steps too."""
-    masks = shrinking() if schedule == "shrinking" else constant_schedule(box())
+    masks = constant_schedule(box()) if schedule == "constant" else shrinking(schedule)
     source, seed = latent(4, 1, HEIGHT, WIDTH), 11
     sigmas = _host.levels(model).schedule(7, 0.9)
     noise = torch.randn(1, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))

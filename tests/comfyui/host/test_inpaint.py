@@ -60,6 +60,6 @@ def test_blending_keeps_the_outside(inpainting):
         scaled = denoiser.scale_in(source)
         z = denoiser.noise(scaled, torch.randn(scaled.shape, generator=torch.Generator().manual_seed(0)), sigmas[0])
         z = blended_denoise(denoiser, z, scaled, sigmas, schedule, EditPrompts(*contexts, 4.0), seeds=[0])
-        result = finished_latent(denoiser.scale_out(z), source, schedule, 4)
+        result = finished_latent(denoiser.scale_out(z), source, schedule, sigmas)
     keep = (mask == 0)[:, None].expand_as(source)
     assert torch.equal(result[keep], source[keep]) and not torch.equal(result, source)
