@@ -180,17 +180,21 @@ def open_denoiser(
             hooks and no ControlNet.
         sigmas: the grid of the run; hooks that act on a part of the steps need it.
         learning: gradients may pass through the model (never to its weights); the memory that takes is made free first.
-    Raises: FamilyError for a model that cannot edit still images.
+    Raises: FamilyError for a model that cannot edit still images; ParameterError for one whose patches (blending, an
+        attention edit) only a native sampler brings about.
     """
     if hasattr(model, "editkit_denoiser"):
         _refuse_pairs(getattr(model, "editkit_pairs", None) is not None)
+        _refuse_blend(getattr(model, "editkit_blend", None) is not None)
         yield model.editkit_denoiser
         return
     _require_native(model, "model")
+    from ._host_blend import blends
     from ._host_model import native_denoiser
     from ._host_pairs import has_attention_edit
 
     _refuse_pairs(has_attention_edit(model))
+    _refuse_blend(blends(model))
     with native_denoiser(model, tuple(batch_shape), list(contexts), sigmas, learning) as denoiser:
         yield denoiser
 
@@ -200,6 +204,14 @@ def _refuse_pairs(patched: bool) -> None:
         raise ParameterError(
             "this MODEL has an attention edit, which acts in native samplers (KSampler, SamplerCustomAdvanced): for a node "
             "of EditKit connect the MODEL from before it"
+        )
+
+
+def _refuse_blend(patched: bool) -> None:
+    if patched:
+        raise ParameterError(
+            "this MODEL is blended, which acts in native samplers (KSampler, SamplerCustomAdvanced): for a node of EditKit "
+            "connect the MODEL from before 'Blended model'"
         )
 
 

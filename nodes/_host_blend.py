@@ -33,7 +33,7 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
     is required, and the background's noise is read off that LATENT (or redrawn, where its seed is the sampler's own).
     """
     family_of(model)
-    if model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY):
+    if blends(model):
         raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
     given = None if sigmas is None else sigmas.detach().float().cpu().clone()
     runs: dict[int, BlendedRun] = {}  # by guider, for the length of one run
@@ -67,6 +67,10 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
     clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, outer_sample)
     clone.add_wrapper_with_key(Wrappers.PREDICT_NOISE, KEY, predict_noise)
     return clone
+
+
+def blends(model: Any) -> bool:
+    return bool(model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY))
 
 
 class BlendedRun:

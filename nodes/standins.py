@@ -137,7 +137,7 @@ def ksampler(
         raise ParameterError(f"denoise is {denoise}: give a number above 0 and up to 1")
     samples = check_latent(_host.samples(latent_image), "latent_image")
     prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-    with _host.open_denoiser(_unpaired(model), samples.shape, []) as denoiser:
+    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
         total = int(steps / denoise)
         sigmas = denoiser.schedule(total)[-(min(steps, executed(total, 1.0)) + 1) :]
         z = _sample(model, denoiser, denoiser.scale_in(samples), sigmas, prompts, sampler_name, seed, samples)
@@ -200,7 +200,7 @@ def _custom(
 ) -> tuple[Any, ...]:
     """Without a seed it adds no noise: it takes up a LATENT that lies at the first of the sigmas."""
     samples, levels = check_latent(_host.samples(latent_image), "latent_image"), check_sigmas(sigmas)
-    with _host.open_denoiser(_unpaired(model), samples.shape, []) as denoiser:
+    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
         check_positive(prompts.positive, levels)
         check_negative(prompts.negative, denoiser, levels)
         if seed is not None:
@@ -219,9 +219,9 @@ def _custom(
         return done, done
 
 
-def _unpaired(model: Any) -> Any:
-    """The MODEL to open; its attention edit is put around the predictions."""
-    return replace(model, editkit_pairs=None) if isinstance(model, _host.HeadlessModel) else model
+def _unpatched(model: Any) -> Any:
+    """The MODEL to open; its blending and its attention edit are put around the predictions."""
+    return replace(model, editkit_blend=None, editkit_pairs=None) if isinstance(model, _host.HeadlessModel) else model
 
 
 def _predictor(

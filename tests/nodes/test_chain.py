@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 
+from editkit.nodes import _host
 from editkit.pipelines.backends.folder import load_bundled
 from editkit.pipelines.edit import EditSettings, edit_latents
 from editkit.pipelines.errors import EditError, MismatchError, ShapeError
@@ -177,6 +178,9 @@ def test_errors_are_edit_errors_with_socket_names(loaded, example):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), kernels="4,1")
     with pytest.raises(EditError, match="published rule"):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), published_rule=True, parts="equal noise")
+    blended = call("BlendedModel", model=loaded[0], schedule=torch.ones(1, 12, 12))[0]
+    with pytest.raises(EditError, match="is blended"), _host.open_denoiser(blended, (1, 4, 12, 12), []):
+        pass
     with pytest.raises(EditError, match="step"):
         sigmas = call("EditSigmas", model=loaded[0], steps=3)[0]
         latent = call("EncodeImage", image=example.image, vae=loaded[2])[0]

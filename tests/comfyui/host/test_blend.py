@@ -190,6 +190,14 @@ def test_a_run_cut_short_but_forced_clean_keeps_the_last_mask(model) -> None:
     assert ((result - source) * box()[:, None]).abs().max() > 1
 
 
+def test_our_own_nodes_refuse_a_blended_model(model) -> None:
+    blended = _host.blended_model(model, shrinking(), None, None)
+    with pytest.raises(ParameterError, match="is blended"), _host.open_denoiser(blended, (1, 4, HEIGHT, WIDTH), []):
+        pass
+    with pytest.raises(ParameterError, match="already blends"):
+        _host.blended_model(blended, shrinking(), None, None)
+
+
 def test_a_noised_latent_without_its_source_is_refused(model) -> None:
     blended = _host.blended_model(model, constant_schedule(box()), None, None)
     with pytest.raises(ParameterError, match="source"):
