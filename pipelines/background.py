@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ParameterError, ShapeError
+from .memory import measured
 from .metrics import psnr_outside
-from .optimise import OptimiseResult, Plateau, autocast, learning_mode, measured, optimise, own, recomputing
+from .optimise import OptimiseResult, Plateau, autocast, learning_mode, optimise, own, recomputing
 from .progress import Progress, silent
 from .protocols import DecoderClone, LatentCodec
 from .shapes import check_image, check_latent, check_mask, common_batch, match_batch, padded_length, same_size

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from .errors import FamilyError, ParameterError, ShapeError
+from .memory import measured
 from .noise_error import NoiseError, masked_mean
 from .optimise import (
     Levelled,
     OptimiseResult,
     autocast,
     learning_mode,
-    measured,
     optimise,
     own,
     own_context,

@@ -17,7 +17,8 @@ from .attention.pairs import single_rows
 from .attention.sites import Controlled
 from .errors import FamilyError, ParameterError, ShapeError
 from .holding import Held
-from .optimise import learning_mode, measured, optimise, own, own_context
+from .memory import measured
+from .optimise import learning_mode, optimise, own, own_context
 from .progress import Progress, silent
 from .protocols import Context, Denoiser, ImageEncoder
 from .shapes import check_image, match_batch

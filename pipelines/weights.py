@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import FamilyError, LoadError, MismatchError, ParameterError
+from .memory import OPTIMISER_BYTES, MemoryNeed
 from .noise import STEP_STRIDE
-from .optimise import OPTIMISER_BYTES, MemoryNeed
 
 KINDS = ("full", "lora")
 ATTENTION = (re.compile(r"attn\d*\."), re.compile(r"attention"))  # the first that finds a layer counts

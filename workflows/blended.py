@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .graph import Graph, Output
+from .elements import Output
+from .graph import Graph
 from .notes import note
 from .parts import Start, begin, decode, finish, latent_and_cells, prompts, rank
 

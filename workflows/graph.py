@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from .elements import Group, Node, Output, Socket, sockets
 from .layout import Box, Placement, place
 from .stock import STOCK, Info
 
 NAMESPACE = uuid.UUID("6f4d2b8e-54c0-4b87-9d0c-5d5a0f1b7a11")
 FRONTEND = "1.27.10"
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-SEEDS = ("seed", "noise_seed")  # the page gives these a control of their own unless the schema says otherwise
 NOTE = "MarkdownNote"
 
 
@@ -28,90 +26,6 @@ def our_nodes() -> dict[str, Info]:
 
     infos = (node.GET_NODE_INFO_V1() for node in NODES)
     return {info["name"]: info for info in infos}
-
-
-@dataclass(frozen=True)
-class Socket:
-    """One input as a schema describes it. `kind` is its type; a combo's kind is COMBO and `options` its values."""
-
-    name: str
-    kind: str
-    options: Mapping[str, Any]
-    optional: bool
-
-    @property
-    def is_widget(self) -> bool:
-        return self.kind in WIDGETS and not self.options.get("forceInput")
-
-    @property
-    def has_control(self) -> bool:
-        """Whether the page puts a "control after generate" widget behind it."""
-        return self.kind == "INT" and bool(self.options.get("control_after_generate", self.name in SEEDS))
-
-    @property
-    def default(self) -> Any:
-        if "default" in self.options:
-            return self.options["default"]
-        return {"COMBO": self.options.get("options", [None])[0], "STRING": "", "BOOLEAN": False}.get(self.kind, 0)
-
-
-def sockets(info: Info) -> list[Socket]:
-    """A node's inputs in the page's order: the required ones, then the optional ones."""
-    found = []
-    for group in ("required", "optional"):
-        for name, (kind, *rest) in info["input"].get(group, {}).items():
-            options = dict(rest[0]) if rest else {}
-            if isinstance(kind, list):  # the old way to write a combo
-                kind, options = "COMBO", {**options, "options": kind}
-            found.append(Socket(name, kind, options, group == "optional"))
-    return found
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output of a node, to be given to another's input."""
-
-    node: Node
-    slot: int
-
-    @property
-    def kind(self) -> str:
-        return self.node.info["output"][self.slot]
-
-
-@dataclass(eq=False)
-class Node:
-    """A node of the graph; `node["image"]` is its output of that name."""
-
-    id: int
-    type: str
-    title: str
-    info: Info
-    inputs: dict[str, Any]
-
-    def __getitem__(self, name: str) -> Output:
-        names = self.info["output_name"]
-        if name not in names:
-            raise KeyError(f"{self.type} has no output {name!r}: it has {', '.join(names)}")
-        return Output(self, names.index(name))
-
-    @property
-    def out(self) -> Output:
-        """Its first output."""
-        return Output(self, 0)
-
-    @property
-    def sockets(self) -> list[Socket]:
-        return sockets(self.info)
-
-    def value(self, socket: Socket) -> Any:
-        return self.inputs.get(socket.name, socket.default)
-
-
-@dataclass
-class Group:
-    title: str
-    columns: list[list[Node]] = field(default_factory=lambda: [[]])
 
 
 class Graph:

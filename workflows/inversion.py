@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .graph import Graph, Node, Output
+from .elements import Node, Output
+from .graph import Graph
 from .notes import note
 from .parts import Start, after, before, begin, composite, decode, encode, finish, negative, save
 

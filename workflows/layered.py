@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..pipelines.examples import load_example
-from .graph import Graph, Output
+from .elements import Output
+from .graph import Graph
 from .notes import note
 from .parts import Start, before, begin, encode, negative
 

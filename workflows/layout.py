@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .graph import Group, Node, Socket
+from .elements import Group, Node, Socket
 
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14
 GAP_X, GAP_Y, MARGIN, GROUP_TITLE = 50, 24, 24, 44

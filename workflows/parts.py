@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..pipelines.examples import load_example
-from .graph import Graph, Node, Output
+from .elements import Node, Output
+from .graph import Graph
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from ..pipelines.examples import load_example
 from .attention import align
-from .graph import Graph, Node, Output
+from .elements import Node, Output
+from .graph import Graph
 from .notes import note
 from .parts import Start, before, begin, encode, negative, save
 

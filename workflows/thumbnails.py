@@ -11,7 +11,8 @@ from torch import Tensor
 from ..pipelines.examples import load_example, load_picture
 from ..pipelines.pictures import sheet, to_pil
 from .catalogue import WORKFLOWS
-from .graph import Graph, Output
+from .elements import Output
+from .graph import Graph
 
 if TYPE_CHECKING:
     from ..nodes._run import Run

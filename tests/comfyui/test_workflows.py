@@ -31,7 +31,7 @@ def weights() -> None:
 
 def test_stock_nodes_are_as_described(server: ComfyServer) -> None:
     """workflows/stock.py against the server: the same sockets in the same order, and our combo values on offer."""
-    from editkit.workflows.graph import sockets
+    from editkit.workflows.elements import sockets
     from editkit.workflows.stock import STOCK
 
     for name, ours in STOCK.items():

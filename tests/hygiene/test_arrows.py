@@ -17,7 +17,9 @@ HOSTS = {
 
 # The layers of pipelines/, lowest first; a module may import its own layer and those below. Others are methods.
 FOUNDATIONS = {"errors", "half", "noise", "progress", "protocols", "shapes", "sigmas"}
-SHARED = {"attention", "backends", "bundled", "examples", "guidance", "masks", "optimise", "pictures", "weights"}
+SHARED = {
+    "attention", "backends", "bundled", "examples", "guidance", "masks", "memory", "optimise", "pictures", "weights",
+}  # fmt: skip
 
 
 def layer(module: str) -> int:
@@ -45,7 +47,7 @@ def is_command_line(source: Source) -> bool:
     return source.path.startswith("pipelines/cli")
 
 
-@pytest.mark.parametrize("folder", ["nodes", "pipelines", "training"])
+@pytest.mark.parametrize("folder", ["benchmarks", "nodes", "pipelines", "training", "workflows"])
 def test_our_own_modules_are_imported_relatively(folder):
     """ComfyUI loads the pack under a name made of its path, where `import editkit` fails or finds another copy."""
     report(wrong(folder, "write it with dots", lambda source, found: not found.relative and found.root == "editkit"))
@@ -117,7 +119,7 @@ def test_layers_of_the_maths():
     report(problems)
 
 
-@pytest.mark.parametrize("folder", ["nodes", "pipelines", "training"])
+@pytest.mark.parametrize("folder", ["benchmarks", "nodes", "pipelines", "training", "workflows"])
 def test_no_circles(folder):
     graph = {
         source.name: {found.module[1:] for found in source.imports() if found.relative} - {source.name}

@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from editkit.pipelines import optimise as module
+from editkit.pipelines import memory as module
 from editkit.pipelines.background import DecoderSettings, tune_decoder
 from editkit.pipelines.errors import EditError, ParameterError
 from editkit.pipelines.layered import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layered_tune import TuneOptions, layered_tune
+from editkit.pipelines.memory import MemoryNeed, measured
 from editkit.pipelines.optimise import (
     LOOK_EVERY,
     Levelled,
-    MemoryNeed,
     autocast,
-    measured,
     optimise,
     recomputing,
 )  # fmt: skip

@@ -34,7 +34,7 @@ def known() -> dict[str, Any]:
 
 
 def sockets(info: dict[str, Any]) -> dict[str, Any]:
-    from editkit.workflows.graph import sockets
+    from editkit.workflows.elements import sockets
 
     return {socket.name: socket for socket in sockets(info)}
 
