@@ -165,8 +165,9 @@ class MaskSchedule:
             return min(self.parts - 1, step // (steps // self.parts + 1))
         if step == steps - 1:
             return self.parts - 1
-        done = _noise_gone(step, sigmas) if self.division == "noise" else step / steps
-        return min(self.parts - 1, math.floor(done * self.parts + 1e-9))
+        if self.division == "noise":
+            return min(self.parts - 1, math.floor(_noise_gone(step, sigmas) * self.parts))
+        return step * self.parts // steps
 
     def at(self, step: int, sigmas: Tensor) -> Tensor:
         """The mask [B, 1, h, w] of one step of a run over `sigmas` [N + 1]."""
@@ -212,7 +213,7 @@ class MaskSchedule:
 def _noise_gone(step: int, sigmas: Tensor) -> float:
     """How far log(sigma) has fallen on its way from the first level to the last above 0, in [0, 1]."""
     first, here, last = (min(float(sigma), NOISE_ALONE) for sigma in (sigmas[0], sigmas[step], sigmas[-2]))
-    return math.log(first / here) / math.log(first / last) if last < first else step / (len(sigmas) - 1)
+    return math.log(first / here) / math.log(first / last) if last < first else 0.0
 
 
 def constant_schedule(mask: Tensor) -> MaskSchedule:
