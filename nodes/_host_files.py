@@ -76,7 +76,8 @@ def embedding_name(path: Path) -> str:
 def _roots() -> list[tuple[str, Path]]:
     import folder_paths
 
-    registered, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    known = folder_paths.folder_names_and_paths
+    registered = known[FOLDER][0] if FOLDER in known else []
     roots = [(MODELS, Path(root)) for root in [*registered, Path(folder_paths.models_dir) / FOLDER]]
     return [(kind, root) for kind, root in [(OUTPUT, _output() / FOLDER), *dict.fromkeys(roots)] if root.is_dir()]
 

@@ -97,7 +97,7 @@ class NativeDecoderClone:
     def __init__(self, vae: Any) -> None:
         model = vae.first_stage_model
         decoder: Any = getattr(model, "decoder", None)
-        if type(decoder) is not Decoder or decoder.give_pre_end:
+        if not _can_be_tuned(decoder):
             name = type(model if decoder is None else decoder).__name__
             raise FamilyError(
                 f"the decoder of vae is a {name}, which cannot be tuned: connect the model's full KL autoencoder"
@@ -130,6 +130,12 @@ class NativeDecoderClone:
         if self._patcher is not None:
             self._patcher.detach()
         self._patcher = self._own = None
+
+
+def _can_be_tuned(decoder: Any) -> bool:
+    """The host's decoder of still images: newer hosts build video decoders, which carry frames over, of the same class."""
+    ends_early = getattr(decoder, "give_pre_end", False)  # older hosts' way to leave out the last layers
+    return type(decoder) is Decoder and not ends_early and isinstance(decoder.conv_in, torch.nn.Conv2d)
 
 
 class DecoderOnly(torch.nn.Module):

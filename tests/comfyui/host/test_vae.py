@@ -206,3 +206,21 @@ def test_unknown_decoders_are_refused_by_name(vae) -> None:
     video.latent_dim = 3
     with pytest.raises(FamilyError, match="3-dimensional"):
         _host.codec(video)
+
+
+@pytest.mark.parametrize(("part", "value"), [("conv_in", torch.nn.Conv3d(4, 8, 3)), ("give_pre_end", True)])
+def test_decoders_of_frames_and_cut_ones_are_refused(vae, part: str, value: object) -> None:
+    decoder = copy.copy(vae.first_stage_model.decoder)
+    decoder._modules = dict(decoder._modules)
+    setattr(decoder, part, value)
+    other = copy.copy(vae)
+    other.first_stage_model = copy.copy(vae.first_stage_model)
+    other.first_stage_model._modules = {**vae.first_stage_model._modules, "decoder": decoder}
+    with pytest.raises(FamilyError, match="Decoder, which cannot be tuned"):
+        _host.codec(other).decoder_clone()
+
+
+def test_a_decoder_need_not_say_whether_it_ends_early(vae, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts have dropped the attribute."""
+    monkeypatch.delattr(vae.first_stage_model.decoder, "give_pre_end", raising=False)
+    assert len(_host.codec(vae).decoder_clone().blocks) > 2
