@@ -126,13 +126,14 @@ def blended_denoise(
     """
     options = options or BlendOptions()
     sigmas = check_sigmas(sigmas)
-    levels = sigmas.tolist()
+    grid = sigmas.cpu()  # read once, so that no step waits for the device
+    levels = grid.tolist()
     first, last = check_range(start, end, len(levels) - 1)
     check_negative(prompts.negative, denoiser, sigmas)
     schedule = schedule.expanded(z.shape[0], *z.shape[-2:]).to(z.device)
     background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):
-        mask = schedule.at(i, sigmas)
+        mask = schedule.at(i, grid)
         if options.blend == "before":
             z = blend(z, background.at(levels[i], i), mask)
         clean = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from skimage import data
@@ -79,7 +81,7 @@ def test_photograph_through_the_whole_chain(shipped):
 
 
 @pytest.mark.parametrize("node", ["loop", "decoder"])
-@pytest.mark.parametrize("fault", ["cancel", "memory"])
+@pytest.mark.parametrize("fault", ["cancel", "memory", "error"])
 def test_faults_leave_model_clip_and_vae_bit_identical(shipped, example, node, fault, monkeypatch):
     import comfy.model_management
 
@@ -87,11 +89,16 @@ def test_faults_leave_model_clip_and_vae_bit_identical(shipped, example, node, f
     modules = [model.model, clip.cond_stage_model, vae.first_stage_model]
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
     chain = blended_chain(*shipped, example.image, example.mask, example.prompt, steps=2)
-    error = comfy.model_management.InterruptProcessingException if fault == "cancel" else torch.cuda.OutOfMemoryError
+    error = {
+        "cancel": comfy.model_management.InterruptProcessingException,
+        "memory": torch.cuda.OutOfMemoryError,
+        "error": ZeroDivisionError,
+    }[fault]
+    at = random.Random(f"{node} {fault}").randint(1, 12)  # another iteration for each, the same in every run
 
     def failing(total, model=None):
         def report(done, total, preview=None):
-            if done == 2:
+            if done == at:
                 raise error()
 
         return report
@@ -99,8 +106,8 @@ def test_faults_leave_model_clip_and_vae_bit_identical(shipped, example, node, f
     monkeypatch.setattr(_host, "progress", failing)
     with pytest.raises(error):
         if node == "loop":
-            blended_chain(*shipped, example.image, example.mask, example.prompt, steps=4)
+            blended_chain(*shipped, example.image, example.mask, example.prompt, steps=12)
         else:
-            call("TuneDecoder", vae=vae, latent=chain["edited"], source=example.image, mask=example.mask, steps=4)
+            call("TuneDecoder", vae=vae, latent=chain["edited"], source=example.image, mask=example.mask, steps=12)
     for module, state in zip(modules, before, strict=True):
         assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
