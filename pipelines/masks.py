@@ -213,7 +213,9 @@ class MaskSchedule:
 def _noise_gone(step: int, sigmas: Tensor) -> float:
     """How far log(sigma) has fallen on its way from the first level to the last above 0, in [0, 1]."""
     first, here, last = (min(float(sigma), NOISE_ALONE) for sigma in (sigmas[0], sigmas[step], sigmas[-2]))
-    return math.log(first / here) / math.log(first / last) if last < first else 0.0
+    if not 0 < last < first:  # all of it noise alone, or a sampler's own grid that does not fall
+        return 0.0
+    return math.log(first / min(first, max(last, here))) / math.log(first / last)
 
 
 def constant_schedule(mask: Tensor) -> MaskSchedule:

@@ -79,7 +79,10 @@ def test_a_single_step_has_the_users_mask_by_any_division():
         schedule = dilation_schedule(line(), division=division)
         assert torch.equal(schedule.at(0, torch.tensor([3.0, 0.0]))[:, 0], line())
     noise_alone = torch.tensor([30.0, 24.0, 20.0, 18.0, 16.0])
-    assert [dilation_schedule(line(), division="noise").part(i, noise_alone) for i in range(4)] == [0, 0, 0, 3]
+    for grid in (noise_alone, torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0]), torch.tensor([5.0, 3.0, 2.0, 0.0, 0.0])):
+        assert [dilation_schedule(line(), division="noise").part(i, grid) for i in range(4)] == [0, 0, 0, 3]
+    wild = torch.tensor([9.0, 12.0, 0.05, 0.1, 0.0])  # beyond both ends
+    assert [dilation_schedule(line(), division="noise").part(i, wild) for i in range(4)] == [0, 0, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def text(rows: int = 1):
 
 
 @QUICK
-@given(SIZES, SIZES, BATCHES, BATCHES, FILLS, DTYPES, st.booleans())
-def test_the_whole_chain(height, width, images, masks, fill, dtype, same):
+@given(SIZES, SIZES, BATCHES, BATCHES, FILLS, DTYPES, st.booleans(), st.sampled_from(["equal steps", "equal noise"]))
+def test_the_whole_chain(height, width, images, masks, fill, dtype, same, parts):
     """Encode, mask, schedule, noise, blend, decode, tune, composite: sizes, batches, dtypes and contents of all kinds."""
     model, vae = sockets()
     image = filled((images, height, width, 3), "random", dtype)
@@ -54,7 +54,7 @@ def test_the_whole_chain(height, width, images, masks, fill, dtype, same):
     try:
         latent = call("EncodeImage", image=image, vae=vae)[0]
         cells, kept = call("LatentMask", mask=mask, latent=latent)
-        schedule = call("DilationSchedule", latent_mask=cells)[0]
+        schedule = call("DilationSchedule", latent_mask=cells, parts=parts)[0]
         sigmas = call("EditSigmas", model=model, steps=2)[0]
         noised = call("NoiseLatent", model=model, latent=latent, sigmas=sigmas)[0]
         edited = call(
