@@ -11,6 +11,7 @@ from .attention.columns import has_grid, map_divisor
 from .attention.sites import Passive, Row, Site
 
 GAIN = 2.0**12
+FLOOR = 6  # cells per side: what a map must have to hold a layout. Word masks, which show shapes, need more
 
 
 class ValueLearner(Passive):
@@ -88,8 +89,8 @@ class ValueLearner(Passive):
 
 def compared(site: Site) -> bool:
     """Whether a layer's maps are part of the loss: cross-attention on the way down and up, at a quarter of the latent's
-    grid (16 x 16 of 64 x 64 as published; half of it where that would have fewer than 6 cells per side)."""
-    return site.cross and site.place != "mid" and has_grid(site, map_divisor(site.cells))
+    grid (16 x 16 of 64 x 64 as published; at half of it where that would have fewer than 6 cells per side)."""
+    return site.cross and site.place != "mid" and has_grid(site, map_divisor(site.cells, FLOOR))
 
 
 def amplified(x: Tensor, gain: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ParameterError
 from ..shapes import match_batch
-from .columns import FLOOR, WordMaps, has_grid, map_divisor, word_weights
+from .columns import WordMaps, has_grid, map_divisor, word_weights
 from .gates import check_part, whole
 from .prompt_edit import PromptEdit
 from .sites import Role, Site
@@ -68,7 +68,7 @@ class LocalBlend:
         self._maps.clear()
 
     def wants(self, site: Site) -> bool:
-        divisor = self.options.divisor or map_divisor(site.cells, FLOOR)
+        divisor = self.options.divisor or map_divisor(site.cells)
         return site.cross and has_grid(site, divisor) and self._maps.wants(site.rows)
 
     def add(self, q: Tensor, k: Tensor, site: Site) -> None:

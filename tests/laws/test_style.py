@@ -14,7 +14,9 @@ from editkit.pipelines.errors import ParameterError
 from editkit.pipelines.inversion import reconstruct
 from editkit.pipelines.sigmas import euler_step
 from editkit.pipelines.style import PRESETS, StyleOptions, image_features, style_invert
+from editkit.pipelines.style_maps import compared
 from editkit.pipelines.style_network import MappingNetworks, NetworkShape, made_networks, values
+from editkit.tests.toy_attention import site
 from editkit.tests.toy_values import FEATURES, NULL, SHORT, SOURCE, AttentionDenoiser, B, D, S, T, inverted, learned
 from editkit.tests.toys import random_latent
 
@@ -282,3 +284,27 @@ def test_features_of_another_width_keep_their_geometry(width):
     assert found.shape == (40, D) and found.std().item() == pytest.approx(own.std().item(), rel=0.25)
     if width < D:  # nothing is lost: the products of all pairs of tokens are the same but for a factor
         assert torch.allclose(found @ found.mT, own @ own.mT * (D / width), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "cells, grid",
+    [
+        ((64, 64), (16, 16)),
+        ((96, 64), (24, 16)),
+        ((32, 32), (8, 8)),
+        ((12, 12), (6, 6)),
+        ((20, 12), (10, 6)),
+        ((9, 9), (9, 9)),
+    ],
+)
+def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_cells(cells, grid):
+    for place, cross in (("down", True), ("up", True), ("mid", True), ("up", False)):
+        chosen = [
+            divisor
+            for divisor in (1, 2, 4, 8)
+            if compared(
+                site((), place=place, cross=cross, cells=cells, grid=tuple(-(-side // divisor) for side in cells))
+            )
+        ]
+        wanted = [-(-cells[0] // grid[0])] if cross and place != "mid" else []
+        assert chosen == wanted
