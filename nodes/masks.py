@@ -137,13 +137,16 @@ class DilationSchedule(io.ComfyNode):
     ) -> io.NodeOutput:
         if not kernels.strip():
             raise ParameterError("kernels is empty: write odd numbers with commas, for example 7,5,3,1")
+        if published_rule and parts != "equal steps":
+            raise ParameterError(
+                "published_rule has parts of its own: set parts to 'equal steps', or switch the rule off"
+            )
         schedule = dilation_schedule(
             latent_mask,
             parse_kernels(kernels),
             invert=invert,
             scale_with_size=scale_with_size,
-            division=parts.removeprefix("equal "),
-            published=published_rule,
+            division="published" if published_rule else parts.removeprefix("equal "),
         )
         strip = _host.to_host(schedule.preview())
         return io.NodeOutput(schedule, strip, ui=preview(cls, strip))

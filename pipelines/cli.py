@@ -83,7 +83,9 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernels", default="1", help="mask shrinking in latent cells, for thin masks 7,5,3,1 (%(default)s = none)"
     )
     parser.add_argument(
-        "--parts", default=default.mask_division, help="each kernel's part of the run: steps or noise (%(default)s)"
+        "--parts",
+        default=default.mask_division,
+        help="each kernel's part of the run: steps, noise or published (%(default)s)",
     )
     parser.add_argument(
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"

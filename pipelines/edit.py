@@ -37,7 +37,7 @@ class EditSettings:
         candidates: results to draw and rank.    seed: candidate b uses seed + b.
         mask_mode, mask_threshold: how the mask comes onto the latent grid.
         kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
-        mask_division: the run's parts by "steps" or by "noise" (masks.MaskSchedule).
+        mask_division: how the run is divided among them: "steps", "noise" or "published" (masks.MaskSchedule).
         tune_steps, tune_lr: decoder iterations for the winner (0 leaves the decoder alone) and Adam's learning rate.
         feather_px: soft edge of the composite, inside the mask.
     """

@@ -178,7 +178,7 @@ def test_errors_are_edit_errors_with_socket_names(loaded, example):
         call("LatentMask", mask=example.mask)
     with pytest.raises(EditError, match="kernels"):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), kernels="4,1")
-    with pytest.raises(EditError, match="published rule"):
+    with pytest.raises(EditError, match="published_rule"):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), published_rule=True, parts="equal noise")
     blended = call("BlendedModel", model=loaded[0], schedule=torch.ones(1, 12, 12))[0]
     with pytest.raises(EditError, match="is blended"), _host.open_denoiser(blended, (1, 4, 12, 12), []):
