@@ -9,7 +9,6 @@ while only the conditional branch is read, 2 after the last gate.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from ..pipelines.noise import seeded_noise
 from ..pipelines.pair_edit import PairPrompts, pair_edit
 from ..pipelines.protocols import Context
 from ..pipelines.trajectory import Trajectory, context_digest
-from .cost import CountingUnet, alternating, wait
+from .cost import CountingUnet, alternating, clock_of, wait
 from .memory import peak_bytes
 
 LIMIT = 1.10
@@ -156,9 +155,7 @@ def seconds(work: Work, rounds: int) -> tuple[list[int], float, float]:
         wait(work.denoiser.device)
 
     calls = rows_per_call(work, edit)
-    # processor time where there is no accelerator to wait for: it does not depend on what else runs
-    clock = time.perf_counter if work.denoiser.device.type == "cuda" else time.process_time
-    runs = alternating([edit, bare(work, calls)], rounds, clock)
+    runs = alternating([edit, bare(work, calls)], rounds, clock_of(work.denoiser.device))
     ours, floor = (statistics.median(times) for times in runs)
     return calls, ours, floor
 

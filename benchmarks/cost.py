@@ -23,16 +23,23 @@ class CountingUnet:
     """Counts the rows that a U-Net evaluates, together and call by call."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
-        self.rows = 0
         self.calls: list[int] = []
         self._handle = unet.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.rows += len(args[0])
         self.calls.append(len(args[0]))
+
+    @property
+    def rows(self) -> int:
+        return sum(self.calls)
 
     def remove(self) -> None:
         self._handle.remove()
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Processor time where there is no accelerator to wait for: it does not depend on what else runs."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def alternating(

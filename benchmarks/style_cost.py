@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,7 +30,7 @@ from ..pipelines.style_maps import ValueLearner
 from ..pipelines.style_network import NetworkShape, made_networks, values
 from ..pipelines.trajectory import Trajectory
 from . import trials as t
-from .cost import CountingUnet
+from .cost import CountingUnet, alternating, clock_of, wait
 from .diffedit import Scenes, scenes
 
 FLOOR_LIMIT, GAIN_LIMIT = 1.15, 1.5
@@ -115,25 +114,6 @@ def floor(model: Any, work: Scenes, path: Trajectory) -> None:
                     unet(rows, time_, work.source.tokens, return_dict=False)
 
 
-def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round, in an order that rotates.
-
-    Of the processor where it computes, so that other programs do not count; of the clock where a GPU does.
-    """
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    names = list(sides)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(rounds + 1):
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
-            begun = clock()
-            sides[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_:  # the first warms up
-                found[name].append(clock() - begun)
-    return found
-
-
 def main(rounds: int = 7) -> bool:
     """Print the table; True if rows and ratios keep their limits. Ratios are medians over rounds, each within its round."""
     from ..pipelines.backends.folder import load_bundled
@@ -150,14 +130,14 @@ def main(rounds: int = 7) -> bool:
     counter = CountingUnet(model.denoiser.unet)
     ours()
     counter.remove()
-    found = timed(
-        {
-            "floor": lambda: floor(model, work, path),
-            "ours": ours,
-            "published": lambda: published(model, work, path, ranker),
-        },
-        rounds,
-    )
+    sides: dict[str, Callable[[], object]] = {
+        "floor": lambda: floor(model, work, path),
+        "ours": ours,
+        "published": lambda: published(model, work, path, ranker),
+    }
+    device = model.denoiser.device
+    runs = [lambda side=side: (side(), wait(device)) for side in sides.values()]  # type: ignore[misc]
+    found = dict(zip(sides, alternating(runs, rounds, clock_of(device)), strict=True))
     to_floor = statistics.median(a / b for a, b in zip(found["ours"], found["floor"], strict=True))
     gain = statistics.median(a / b for a, b in zip(found["published"], found["ours"], strict=True))
     print(

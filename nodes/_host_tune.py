@@ -98,10 +98,8 @@ def _patcher(model: Any, network: nn.Module) -> Any:
         vars(part).pop("comfy_patched_weights", None)
     clone = model.clone()
     clone.model, clone.size = inner, 0
-    for name in {"parent", "_parent"} & set(
-        vars(clone)
-    ):  # as hosts call the MODEL that a clone shares its weights with
-        setattr(clone, name, None)
+    own = {"parent", "_parent"} & set(vars(clone))  # as hosts call the MODEL that a clone shares its weights with
+    vars(clone).update(dict.fromkeys(own))
     clone.patches, clone.backup, clone.object_patches_backup, clone.hook_backup = {}, {}, {}, {}
     clone.patches_uuid, clone.force_cast_weights = uuid.uuid4(), False
     return clone

@@ -198,6 +198,7 @@ class _Run:
         self.done, self.total = 0, sum(counts) + len(counts)
 
     def step(self, index: int, progress: Progress) -> None:
+        """Learn the values of sampling step `index`, then take the step with them."""
         options, parameters = self.options, list(self.networks.parameters.values())
         before = self.done
         fit = _Fit(self, index, Held(parameters, options.threshold(index)))
@@ -220,6 +221,7 @@ class _Run:
         progress(self.done, self.total, clean)
 
     def result(self, source: Context) -> StyleResult:
+        """What was learned in all steps; values [steps, B, T, D], distances [steps, B] on the CPU."""
         scales, shifts = zip(*self.learned, strict=True)
         scale = None if scales[0] is None else torch.stack(scales)
         learned = ValueEmbeddings(

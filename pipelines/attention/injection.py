@@ -62,6 +62,7 @@ class FeatureInjection(PairControl):
 
     # -------------------------------------------------------------------------------------------------------- attention
     def wants(self, site: Site) -> bool:
+        """Self-attention of the way up from `attention_from` on, until `attention_until`, where there is a target."""
         if site.cross or site.place != "up" or not any(row.role == "target" for row in site.rows):
             return False
         first = self.options.attention_from
@@ -70,6 +71,7 @@ class FeatureInjection(PairControl):
         return self._open(self.options.attention_until, self.step(site.sigma))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """The source's queries and keys [rows, heads, N, d] over each row's own values (PnP, section 4)."""
         partners = self.partners(site.rows, BOTH, q.device)
         if partners is None:
             return None
@@ -78,6 +80,7 @@ class FeatureInjection(PairControl):
 
     # --------------------------------------------------------------------------------------------------------- features
     def wants_features(self, place: Place, block: int, blocks: int) -> bool:
+        """`feature_block` of the way up. Raises ParameterError where the network has no such block."""
         chosen = self.options.feature_block
         if chosen is not None and chosen >= blocks and place == "up":
             raise ParameterError(f"feature_block is {chosen}: this network has output blocks 0 to {blocks - 1}")
@@ -86,6 +89,7 @@ class FeatureInjection(PairControl):
         )
 
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:
+        """Residual features [rows, C, h, w], the source's in its targets' rows (PnP, section 4)."""
         if not self._open(self.options.features_until, self.step(site.sigma)):
             return x
         partners = self.partners(site.rows, BOTH, x.device)

@@ -84,6 +84,7 @@ class MasaCtrl(PairControl):
         return self._maps is not None and self.options.from_step < self.steps
 
     def wants(self, site: Site) -> bool:
+        """Self-attention from step and layer on, where there is a target; cross-attention only to collect the object's maps."""
         if site.cross:
             at_grid = has_grid(site, map_divisor(site.cells))
             return self._collects and at_grid and self._maps is not None and self._maps.wants(site.rows)
@@ -92,6 +93,10 @@ class MasaCtrl(PairControl):
         return late and deep and any(row.role == "target" for row in site.rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """A target's queries [rows, heads, N, d] over its source's keys and values, object and rest apart if masked.
+
+        MasaCtrl, sections 3.2 and 3.3. None (plain) at cross-attention, whose maps are only read.
+        """
         if site.cross:
             if self._maps is not None:
                 self._maps.add(q, k, site)

@@ -89,6 +89,7 @@ class P2PControl(PairControl):
 
     # ------------------------------------------------------------------------------------------------ what a host calls
     def wants(self, site: Site) -> bool:
+        """Where a gate is open for a target of the call, or LocalBlend collects maps."""
         step = self.step(site.sigma)
         if not site.cross:
             return site.within(self.options.self_divisor) and _has_target(site, self.self_branches(step))
@@ -96,6 +97,10 @@ class P2PControl(PairControl):
         return collects or (self._cross_open[step] and _has_target(site, COND))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """Attention of q, k, v [rows, heads, N or M, d] with the source's maps in its targets' rows (methods.md, 7 and 8).
+
+        Raises: MismatchError for a target without its source, or another number of tokens than the edit has.
+        """
         step = self.step(site.sigma)
         if site.cross:
             if self.local is not None and self.local.wants(site):

@@ -5,6 +5,8 @@ The full counts with their promised figures belong to the benchmark; the floors 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,6 +44,16 @@ def test_guided_sampling_gives_the_picture_back(model, learned):
     plain = reconstruct(model.denoiser, learned.path, work.source, negative=work.null, guidance_scale=claims.SCALE)
     found, before = (psnr(claims.pictures(model, z), source) for z in (learned.style.rebuilt, plain))
     assert float(found.min()) > 30 and float((found - before).min()) > 5
+
+
+def test_the_maps_loss_holds_the_maps(model, learned):
+    work = claims.scenes(model, learned.work.trials[:1])
+    path = replace(
+        learned.path, latents=learned.path.latents[:, :1], clean=learned.path.clean[:1],
+        prompt=claims.context_digest(work.source),
+    )  # fmt: skip
+    bare = claims._learn(model, load_bundled_ranker(), work, path, replace(QUICK, attention_weight=0.0))
+    assert float(bare.map_distance.mean()) > 1.2 * float(learned.style.map_distance[:, 0].mean())
 
 
 def test_edits_do_what_the_prompt_says_and_keep_the_structure(model, learned):
