@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TYPED := editkit.pipelines editkit.nodes editkit.training
+TYPED := editkit.pipelines editkit.hosts editkit.nodes editkit.headless editkit.training
 
 .PHONY: demo test check install evaluate bench format clean
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .registry import TABLES, print_tables
+from ..headless.claims.registry import print_tables
+from .registry import TABLES
 
 
 def main() -> int:
@@ -15,7 +16,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, help="trials of each claim (default: the table's own)")
     options = parser.parse_args()
     names = list(TABLES) if "all" in options.what else options.what
-    return 0 if print_tables(names, options.trials) else 1
+    return 0 if print_tables(names, options.trials, TABLES) else 1
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hosts.diffusers.denoiser import DiffusersDenoiser
+from ..hosts.diffusers.loading import sigma_table
 from ..pipelines.attention.local_blend import LocalBlendOptions
 from ..pipelines.attention.p2p import P2PControl, P2POptions
 from ..pipelines.attention.pair_control import PairControl
-from ..pipelines.attention.prompt_edit import PromptEdit
-from ..pipelines.attention.sites import Site
-from ..pipelines.backends.diffusers import DiffusersDenoiser
-from ..pipelines.backends.folder import sigma_table
-from ..pipelines.noise import seeded_noise
-from ..pipelines.pair_edit import PairPrompts, pair_edit
-from ..pipelines.protocols import Context
-from ..pipelines.trajectory import Trajectory, context_digest
+from ..pipelines.attention.pair_loop import PairPrompts, pair_edit
+from ..pipelines.attention.prompts.prompt_edit import PromptEdit
+from ..pipelines.core.attention_sites import Site
+from ..pipelines.core.noise import seeded_noise
+from ..pipelines.core.protocols import Context
+from ..pipelines.core.trajectory import Trajectory, context_digest
 from .cost import CountingUnet, alternating, clock_of, wait
 from .memory import peak_bytes
 
@@ -162,7 +162,7 @@ def seconds(work: Work, rounds: int) -> tuple[list[int], float, float]:
 
 def main(rounds: int = 3) -> bool:
     """Print both tables; True if both limits are kept. Without a GPU the picture has half the side."""
-    from ..pipelines.edit import best_device
+    from ..pipelines.blended.pipeline import best_device
 
     device = best_device()
     cuda = device.type == "cuda"

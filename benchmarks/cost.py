@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ..pipelines.blending import EditPrompts, blended_denoise
-from ..pipelines.masks import dilation_schedule
-from ..pipelines.noise import seeded_noise
+from ..pipelines.blended.blending import EditPrompts, blended_denoise
+from ..pipelines.core.masks import dilation_schedule
+from ..pipelines.core.noise import seeded_noise
 
 LIMIT = 1.05
 
@@ -104,8 +104,8 @@ def wait(device: torch.device) -> None:
 
 def main(rounds: int = 5) -> bool:
     """Print the table; True if every ratio keeps the limit."""
-    from ..pipelines.backends.folder import load_bundled
-    from ..pipelines.edit import best_device
+    from ..hosts.diffusers.loading import load_bundled
+    from ..pipelines.blended.pipeline import best_device
 
     model, good = load_bundled(best_device()), True
     print(f"{'batch':>5} {'steps':>5} {'rows':>6} {'needed':>6} {'edit s':>8} {'bare s':>8} {'ratio':>6}")

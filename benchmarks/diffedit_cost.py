@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines.blending import EditPrompts
+from ..pipelines.blended.blending import EditPrompts
+from ..pipelines.core.masks import constant_schedule
+from ..pipelines.core.noise import seeded_noise
+from ..pipelines.core.protocols import Context
+from ..pipelines.core.sigmas import executed
 from ..pipelines.diffedit import DiffEditSettings, diffedit, masked_decode, strength_sigma
-from ..pipelines.inversion import InversionOptions, invert
-from ..pipelines.masks import constant_schedule
-from ..pipelines.noise import seeded_noise
-from ..pipelines.protocols import Context
-from ..pipelines.sigmas import executed
+from ..pipelines.inversion.ddim import InversionOptions, invert
 from .cost import LIMIT, CountingUnet, alternating, wait
 
 FASTER = 1.35
@@ -175,8 +175,8 @@ def lines(model: Any, batch: int, rounds: int) -> list[Line]:
 
 def main(runs: Sequence[tuple[int, int]] = ((1, 7), (24, 3))) -> bool:
     """Print the table for each (pictures, rounds); True if every ratio keeps its limit."""
-    from ..pipelines.backends.folder import load_bundled
-    from ..pipelines.edit import best_device
+    from ..hosts.diffusers.loading import load_bundled
+    from ..pipelines.blended.pipeline import best_device
 
     model = load_bundled(best_device())
     sides = {"DiffEdit": ours, "published flow": published, "inversion": inversion}

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from ..pipelines.edit import EditSettings, blended_edit
+from ..pipelines.blended.pipeline import EditSettings, blended_edit
 
 NAMES = ("astronaut", "coffee", "chelsea")  # scikit-image's own
 GAIN = 5.0
@@ -33,8 +33,8 @@ def drawn_mask(height: int, width: int) -> torch.Tensor:
 
 def main(tune_steps: int = 75) -> bool:
     """Print the table; True if nothing outside changed and the decoder gained at least 5 dB everywhere."""
-    from ..pipelines.backends.folder import load_bundled
-    from ..pipelines.edit import best_device
+    from ..hosts.diffusers.loading import load_bundled
+    from ..pipelines.blended.pipeline import best_device
 
     model, good = load_bundled(best_device()), True
     settings = EditSettings(steps=20, candidates=1, tune_steps=tune_steps, tune_lr=RATE)

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines.attention.pairs import single_rows
-from ..pipelines.attention.sites import Controlled, Site
-from ..pipelines.backends.openclip import tower_tokens
-from ..pipelines.inversion import invert
-from ..pipelines.optimise import learning_mode
-from ..pipelines.sigmas import euler_step
-from ..pipelines.style import StyleOptions, image_features, style_invert
-from ..pipelines.style_maps import ValueLearner
-from ..pipelines.style_network import NetworkShape, made_networks, values
-from ..pipelines.trajectory import Trajectory
-from . import trials as t
+from ..headless.claims import trials as t
+from ..headless.claims.diffedit import Scenes, scenes
+from ..hosts.diffusers.open_clip_ranker import tower_tokens
+from ..pipelines.attention.pair_batch import single_rows
+from ..pipelines.core.attention_sites import Controlled, Site
+from ..pipelines.core.sigmas import euler_step
+from ..pipelines.core.trajectory import Trajectory
+from ..pipelines.inversion.ddim import invert
+from ..pipelines.learning.optimise import learning_mode
+from ..pipelines.stylediffusion.inversion import StyleOptions, image_features, style_invert
+from ..pipelines.stylediffusion.networks import NetworkShape, made_networks, values
+from ..pipelines.stylediffusion.value_learner import ValueLearner
 from .cost import CountingUnet, alternating, clock_of, wait
-from .diffedit import Scenes, scenes
 
 FLOOR_LIMIT, GAIN_LIMIT = 1.15, 1.5
 STEPS, UPDATES = 3, 30
@@ -116,8 +116,8 @@ def floor(model: Any, work: Scenes, path: Trajectory) -> None:
 
 def main(rounds: int = 7) -> bool:
     """Print the table; True if rows and ratios keep their limits. Ratios are medians over rounds, each within its round."""
-    from ..pipelines.backends.folder import load_bundled
-    from ..pipelines.backends.openclip import load_bundled_ranker
+    from ..hosts.diffusers.loading import load_bundled
+    from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker
 
     model, ranker = load_bundled(), load_bundled_ranker()
     work = scenes(model, [t.recolour(0)])

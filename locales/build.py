@@ -26,7 +26,7 @@ Info = Mapping[str, Any]
 
 def node_infos() -> list[Info]:
     """Every node as `/object_info` describes it, by id."""
-    from ..nodes.headless import load_host
+    from ..headless.runner import load_host
 
     load_host()
     from ..nodes.extension import NODES

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..pipelines.blending import EditPrompts, finished_latent
+from ..hosts import host as _host
+from ..pipelines.blended.blending import EditPrompts, finished_latent
+from ..pipelines.core.noise import image_seeds
+from ..pipelines.core.sigmas import executed
 from ..pipelines.diffedit import (
     DiffEditMask,
     DiffEditSettings,
@@ -14,12 +17,9 @@ from ..pipelines.diffedit import (
     masked_decode,
     strength_sigma,
 )
-from ..pipelines.inversion import MODES, InversionOptions
-from ..pipelines.noise import image_seeds
-from ..pipelines.sigmas import executed
-from . import _host
+from ..pipelines.inversion.ddim import MODES, InversionOptions
 from ._api import EmbeddingsSocket, MaskScheduleSocket, TrajectorySocket, io, schema, show_text
-from .blending import MAX_SEED, as_schedule
+from .blended.blending import MAX_SEED, as_schedule
 
 
 def _model() -> io.Model.Input:

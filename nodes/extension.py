@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from . import (
-    attention,
-    attention_maps,
-    background,
-    blending,
-    diffedit,
-    embedding_files,
-    images,
-    inversion,
-    layered,
-    layered_tune,
-    loaders,
-    masks,
-    metrics,
-    prompts,
-    ranking,
-    reconstruction,
-    relatives,
-    style,
-    style_edits,
-)
+from . import diffedit, images, loaders, masks
 from ._api import ComfyExtension, io
+from .attention import cross_attention_maps as attention_maps
+from .attention import masactrl as relatives
+from .attention import p2p as attention
+from .attention import prompts
+from .blended import background, blending
+from .evaluation import clip_rank as ranking
+from .evaluation import measure as metrics
+from .inversion import ddim as inversion
+from .inversion import embedding_files
+from .inversion import null_text as reconstruction
+from .layerdiffusion import embeddings as layered
+from .layerdiffusion import finetune as layered_tune
+from .stylediffusion import edits as style_edits
+from .stylediffusion import inversion as style
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..pipelines.examples import EXAMPLES, load_example
-from ..pipelines.noise import image_seeds, seeded_noise
-from ..pipelines.shapes import check_image, check_latent, crop_to, pad_to_factor
-from . import _host
+from ..hosts import host as _host
+from ..hosts.bundled.example_images import EXAMPLES, load_example
+from ..pipelines.core.noise import image_seeds, seeded_noise
+from ..pipelines.core.shapes import check_image, check_latent, crop_to, pad_to_factor
 from ._api import io, preview, schema
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _host
+from ..hosts import host as _host
 from ._api import RankerSocket, io, schema
 
 BUNDLED = "bundled"

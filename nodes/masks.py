@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from ..pipelines.errors import ParameterError
-from ..pipelines.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
-from ..pipelines.shapes import check_mask
-from . import _host
+from ..hosts import host as _host
+from ..pipelines.core.errors import ParameterError
+from ..pipelines.core.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
+from ..pipelines.core.shapes import check_mask
 from ._api import MaskScheduleSocket, io, preview, schema
 
 log = logging.getLogger("editkit")

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blending import BlendOptions, EditPrompts, blended_denoise, finished_latent
-from .errors import ParameterError, ShapeError
-from .guidance import Negative
-from .inversion import InversionOptions, invert
-from .masks import MaskSchedule, constant_schedule, remove_islands
-from .noise import seeded_noise
-from .progress import Legs, Progress, silent
-from .protocols import Context, Denoiser
-from .shapes import check_latent, crop_to
-from .sigmas import executed
-from .trajectory import Trajectory
+from .blended.blending import BlendOptions, EditPrompts, blended_denoise, finished_latent
+from .core.errors import ParameterError, ShapeError
+from .core.guidance import Negative
+from .core.masks import MaskSchedule, constant_schedule, remove_islands
+from .core.noise import seeded_noise
+from .core.progress import Legs, Progress, silent
+from .core.protocols import Context, Denoiser
+from .core.shapes import check_latent, crop_to
+from .core.sigmas import executed
+from .core.trajectory import Trajectory
+from .inversion.ddim import InversionOptions, invert
 
 log = logging.getLogger("editkit")
 

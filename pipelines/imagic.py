@@ -12,11 +12,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .layered import EmbeddingOptions, LayeredEmbeddings, check_share, layered_embeddings, mix_embeddings
-from .layered_tune import LayeredTuning, TuneOptions, layered_tune
-from .progress import Legs, Progress, silent
-from .protocols import Context, Denoiser, TunableDenoiser
-from .weights import TunePlan
+from .core.progress import Legs, Progress, silent
+from .core.protocols import Context, Denoiser, TunableDenoiser
+from .layerdiffusion.embeddings import (
+    EmbeddingOptions,
+    LayeredEmbeddings,
+    check_share,
+    layered_embeddings,
+    mix_embeddings,
+)
+from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
+from .learning.weight_deltas import TunePlan
 
 EMBEDDINGS = EmbeddingOptions(steps=1000, lr=2e-3, region="none")
 PUBLISHED = TuneOptions(steps=1500, lr=5e-7, object_weight=1.0, background_weight=0.0)

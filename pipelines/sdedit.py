@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blending import EditPrompts, start_latent
-from .errors import ShapeError
-from .guidance import check_negative
-from .noise import seeded_noise
-from .progress import Progress, silent
-from .protocols import Denoiser
-from .samplers import predictor, sample
-from .shapes import check_latent
+from .blended.blending import EditPrompts, start_latent
+from .core.errors import ShapeError
+from .core.guidance import check_negative
+from .core.noise import seeded_noise
+from .core.progress import Progress, silent
+from .core.protocols import Denoiser
+from .core.samplers import predictor, sample
+from .core.shapes import check_latent
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from editkit.pipelines.attention.prompt_edit import PromptEdit
-from editkit.pipelines.attention.sites import Passive, Row, Site
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.attention.prompts.prompt_edit import PromptEdit
+from editkit.pipelines.core.attention_sites import Passive, Row, Site
+from editkit.pipelines.core.protocols import Context
 from editkit.tests.toys import random_latent
 
 TOKENS, WIDTH = 7, 16

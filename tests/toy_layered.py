@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editkit.pipelines.backends.diffusers import DiffusersDenoiser
-from editkit.pipelines.protocols import Context
+from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
+from editkit.pipelines.core.protocols import Context
 from editkit.tests.parity.tiny import unet
 from editkit.tests.toys import ToyDenoiser, random_latent, sd_table
 

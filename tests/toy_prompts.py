@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from editkit.pipelines.backends.text import ClipBpe, ClipTower, SpanTokenizer
-from editkit.pipelines.protocols import Context, Token
+from editkit.hosts.diffusers.text_encoder import ClipBpe, ClipTower, SpanTokenizer
+from editkit.pipelines.core.protocols import Context, Token
 
 
 class PieceTokenizer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from editkit.pipelines.inversion import InversionOptions, invert
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.ddim import InversionOptions, invert
 from editkit.tests.toys import ToyDenoiser, random_latent
 
 B, C, H, W, T, D = 2, 4, 3, 2, 2, 12

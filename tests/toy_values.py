@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editkit.pipelines.attention.sites import Site
-from editkit.pipelines.inversion import InversionOptions, invert
-from editkit.pipelines.protocols import Context
-from editkit.pipelines.style import StyleOptions, StyleResult, style_invert
+from editkit.pipelines.core.attention_sites import Site
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.ddim import InversionOptions, invert
+from editkit.pipelines.stylediffusion.inversion import StyleOptions, StyleResult, style_invert
 from editkit.tests.toys import ToyDenoiser, random_latent
 
 B, C, H, W = 2, 4, 6, 7

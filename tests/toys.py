@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from editkit.pipelines.guidance import mix
-from editkit.pipelines.protocols import Context
-from editkit.pipelines.sigmas import even_sigmas, leading_sigmas
+from editkit.pipelines.core.guidance import mix
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.core.sigmas import even_sigmas, leading_sigmas
 
 
 def sd_table() -> Tensor:

@@ -58,7 +58,7 @@ def _scenes(options: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from .scenes import render, sample_scene, scene_rng
+    from ..hosts.bundled.scenes import render, sample_scene, scene_rng
 
     pictures = [render(sample_scene(scene_rng(options.seed * 100_000 + i))) for i in range(options.steps)]
     columns = min(8, len(pictures))
@@ -110,7 +110,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _examples(_: argparse.Namespace) -> int:
-    from ..pipelines.examples import FOLDER
+    from ..hosts.bundled.example_images import FOLDER
     from .examples import write_examples
 
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _examples(_: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..pipelines.bundled import FOLDER
+    from ..hosts.bundled import FOLDER
     from .evaluate import evaluate, write_metrics
 
     folder = options.folder or FOLDER

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..hosts.bundled.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES
 from .evaluate import HEADER, line
 from .measures import Row
-from .scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES
 
 TEMPLATE = """# The bundled model
 
@@ -21,7 +21,7 @@ All weights are float16 safetensors. The U-Net predicts noise on Stable Diffusio
 steps); the autoencoder has factor 8 and 4 channels; self- and cross-attention sit at full, half and quarter latent
 resolution.
 Both text towers speak CLIP's token ids and store only the {rows} embedding rows that the grammar uses; other words are
-read as the mean row (`pipelines/bundled/__init__.py`).
+read as the mean row (`hosts/bundled/__init__.py`).
 
 ## What it can draw
 Pictures of {size} x {size} pixels (other sizes run, untrained), one to two flat shapes on a background:
@@ -30,16 +30,16 @@ Pictures of {size} x {size} pixels (other sizes run, untrained), one to two flat
 - backgrounds: {backgrounds}; patterns: {patterns}
 
 Prompts look like `a red circle on a pink background` and `a green star left of a blue ring on a striped white
-background`; `training/scenes.py` is the grammar. The empty prompt is the unconditional one.
+background`; `hosts/bundled/scenes.py` is the grammar. The empty prompt is the unconditional one.
 
 ## How it was made
 `python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on pictures rendered by
-`training/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a stopped
+`hosts/bundled/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a stopped
 run resumes where it was. Optimiser steps taken: {steps}.
 
 ## Figures
 Printed by `{command}` from the files in this folder; held-out scenes that no stage has seen; verdicts by the oracle in
-`training/oracle.py`, which knows the renderer and no weights. Floors are the acceptance limits.
+`hosts/bundled/oracle.py`, which knows the renderer and no weights. Floors are the acceptance limits.
 
 ```
 {table}

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..pipelines.backends.folder import load_folder
-from ..pipelines.backends.openclip import load_ranker
-from ..pipelines.bundled import FOLDER
+from ..hosts.bundled import FOLDER
+from ..hosts.diffusers.loading import load_folder
+from ..hosts.diffusers.open_clip_ranker import load_ranker
 from .loop import write_json
 from .measures import Row, measures
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..pipelines.examples import EXAMPLES
-from ..pipelines.pictures import save_picture
+from ..hosts.bundled.example_images import EXAMPLES
+from ..hosts.bundled.scenes import OBJECT_COLOURS, Scene, Thing, grid, object_mask, render, shape_distance
+from ..pipelines.evaluation.drawing import save_picture
 from .loop import write_json
-from .scenes import OBJECT_COLOURS, Scene, Thing, grid, object_mask, render, shape_distance
 
 SIZE = 96
 Drawn = tuple[np.ndarray, np.ndarray, str, str, str]  # picture, mask, caption, prompt, what is new

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..pipelines.bundled import FOLDER, RANKER_FILES
+from ..hosts.bundled import FOLDER, RANKER_FILES
 from .card import card
 from .evaluate import Show, evaluate, write_metrics
 from .loop import write_json

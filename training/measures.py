@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pipelines.guidance import guided
-from ..pipelines.metrics import psnr, wilson_interval
-from ..pipelines.protocols import Context, Denoiser, LatentCodec, Ranker, TextEncoder
-from ..pipelines.sigmas import euler_step
-from . import oracle
+from ..hosts.bundled import oracle
+from ..hosts.bundled.scenes import Scene, render, sample_scene, scene_rng
+from ..pipelines.core.guidance import guided
+from ..pipelines.core.protocols import Context, Denoiser, LatentCodec, Ranker, TextEncoder
+from ..pipelines.core.sigmas import euler_step
+from ..pipelines.evaluation.metrics import psnr, wilson_interval
 from .pairs import Caption, full_caption, one_word_changes, spoil, window
 from .ranker import eight_captions
-from .scenes import Scene, render, sample_scene, scene_rng
 
 FIRST = 1_000_000  # of the acceptance scenes in the held-out stream
 BATCH = 32

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .scenes import (
+from ..hosts.bundled.scenes import (
     BACKGROUND_COLOURS,
     OBJECT_COLOURS,
     PATTERNS,

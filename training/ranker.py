@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..hosts.bundled.scenes import Scene, sample_scene, scene_rng
 from .loop import Trainer, cosine_lr, run_steps, step_generator, write_json
 from .pairs import View, captions_of_step, full_caption, one_word_changes, paint, relations, views_of_step
-from .scenes import Scene, sample_scene, scene_rng
 from .text import BOS, EOS, LENGTH, VOCABULARY, encode_ids, grammar_ids
 
 log = logging.getLogger("editkit.training")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from .scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES
+from ..hosts.bundled.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES
 
 LENGTH, BOS, EOS = 77, 49406, 49407
 VOCABULARY = 49408

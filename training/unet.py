@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..hosts.bundled.scenes import render, sample_scene, scene_rng
 from .loop import Trainer, cosine_lr, run_steps, step_generator
-from .scenes import render, sample_scene, scene_rng
 from .text import WIDTH, CompactTextModel, pad_ids
 from .vae import SCALING_FACTOR
 

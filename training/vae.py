@@ -14,8 +14,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..hosts.bundled.scenes import render, sample_scene, scene_rng
 from .loop import Trainer, cosine_lr, run_steps, step_generator
-from .scenes import render, sample_scene, scene_rng
 
 log = logging.getLogger("editkit.training")
 

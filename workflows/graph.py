@@ -19,7 +19,7 @@ NOTE = "MarkdownNote"
 
 def our_nodes() -> dict[str, Info]:
     """Every EditKit node as `/object_info` describes it."""
-    from ..nodes.headless import load_host
+    from ..headless.runner import load_host
 
     load_host()
     from ..nodes.extension import NODES

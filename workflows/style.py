@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..pipelines.examples import load_example
+from ..hosts.bundled.example_images import load_example
 from .attention import align
 from .elements import Node, Output
 from .graph import Graph

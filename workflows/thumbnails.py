@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..pipelines.examples import load_example, load_picture
-from ..pipelines.pictures import sheet, to_pil
+from ..hosts.bundled.example_images import load_example, load_picture
+from ..pipelines.evaluation.drawing import sheet, to_pil
 from .catalogue import WORKFLOWS
 from .elements import Output
 from .graph import Graph
 
 if TYPE_CHECKING:
-    from ..nodes._run import Run
+    from ..headless.run import Run
 
 WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
 TILE = 152
@@ -41,7 +41,7 @@ def write_thumbnail(name: str, folder: Path) -> Path:
 
 def _tiles(graph: Graph) -> list[tuple[str, Tensor]]:
     """The picture it begins with, the mask given or found, and what its Save Image nodes wrote."""
-    from ..nodes.headless import Run, run_workflow
+    from ..headless.runner import Run, run_workflow
 
     with tempfile.TemporaryDirectory() as scratch:
         run = run_workflow(graph.to_api(), Run(Path(scratch), Path(scratch)))

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ParameterError
-from ..shapes import match_batch
-from .columns import WordMaps, has_grid, map_divisor, word_weights
-from .gates import check_part, whole
-from .prompt_edit import PromptEdit
-from .sites import Role, Site
+from ..core.attention_sites import Role, Site
+from ..core.errors import ParameterError
+from ..core.shapes import match_batch
+from .prompts.prompt_edit import PromptEdit
+from .step_ranges import check_part, whole
+from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 
 @dataclass(frozen=True)

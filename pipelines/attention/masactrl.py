@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ParameterError
-from .columns import WordMaps, has_grid, map_divisor, word_weights
-from .gates import check_part
+from ..core.attention_sites import Branch, Row, Site
+from ..core.errors import ParameterError
 from .pair_control import NOTHING, PairControl
-from .prompt_edit import PromptEdit
-from .sites import Branch, Row, Site
+from .prompts.prompt_edit import PromptEdit
+from .step_ranges import check_part
+from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 BOTH: frozenset[Branch] = frozenset({"cond", "uncond"})
 

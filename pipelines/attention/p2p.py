@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ParameterError
-from .columns import check_tokens
-from .gates import check_part, folded_weights, gate_table, whole
+from ..core.attention_sites import Branch, Site
+from ..core.errors import ParameterError
 from .local_blend import LocalBlend, LocalBlendOptions, blends
 from .pair_control import PairControl
-from .prompt_edit import PromptEdit
-from .sites import Branch, Site
+from .prompts.prompt_edit import PromptEdit
+from .step_ranges import check_part, folded_weights, gate_table, whole
+from .token_maps import check_tokens
 
 COND: tuple[Branch, ...] = ("cond",)
 

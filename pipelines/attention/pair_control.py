@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MismatchError
-from ..sigmas import check_sigmas, step_of_sigma
-from .sites import Branch, Passive, Row
+from ..core.attention_sites import Branch, Passive, Row
+from ..core.errors import MismatchError
+from ..core.sigmas import check_sigmas, step_of_sigma
 
 NOTHING: frozenset[Branch] = frozenset()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.backends.openclip import load_ranker
-from editkit.pipelines.bundled import ranker_folder
+from editkit.hosts.bundled import ranker_folder
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.open_clip_ranker import load_ranker
 
 
 @pytest.fixture(scope="session")

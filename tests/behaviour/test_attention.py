@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.benchmarks import attention as claims
-from editkit.benchmarks import attention_trials as t
+from editkit.headless.claims import attention as claims
+from editkit.headless.claims import attention_trials as t
+from editkit.hosts.bundled.scenes import render
 from editkit.pipelines.attention.p2p import P2POptions
-from editkit.pipelines.metrics import psnr
-from editkit.training.scenes import render
+from editkit.pipelines.evaluation.metrics import psnr
 
 COUNT, STEPS = 8, 12
 LONG = 24  # steps: in fewer, a picture whose words change a little stays much as it is by itself

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from editkit.benchmarks import blended as claims
-from editkit.benchmarks import trials as t
-from editkit.pipelines.background import DecoderSettings, tune_decoder
-from editkit.pipelines.metrics import psnr_outside
-from editkit.pipelines.ranking import rank_by_text
+from editkit.headless.claims import blended as claims
+from editkit.headless.claims import trials as t
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, tune_decoder
+from editkit.pipelines.evaluation.clip_ranking import rank_by_text
+from editkit.pipelines.evaluation.metrics import psnr_outside
 
 COUNT = 16
 QUICK = replace(claims.SETTINGS, steps=30)

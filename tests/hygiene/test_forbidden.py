@@ -1,4 +1,4 @@
-"""What the pack must never do in a user's process, found in the syntax trees of nodes/ and pipelines/."""
+"""What the pack must never do in a user's process, found in its syntax trees."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from editkit.tests.hygiene.sources import Source, dotted, report, sources
-
-PACK = ("nodes", "pipelines")
+from editkit.tests.hygiene.sources import PRODUCT, Source, dotted, report, sources
 
 UNSAFE_MODULES = {"ctypes", "dill", "joblib", "marshal", "multiprocessing", "pickle", "pty", "shelve", "subprocess"}
 NETWORK_MODULES = {
@@ -17,7 +15,7 @@ NETWORK_MODULES = {
     "websockets",
 }  # fmt: skip
 # `editkit run --server URL` talks to the ComfyUI that the user names; nothing else may.
-NETWORK_FILE = "pipelines/remote.py"
+NETWORK_FILE = "headless/server_client.py"
 
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 GLOBAL_RNG = {
@@ -59,7 +57,7 @@ def runs_code(source: Source) -> Finding:
 
 
 def prints(source: Source) -> Finding:
-    if not source.path.startswith("pipelines/cli"):
+    if not source.path.startswith(("headless/cli", "headless/claims/")):
         yield from ((call.lineno, "prints") for name, call in source.calls() if name in {"print", "pprint.pprint"})
 
 
@@ -145,7 +143,7 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_pack_never(rule: Callable[[Source], Finding]):
-    report([f"{source.path}:{line} {what}" for source in sources(*PACK) for line, what in rule(source)])
+    report([f"{source.path}:{line} {what}" for source in sources(*PRODUCT) for line, what in rule(source)])
 
 
 @pytest.mark.parametrize(

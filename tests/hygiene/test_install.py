@@ -19,10 +19,10 @@ USE = """
 import site, sys
 site.addsitedir(sys.argv[1])
 import importlib.util, json
-import editkit, editkit.pipelines.errors
+import editkit, editkit.pipelines.core.errors
 print(json.dumps({
     "root": editkit.__path__[0],
-    "error": editkit.pipelines.errors.EditError.__module__,
+    "error": editkit.pipelines.core.errors.EditError.__module__,
     "nodes": importlib.util.find_spec("nodes") is not None,
     "our nodes": importlib.util.find_spec("editkit.nodes") is not None,
     "path": sys.path,
@@ -71,7 +71,7 @@ def test_an_editable_install_keeps_the_root_off_the_path(clone, tmp_path):
     install(clone, "build_editable", tmp_path / "site")
     seen = use(tmp_path / "site", tmp_path)
     assert Path(seen["root"]).samefile(clone)
-    assert seen["error"] == "editkit.pipelines.errors"
+    assert seen["error"] == "editkit.pipelines.core.errors"
     assert seen["our nodes"]
     assert not seen["nodes"]
     assert not any(Path(entry).resolve() == clone.resolve() for entry in seen["path"] if entry)
@@ -83,7 +83,7 @@ def test_a_wheel_holds_the_package_with_its_data_and_nothing_else(clone, tmp_pat
     assert all(name.startswith("editkit/") for name in ours)
     assert not [name for name in ours if name.startswith(("editkit/tests/", "editkit/benchmarks/", "editkit/output/"))]
     data = [
-        path.relative_to(ROOT).as_posix() for path in committed() if path.is_relative_to(ROOT / "pipelines" / "bundled")
+        path.relative_to(ROOT).as_posix() for path in committed() if path.is_relative_to(ROOT / "hosts" / "bundled")
     ]
     assert {f"editkit/{name}" for name in data} <= set(ours)
     seen = use(tmp_path / "site", tmp_path)

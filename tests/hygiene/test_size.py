@@ -6,18 +6,18 @@ import ast
 
 import pytest
 
-from editkit.tests.hygiene.sources import FunctionNode, report, sources
+from editkit.tests.hygiene.sources import PRODUCT, FunctionNode, report, sources
 
 FILE_LINES = 400
 FUNCTION_LINES = 50
 POSITIONAL = 7
 NESTING = 4
 
-FOLDERS = ("nodes", "pipelines", "training", "tests", "benchmarks")
+FOLDERS = (*PRODUCT, "training", "tests", "benchmarks")
 # One declaration after the other: nothing in it to lose sight of.
 DECLARATIONS = {"define_schema"}
 # In nodes/ a parameter is a socket, which comes by name; in tests/ a fixture.
-COUNTED = ("pipelines", "training", "benchmarks")
+COUNTED = ("pipelines", "hosts", "training", "benchmarks")
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith)
 
 

@@ -54,7 +54,7 @@ def test_weights_are_safetensors():
 
 
 def test_bundled_files_are_at_most_16_mb():
-    bundled = [path for path in committed() if path.is_relative_to(ROOT / "pipelines" / "bundled")]
+    bundled = [path for path in committed() if path.is_relative_to(ROOT / "hosts" / "bundled")]
     assert any(path.suffix == ".safetensors" for path in bundled)
     assert sum(path.stat().st_size for path in bundled) <= BUNDLED_BYTES
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.attention.align import MODES, align_prompts
-from editkit.pipelines.attention.alignment_picture import COLOURS, WIDTH, alignment_picture
-from editkit.pipelines.attention.links import groups
-from editkit.pipelines.attention.word_options import parse_weights, parse_windows, parse_words
-from editkit.pipelines.attention.words import prompt_words
-from editkit.pipelines.errors import EditError, FamilyError, ParameterError
+from editkit.pipelines.attention.prompts.align import MODES, align_prompts
+from editkit.pipelines.attention.prompts.figure import COLOURS, WIDTH, alignment_picture
+from editkit.pipelines.attention.prompts.report import groups
+from editkit.pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
+from editkit.pipelines.attention.prompts.words import prompt_words
+from editkit.pipelines.core.errors import EditError, FamilyError, ParameterError
 from editkit.tests.toy_prompts import ToyTextEncoder
 
 ENCODER = ToyTextEncoder()

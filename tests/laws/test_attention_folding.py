@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from editkit.pipelines.attention import p2p
-from editkit.pipelines.attention.gates import folded_weights, gate_table, whole
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.errors import MismatchError, ParameterError
+from editkit.pipelines.attention.step_ranges import folded_weights, gate_table, whole
+from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import ExplicitEdit, context, refine_edit, replace_edit, rows_of, site
 from editkit.tests.toys import random_latent
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.attention.columns import WordMaps, columns, map_divisor, word_weights
-from editkit.pipelines.attention.injection import FeatureInjection, InjectionOptions
 from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, blends
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.sites import FeatureSite
-from editkit.pipelines.errors import MismatchError, ParameterError
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
+from editkit.pipelines.attention.token_maps import WordMaps, columns, map_divisor, word_weights
+from editkit.pipelines.core.attention_sites import FeatureSite
+from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import context, replace_edit, rows_of, site
 from editkit.tests.toys import random_latent
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.background import DecoderSettings, TuneSettings, tune_decoder, tune_latent
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.metrics import psnr_outside
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.evaluation.metrics import psnr_outside
 from editkit.tests.toy_codec import ToyCodec, box, random_image, smooth_image
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.blending import (
+from editkit.pipelines.blended.blending import (
     BlendOptions,
     EditPrompts,
     blend,
@@ -15,9 +15,9 @@ from editkit.pipelines.blending import (
     finished_latent,
     start_latent,
 )
-from editkit.pipelines.errors import ParameterError, ShapeError
-from editkit.pipelines.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.noise import image_seeds, seeded_noise
+from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
+from editkit.pipelines.core.noise import image_seeds, seeded_noise
 from editkit.tests.toys import ToyDenoiser, linear, neighbourly, point, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5

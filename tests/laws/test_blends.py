@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editkit.pipelines.composite import blend_pixels, composite_source, distance_inside, feather, from_linear, to_linear
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.metrics import largest_change_outside
-from editkit.pipelines.poisson import blend_poisson
+from editkit.pipelines.blended.composite import (
+    blend_pixels,
+    composite_source,
+    distance_inside,
+    feather,
+    from_linear,
+    to_linear,
+)
+from editkit.pipelines.blended.poisson import blend_poisson
+from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.evaluation.metrics import largest_change_outside
 from editkit.tests.toy_codec import box, random_image, smooth_image
 
 

@@ -7,7 +7,11 @@ import logging
 import pytest
 import torch
 
-from editkit.pipelines.blending import EditPrompts
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
+from editkit.pipelines.core.noise import seeded_noise
+from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.diffedit import (
     DiffEditSettings,
     MaskRule,
@@ -16,11 +20,7 @@ from editkit.pipelines.diffedit import (
     masked_decode,
     strength_sigma,
 )
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import InversionOptions, invert
-from editkit.pipelines.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.noise import seeded_noise
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.inversion.ddim import InversionOptions, invert
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5

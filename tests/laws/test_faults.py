@@ -9,9 +9,9 @@ import weakref
 import pytest
 import torch
 
-from editkit.pipelines.background import DecoderSettings, TuneSettings, tune_decoder, tune_latent
-from editkit.pipelines.errors import EditError, ParameterError
-from editkit.pipelines.optimise import Plateau, learning_mode, optimise
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from editkit.pipelines.core.errors import EditError, ParameterError
+from editkit.pipelines.learning.optimise import Plateau, learning_mode, optimise
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 
 

@@ -7,17 +7,17 @@ import dataclasses
 import pytest
 import torch
 
-from editkit.pipelines.blending import EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import guided
+from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.core.samplers import predictor, sample
 from editkit.pipelines.diffedit import masked_decode
-from editkit.pipelines.embeddings import Embeddings, load_embeddings, save_embeddings
-from editkit.pipelines.errors import LoadError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.guidance import guided
-from editkit.pipelines.inversion import reconstruct
-from editkit.pipelines.masks import constant_schedule
-from editkit.pipelines.nulltext import NullTextOptions, negative_prompt, null_text, slerp
-from editkit.pipelines.protocols import Context
-from editkit.pipelines.proximal import Proximal
-from editkit.pipelines.samplers import predictor, sample
+from editkit.pipelines.inversion.ddim import reconstruct
+from editkit.pipelines.inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
+from editkit.pipelines.inversion.null_text import NullTextOptions, negative_prompt, null_text, slerp
+from editkit.pipelines.inversion.proximal import Proximal
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.toy_tokens import NULL, SOURCE, B, D, H, T, TokenDenoiser, W, inverted
 from editkit.tests.toys import random_latent

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.pipelines.half import GradientRange
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.learning.loss_scaling import GradientRange
 from editkit.tests.toys import random_latent
 
 SMALL = 1e-9  # far below float16's smallest number, 6e-8

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from editkit.pipelines.blending import BlendOptions, EditPrompts, blended_denoise
-from editkit.pipelines.errors import FamilyError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct
-from editkit.pipelines.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.samplers import blended_predictor, predictor, sample
-from editkit.pipelines.trajectory import Trajectory, context_digest
+from editkit.pipelines.blended.blending import BlendOptions, EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
+from editkit.pipelines.core.samplers import blended_predictor, predictor, sample
+from editkit.pipelines.core.trajectory import Trajectory, context_digest
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.tests.toys import ToyDenoiser, gaussian, linear, point, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5
@@ -345,7 +345,7 @@ def test_outside_is_on_the_trajectory_after_every_step():
 
 def test_a_trajectory_background_draws_no_noise(monkeypatch):
     denoiser, path = trajectory()
-    monkeypatch.setattr("editkit.pipelines.blending.seeded_noise", None)
+    monkeypatch.setattr("editkit.pipelines.blended.blending.seeded_noise", None)
     z = blended(denoiser, path, schedule=dilation_schedule(box(), (3, 1)))
     assert torch.equal(z[(box()[:, None] == 0).expand_as(z)], path.source[(box()[:, None] == 0).expand_as(z)])
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from editkit.pipelines.errors import EditError, FamilyError, ParameterError, ShapeError
+from editkit.pipelines.core.errors import EditError, FamilyError, ParameterError, ShapeError
 from editkit.pipelines.imagic import imagic
-from editkit.pipelines.layered import EmbeddingOptions, layered_embeddings, mix_embeddings
-from editkit.pipelines.layered_tune import TuneOptions
-from editkit.pipelines.noise_error import NoiseError, masked_mean
+from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings, mix_embeddings
+from editkit.pipelines.layerdiffusion.finetune import TuneOptions
+from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
 from editkit.tests import toy_layered as toy
 from editkit.tests.toy_layered import TextDenoiser, digest, network, network_text, patched, source, subject_mask, text
 from editkit.tests.toys import random_latent

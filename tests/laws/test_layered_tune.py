@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.errors import FamilyError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.layered import IterativeGuidance, takes_subject
-from editkit.pipelines.layered_tune import REFERENCE_SEED, TuneOptions, layered_tune
-from editkit.pipelines.noise_error import NoiseError, masked_mean
-from editkit.pipelines.samplers import predictor, sample
-from editkit.pipelines.weights import TunePlan, apply_changes, attention_layers, copied
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.samplers import predictor, sample
+from editkit.pipelines.layerdiffusion.embeddings import IterativeGuidance, takes_subject
+from editkit.pipelines.layerdiffusion.finetune import REFERENCE_SEED, TuneOptions, layered_tune
+from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
+from editkit.pipelines.learning.weight_deltas import TunePlan, apply_changes, attention_layers, copied
 from editkit.tests.toy_layered import digest, network, network_text, subject_mask
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
 

@@ -10,21 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from editkit.pipelines import memory as module
-from editkit.pipelines.background import DecoderSettings, tune_decoder
-from editkit.pipelines.errors import EditError, ParameterError
-from editkit.pipelines.layered import EmbeddingOptions, layered_embeddings
-from editkit.pipelines.layered_tune import TuneOptions, layered_tune
-from editkit.pipelines.memory import MemoryNeed, measured
-from editkit.pipelines.optimise import (
-    LOOK_EVERY,
-    Levelled,
-    autocast,
-    optimise,
-    recomputing,
-)  # fmt: skip
-from editkit.pipelines.progress import Legs, LossProgress, silent
-from editkit.pipelines.weights import TunePlan, learning_need
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, tune_decoder
+from editkit.pipelines.core.errors import EditError, ParameterError
+from editkit.pipelines.core.progress import Legs, LossProgress, silent
+from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
+from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from editkit.pipelines.learning import memory as module
+from editkit.pipelines.learning.memory import MemoryNeed, measured
+from editkit.pipelines.learning.optimise import LOOK_EVERY, Levelled, autocast, optimise, recomputing  # fmt: skip
+from editkit.pipelines.learning.weight_deltas import TunePlan, learning_need
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 from editkit.tests.toy_layered import digest, network, network_text, patched, subject_mask
 from editkit.tests.toys import random_latent

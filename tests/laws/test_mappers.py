@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.attention.align import MODES, align_prompts
-from editkit.pipelines.attention.mappers import aligned, layout
-from editkit.pipelines.errors import FamilyError, ParameterError
-from editkit.pipelines.protocols import Token
+from editkit.pipelines.attention.prompts.align import MODES, align_prompts
+from editkit.pipelines.attention.prompts.mappers import aligned, layout
+from editkit.pipelines.core.errors import FamilyError, ParameterError
+from editkit.pipelines.core.protocols import Token
 from editkit.tests.toy_prompts import PieceTokenizer, ToyTextEncoder
 
 LILY = {"tigerlily": ("tiger", "li", "ly")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.masks import remove_islands
 from editkit.pipelines.diffedit import MaskRule, heat_picture, mask_in_pixels
-from editkit.pipelines.errors import ParameterError
-from editkit.pipelines.masks import remove_islands
 from editkit.tests.toys import random_latent
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.masks import (
+from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.core.masks import (
     MODES,
     constant_schedule,
     dilate,
@@ -19,7 +19,7 @@ from editkit.pipelines.masks import (
     parse_kernels,
     scaled_kernel,
 )
-from editkit.pipelines.sigmas import leading_sigmas
+from editkit.pipelines.core.sigmas import leading_sigmas
 
 
 def line() -> torch.Tensor:

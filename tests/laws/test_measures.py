@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.errors import ParameterError, ShapeError
-from editkit.pipelines.measures import measure_edit
-from editkit.pipelines.metrics import change_outside, largest_change_outside, psnr, psnr_outside, ssim
+from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.evaluation.metrics import change_outside, largest_change_outside, psnr, psnr_outside, ssim
+from editkit.pipelines.evaluation.report import measure_edit
 from editkit.tests.toy_codec import box, random_image, smooth_image
 
 

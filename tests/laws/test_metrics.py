@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.metrics import (
+from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.evaluation.metrics import (
     PSNR_CAP,
     clip_score,
     largest_change_outside,

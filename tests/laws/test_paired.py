@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.attention.map_pictures import chosen_words, heat_over, map_pictures, normalised, spread_steps
+from editkit.pipelines.attention.map_drawing import chosen_words, heat_over, map_pictures, normalised, spread_steps
+from editkit.pipelines.attention.pair_batch import interleave, separate
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.attention.pairs import interleave, separate
-from editkit.pipelines.attention.words import prompt_words
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.embeddings import Embeddings
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.pair_edit import PairPrompts, pair_edit
-from editkit.pipelines.paired import PairPlan, paired_context, paired_predictor, shared_noise
-from editkit.pipelines.protocols import Context, Token
-from editkit.pipelines.samplers import sample
-from editkit.pipelines.trajectory import context_digest
+from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
+from editkit.pipelines.attention.pair_sampling import PairPlan, paired_context, paired_predictor, shared_noise
+from editkit.pipelines.attention.prompts.words import prompt_words
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.protocols import Context, Token
+from editkit.pipelines.core.samplers import sample
+from editkit.pipelines.core.trajectory import context_digest
+from editkit.pipelines.inversion.ddim import invert
+from editkit.pipelines.inversion.negative_embeddings import Embeddings
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
 
 STEPS, SCALE = 6, 3.0

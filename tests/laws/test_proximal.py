@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.pipelines.errors import ParameterError, ShapeError
-from editkit.pipelines.guidance import mix
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct
-from editkit.pipelines.nulltext import negative_prompt
-from editkit.pipelines.protocols import Context
-from editkit.pipelines.proximal import Proximal, hard, published_l1, quantile, soft
+from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.core.guidance import mix
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
+from editkit.pipelines.inversion.null_text import negative_prompt
+from editkit.pipelines.inversion.proximal import Proximal, hard, published_l1, quantile, soft
 from editkit.tests.toy_tokens import NULL, SOURCE, C, D, H, T, W, inverted
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editkit.pipelines.errors import EditError, ParameterError, ShapeError
-from editkit.pipelines.ranking import REGIONS, blur, rank_by_text
+from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
+from editkit.pipelines.evaluation.clip_ranking import REGIONS, blur, rank_by_text
 from editkit.tests.toy_codec import ColourRanker, box, random_image
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.pipelines.blending import EditPrompts, blended_denoise
-from editkit.pipelines.errors import ShapeError
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct, reconstruction_quality
-from editkit.pipelines.masks import constant_schedule
-from editkit.pipelines.noise import seeded_noise
-from editkit.pipelines.samplers import predictor, sample
+from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import ShapeError
+from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.noise import seeded_noise
+from editkit.pipelines.core.samplers import predictor, sample
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.toy_codec import ToyCodec
 from editkit.tests.toys import ToyDenoiser, gaussian, prompt, random_latent

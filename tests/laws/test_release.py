@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from editkit.pipelines.blending import BlendOptions, EditPrompts, blended_denoise
-from editkit.pipelines.masks import constant_schedule, release_schedule
-from editkit.pipelines.noise import seeded_noise
+from editkit.pipelines.blended.blending import BlendOptions, EditPrompts, blended_denoise
+from editkit.pipelines.core.masks import constant_schedule, release_schedule
+from editkit.pipelines.core.noise import seeded_noise
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from editkit.pipelines.blending import Background, EditPrompts, blended_denoise
-from editkit.pipelines.errors import ParameterError
-from editkit.pipelines.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.samplers import blended_predictor, dpmpp_2m, euler, predictor, sample
+from editkit.pipelines.blended.blending import Background, EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
+from editkit.pipelines.core.samplers import blended_predictor, dpmpp_2m, euler, predictor, sample
 from editkit.tests.toys import ToyDenoiser, neighbourly, prompt, random_latent, sd_table
 
 SIGMAS = torch.tensor([14.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.0])

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editkit.pipelines.errors import ParameterError
-from editkit.pipelines.sigmas import (
+from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.sigmas import (
     ancestral_levels,
     check_sigmas,
     euler_step,

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editkit.pipelines.attention.pairs import single_rows
-from editkit.pipelines.attention.sites import Controlled, Passive
-from editkit.pipelines.errors import ParameterError
-from editkit.pipelines.inversion import reconstruct
-from editkit.pipelines.sigmas import euler_step
-from editkit.pipelines.style import PRESETS, StyleOptions, image_features, style_invert
-from editkit.pipelines.style_maps import compared
-from editkit.pipelines.style_network import MappingNetworks, NetworkShape, made_networks, values
+from editkit.pipelines.attention.pair_batch import single_rows
+from editkit.pipelines.core.attention_sites import Controlled, Passive
+from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.sigmas import euler_step
+from editkit.pipelines.inversion.ddim import reconstruct
+from editkit.pipelines.stylediffusion.inversion import PRESETS, StyleOptions, image_features, style_invert
+from editkit.pipelines.stylediffusion.networks import MappingNetworks, NetworkShape, made_networks, values
+from editkit.pipelines.stylediffusion.value_learner import compared
 from editkit.tests.toy_attention import site
 from editkit.tests.toy_values import FEATURES, NULL, SHORT, SOURCE, AttentionDenoiser, B, D, S, T, inverted, learned
 from editkit.tests.toys import random_latent

@@ -7,20 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.attention.injection import FeatureInjection, InjectionOptions
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.errors import LoadError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import reconstruct
-from editkit.pipelines.nulltext import negative_prompt
-from editkit.pipelines.pair_edit import PairPrompts, attention_edit, pair_edit
+from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.inversion.ddim import reconstruct
+from editkit.pipelines.inversion.null_text import negative_prompt
 from editkit.pipelines.sdedit import sdedit
-from editkit.pipelines.style import StyleOptions, style_invert
-from editkit.pipelines.style_control import StyleControl
-from editkit.pipelines.style_edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
-from editkit.pipelines.values import ValueEmbeddings, load_learned, save_learned
+from editkit.pipelines.stylediffusion.control import StyleControl
+from editkit.pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
+from editkit.pipelines.stylediffusion.inversion import StyleOptions, style_invert
+from editkit.pipelines.stylediffusion.value_embeddings import ValueEmbeddings, load_learned, save_learned
 from editkit.tests.toy_attention import replace_edit, rows_of, site
 from editkit.tests.toy_values import NULL, SOURCE, TARGET, AttentionDenoiser, B, D, T, inverted, text
 from editkit.tests.toys import random_latent

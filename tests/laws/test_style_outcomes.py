@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editkit.pipelines import style_maps
-from editkit.pipelines.errors import EditError, FamilyError, MismatchError, ShapeError
-from editkit.pipelines.optimise import learning_mode
-from editkit.pipelines.style import style_invert
-from editkit.pipelines.style_network import NetworkShape, made_networks
+from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ShapeError
+from editkit.pipelines.learning.optimise import learning_mode
+from editkit.pipelines.stylediffusion import value_learner as style_maps
+from editkit.pipelines.stylediffusion.inversion import style_invert
+from editkit.pipelines.stylediffusion.networks import NetworkShape, made_networks
 from editkit.tests.toy_values import (
     FEATURES,
     NULL,
@@ -61,7 +61,7 @@ def test_the_gain_inside_the_network_changes_nothing_in_float32(monkeypatch):
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
     ours = learned(denoiser, path)
-    monkeypatch.setattr("editkit.pipelines.style.GAIN", 1.0)
+    monkeypatch.setattr("editkit.pipelines.stylediffusion.inversion.GAIN", 1.0)
     monkeypatch.setattr(style_maps, "GAIN", 1.0)
     plain = learned(denoiser, path)
     assert torch.equal(ours.embeddings.scale, plain.embeddings.scale)
@@ -101,7 +101,7 @@ def test_t20_a_fault_leaves_nothing_behind(fault, at, monkeypatch):
             raise fault
 
     calls: list[int] = []
-    monkeypatch.setattr("editkit.pipelines.style.made_networks", kept)
+    monkeypatch.setattr("editkit.pipelines.stylediffusion.inversion.made_networks", kept)
     if not isinstance(fault, Cancelled):
         denoiser.fail_at, denoiser.error = at, fault
     with pytest.raises(type(fault)) as caught:
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused():
 def test_a_network_without_maps_to_compare_is_refused_by_name(monkeypatch):
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
-    monkeypatch.setattr("editkit.pipelines.style_maps.compared", lambda site: False)
+    monkeypatch.setattr("editkit.pipelines.stylediffusion.value_learner.compared", lambda site: False)
     with pytest.raises(FamilyError, match="'toy'"):
         learned(denoiser, path)
     assert learned(denoiser, path, replace(SHORT, attention_weight=0.0)).map_distance.sum() == 0

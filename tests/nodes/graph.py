@@ -10,8 +10,8 @@ import torch
 
 def classes() -> dict[str, Any]:
     """Our node classes by id; skips where no `comfy_api` can be had."""
-    from editkit.nodes.headless import load_host
-    from editkit.pipelines.errors import LoadError
+    from editkit.headless.runner import load_host
+    from editkit.pipelines.core.errors import LoadError
 
     try:
         load_host()
@@ -57,6 +57,6 @@ def blended_chain(
 
 
 def _encode(clip: Any) -> Any:
-    from editkit.nodes import _host
+    from editkit.hosts import host as _host
 
     return lambda text: _host.conditioning(_host.text_encoder(clip).encode(text))

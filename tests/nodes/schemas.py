@@ -18,7 +18,7 @@ Schemas = dict[str, dict[str, list[dict[str, Any]]]]
 
 def current() -> Schemas:
     """Every node of the pack as it is now."""
-    from editkit.nodes.headless import load_host
+    from editkit.headless.runner import load_host
 
     load_host()
     from editkit.nodes.extension import NODES

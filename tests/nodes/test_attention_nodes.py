@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from editkit.nodes import _host
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
 from editkit.pipelines.attention.p2p import P2POptions
-from editkit.pipelines.errors import EditError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.noise import seeded_noise
-from editkit.pipelines.pair_edit import attention_edit
+from editkit.pipelines.attention.pair_loop import attention_edit
+from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.noise import seeded_noise
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.test_chain import Cancelled
 
@@ -54,8 +54,8 @@ def empty(batch: int = 1) -> dict:
 
 def stock(name: str, **inputs):
     """A stock node's headless stand-in."""
-    from editkit.nodes._run import Run
-    from editkit.nodes.standins import STANDINS
+    from editkit.headless.run import Run
+    from editkit.headless.stock_nodes import STANDINS
 
     with torch.inference_mode():
         return STANDINS[name](Run(Path(), Path()), **inputs)

@@ -8,12 +8,12 @@ import random
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.edit import EditSettings, edit_latents
-from editkit.pipelines.errors import EditError, MismatchError, ShapeError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.masks import PAPER_KERNELS
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.pipelines.blended.pipeline import EditSettings, edit_latents
+from editkit.pipelines.core.errors import EditError, MismatchError, ShapeError
+from editkit.pipelines.core.masks import PAPER_KERNELS
 from editkit.tests.nodes.graph import blended_chain, call
 
 
@@ -121,7 +121,7 @@ class Cancelled(Exception):
 @pytest.mark.parametrize("error", [Cancelled, ZeroDivisionError, MemoryError, torch.cuda.OutOfMemoryError])
 @pytest.mark.parametrize("node", ["loop", "decoder"])
 def test_faults_leave_model_and_vae_bit_identical(loaded, example, error, node):
-    from editkit.nodes import _host
+    from editkit.hosts import host as _host
 
     modules = [loaded[0].editkit_denoiser.unet, loaded[2].editkit_codec.vae, *loaded[1].editkit_text.modules()]
     before = [{n: v.clone() for n, v in module.state_dict().items()} for module in modules]

@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.blending import EditPrompts
+from editkit.hosts import host as _host
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.diffedit import MaskRule, diffedit_mask, mask_in_pixels, masked_decode, strength_sigma
-from editkit.pipelines.errors import EditError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.masks import constant_schedule
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.toy_graph import STEPS, encoded, inverted, model, sigmas, text
 from editkit.tests.toy_codec import ToyCodec, box

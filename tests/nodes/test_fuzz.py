@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.errors import EditError
+from editkit.pipelines.core.errors import EditError
 from editkit.tests.nodes.graph import call
 from editkit.tests.toy_codec import ToyCodec
 from editkit.tests.toys import ToyDenoiser, pointwise
@@ -19,7 +19,7 @@ FILLS = st.sampled_from(["random", "empty", "full", "nan", "beyond"])
 
 
 def sockets():
-    from editkit.nodes._host import HeadlessModel, HeadlessVae
+    from editkit.hosts.host import HeadlessModel, HeadlessVae
 
     return HeadlessModel(ToyDenoiser(pointwise(), channels=3)), HeadlessVae(ToyCodec())
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct, reconstruction_quality
+from editkit.hosts import host as _host
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.toy_graph import STEPS, encoded, inverted, model, sigmas, text
@@ -103,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 def test_a_sampler_that_adds_no_noise_goes_back_the_same_way():
     """Word swap: the stock sampler takes up the noised LATENT at its own level, on the inversion's SIGMAS."""
-    from editkit.nodes.standins import STANDINS
+    from editkit.headless.stock_nodes import STANDINS
 
     host, (_, latent) = model(), encoded()
     held, noised, *_ = inverted(host, latent, mode="implicit", iterations=60, damping=0.7, tolerance=1e-7)
@@ -221,7 +221,7 @@ def test_the_progress_of_several_parts_is_one():
 
 def test_between_nodes_a_trajectory_waits_where_the_host_wants_it(monkeypatch):
     """Nothing but what the host may evict keeps its tensors; the rest of the LATENT comes along."""
-    from editkit.nodes import _trajectory
+    from editkit.hosts import trajectory as _trajectory
 
     moved = []
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.errors import LoadError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.layered import EmbeddingOptions, IterativeGuidance, layered_embeddings
-from editkit.pipelines.layered_pictures import fitted_picture, subject_cells
-from editkit.pipelines.layered_tune import LIGHT, layered_tune
-from editkit.pipelines.weights import TunePlan, load_changes
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, layered_embeddings
+from editkit.pipelines.layerdiffusion.finetune import LIGHT, layered_tune
+from editkit.pipelines.layerdiffusion.reference_background import fitted_picture, subject_cells
+from editkit.pipelines.learning.weight_deltas import TunePlan, load_changes
 from editkit.tests.nodes.graph import call
 
 
@@ -127,7 +127,7 @@ def test_a_thin_subject_keeps_the_cells_it_touches():
 
 
 def test_alternating_guidance_from_noise(start, learned):
-    from editkit.nodes.standins import STANDINS
+    from editkit.headless.stock_nodes import STANDINS
 
     model, text, _, _, latent, _, _ = start
     fitted, (tuned, *_) = learned

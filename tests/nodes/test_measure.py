@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.pipelines.errors import EditError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.measures import measure_edit
+from editkit.hosts.bundled.example_images import load_example
+from editkit.pipelines.core.errors import EditError
+from editkit.pipelines.evaluation.report import measure_edit
 from editkit.tests.nodes.graph import call
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.attention.align import MODES, align_prompts
-from editkit.pipelines.attention.prompt_edit import PromptEdit
-from editkit.pipelines.errors import EditError, ParameterError
+from editkit.pipelines.attention.prompts.align import MODES, align_prompts
+from editkit.pipelines.attention.prompts.prompt_edit import PromptEdit
+from editkit.pipelines.core.errors import EditError, ParameterError
 from editkit.tests.nodes.graph import call
 from editkit.tests.toy_prompts import ToyTextEncoder
 
@@ -24,7 +24,7 @@ def clip():
 
 
 def toy():
-    from editkit.nodes._host import HeadlessClip
+    from editkit.hosts.host import HeadlessClip
 
     return HeadlessClip(ToyTextEncoder())
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.errors import EditError, LoadError, MismatchError, ParameterError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.inversion import reconstruct
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
+from editkit.pipelines.core.errors import EditError, LoadError, MismatchError, ParameterError
+from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.tests.nodes.graph import call
 
 STEPS, CFG = 5, 4.0
@@ -222,8 +222,8 @@ def test_saved_and_loaded_bit_for_bit(scene, learned, tmp_path: Path):
 
 def test_a_guider_runs_in_a_workflow_without_a_host(scene, learned, tmp_path: Path):
     """Save, load and sample as API-format nodes: the reconstruction again."""
-    from editkit.nodes._run import Run
-    from editkit.nodes.headless import run_workflow
+    from editkit.headless.run import Run
+    from editkit.headless.runner import run_workflow
 
     _host.set_headless_output(tmp_path)
     try:

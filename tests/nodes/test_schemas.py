@@ -22,7 +22,7 @@ SAYS_WHAT = re.compile(
 
 @pytest.fixture(scope="module")
 def nodes() -> dict[str, Any]:
-    from editkit.nodes.headless import load_host
+    from editkit.headless.runner import load_host
 
     load_host()
     from editkit.nodes.extension import NODES

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.attention.injection import InjectionOptions
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
 from editkit.pipelines.attention.p2p import P2POptions
-from editkit.pipelines.errors import EditError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.style import PRESETS, StyleOptions, image_features, style_invert
-from editkit.pipelines.style_edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
+from editkit.pipelines.attention.plug_and_play import InjectionOptions
+from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
+from editkit.pipelines.stylediffusion.inversion import PRESETS, StyleOptions, image_features, style_invert
 from editkit.tests.nodes.graph import call
 
 STEPS, UPDATES = 4, 2
@@ -160,7 +160,7 @@ def test_null_text_embeddings_may_stand_in_the_negative(loaded, text, picture, l
 
 # --------------------------------------------------------------------------------------------------------------- files
 def test_a_loaded_inversion_makes_the_same_edit_bit_for_bit(loaded, text, learned, tmp_path):
-    from editkit.nodes._host_files import set_headless_output
+    from editkit.hosts.files import set_headless_output
 
     set_headless_output(tmp_path)
     file = call("SaveEmbeddings", embeddings=learned[0], filename_prefix="cat/red")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from editkit.nodes import _host
+from editkit.hosts import host as _host
 from editkit.tests.nodes.graph import call
 from editkit.tests.toy_codec import ToyCodec, random_image
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from editkit.pipelines.backends.diffusers import DiffusersDenoiser
-from editkit.pipelines.backends.folder import sigma_table
-from editkit.pipelines.protocols import Context
+from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
+from editkit.hosts.diffusers.loading import sigma_table
+from editkit.pipelines.core.protocols import Context
 from editkit.tests.parity.tiny import SCHEDULER, randomise
 from editkit.tests.toys import random_latent
 

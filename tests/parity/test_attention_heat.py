@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.attention.maps import LayerChoice, attention_maps
-from editkit.pipelines.attention.pairs import single_rows
-from editkit.pipelines.attention.sites import Controlled, Passive
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.attention.cross_attention_maps import LayerChoice, attention_maps
+from editkit.pipelines.attention.pair_batch import single_rows
+from editkit.pipelines.core.attention_sites import Controlled, Passive
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
 from editkit.tests.parity import attention_nets as nets
 from editkit.tests.toys import random_latent
 

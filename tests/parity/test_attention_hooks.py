@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from editkit.pipelines.attention.pairs import pair_rows, single_rows
-from editkit.pipelines.attention.sites import Controlled, Passive
-from editkit.pipelines.backends.diffusers_attention import attention_hooks
-from editkit.pipelines.errors import FamilyError, ParameterError, ShapeError
+from editkit.hosts.diffusers.attention_hooks import attention_hooks
+from editkit.pipelines.attention.pair_batch import pair_rows, single_rows
+from editkit.pipelines.core.attention_sites import Controlled, Passive
+from editkit.pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from editkit.tests.parity import attention_nets as nets
 from editkit.tests.toys import random_latent
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 
-from editkit.pipelines.backends.diffusers import DiffusersDenoiser
-from editkit.pipelines.backends.folder import sigma_table
+from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
+from editkit.hosts.diffusers.loading import sigma_table
+from editkit.pipelines.core.noise import seeded_noise
+from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.diffedit import diffedit_mask, strength_sigma
-from editkit.pipelines.inversion import InversionOptions, invert, reconstruct
-from editkit.pipelines.noise import seeded_noise
-from editkit.pipelines.nulltext import NullTextOptions, null_text
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
+from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.tests.parity import tiny
 from editkit.tests.toys import random_latent
 

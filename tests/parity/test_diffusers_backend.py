@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from editkit.pipelines.backends.diffusers import DiffusersCodec, DiffusersDenoiser
-from editkit.pipelines.backends.folder import load_folder, sigma_table
-from editkit.pipelines.backends.text import ClipBpe, ClipTextEncoder, ClipTower
-from editkit.pipelines.blending import EditPrompts, blended_denoise
-from editkit.pipelines.errors import EditError, FamilyError, LoadError, ShapeError
-from editkit.pipelines.masks import constant_schedule
-from editkit.pipelines.protocols import Context, Denoiser, LatentCodec, TextEncoder
+from editkit.hosts.diffusers.denoiser import DiffusersCodec, DiffusersDenoiser
+from editkit.hosts.diffusers.loading import load_folder, sigma_table
+from editkit.hosts.diffusers.text_encoder import ClipBpe, ClipTextEncoder, ClipTower
+from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import EditError, FamilyError, LoadError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncoder
 from editkit.tests.parity import tiny
 from editkit.tests.toys import random_latent
 

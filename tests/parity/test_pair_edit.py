@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.attention.gates import gate_table
-from editkit.pipelines.attention.injection import FeatureInjection, InjectionOptions
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
+from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.attention.pairs import interleave, pair_context, pair_rows, separate
-from editkit.pipelines.attention.sites import Controlled
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.embeddings import Embeddings
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import invert, reconstruct
-from editkit.pipelines.pair_edit import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.proximal import Proximal
-from editkit.pipelines.samplers import predictor, sample
+from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
+from editkit.pipelines.attention.step_ranges import gate_table
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.attention_sites import Controlled
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.samplers import predictor, sample
+from editkit.pipelines.inversion.ddim import invert, reconstruct
+from editkit.pipelines.inversion.negative_embeddings import Embeddings
+from editkit.pipelines.inversion.proximal import Proximal
 from editkit.tests.parity import attention_nets as nets
 from editkit.tests.toy_attention import ExplicitEdit, refine_edit, replace_edit
 from editkit.tests.toys import random_latent

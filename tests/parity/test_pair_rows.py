@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from editkit.pipelines.attention.injection import FeatureInjection, InjectionOptions
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.pair_edit import PairPrompts, attention_edit, pair_edit
+from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
+from editkit.pipelines.inversion.ddim import invert
 from editkit.tests.parity.test_pair_edit import LINES, SCALE, close, controls, model_of, start_of
 from editkit.tests.toy_attention import replace_edit
 from editkit.tests.toys import random_latent

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.style import StyleOptions, style_invert
-from editkit.pipelines.style_edit import StyleEditOptions, style_edit
+from editkit.pipelines.inversion.ddim import invert
+from editkit.pipelines.stylediffusion.edit import StyleEditOptions, style_edit
+from editkit.pipelines.stylediffusion.inversion import StyleOptions, style_invert
 from editkit.tests.parity.attention_nets import denoiser, prompt
 from editkit.tests.toy_attention import replace_edit
 from editkit.tests.toys import random_latent

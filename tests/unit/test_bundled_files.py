@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from editkit.pipelines.bundled import FOLDER, VOCABULARY, expand_embedding, ranker_folder, tiny_folder
-from editkit.pipelines.errors import LoadError
+from editkit.hosts.bundled import FOLDER, VOCABULARY, expand_embedding, ranker_folder, tiny_folder
+from editkit.pipelines.core.errors import LoadError
 
 LIMIT = 16 * 10**6
 
@@ -56,7 +56,7 @@ def test_ids_that_do_not_fit_are_refused(ids: list[int]) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editkit.pipelines.bundled.FOLDER", tmp_path)
+    monkeypatch.setattr("editkit.hosts.bundled.FOLDER", tmp_path)
     with pytest.raises(LoadError, match=r"unet/config\.json"):
         tiny_folder()
     with pytest.raises(LoadError, match=r"open_clip_model\.safetensors"):
@@ -120,7 +120,7 @@ def test_layout_fits_both_hosts() -> None:
 
 @needs_weights
 def test_the_autoencoder_and_the_text_encoder_load() -> None:
-    from editkit.pipelines.backends.folder import load_bundled
+    from editkit.hosts.diffusers.loading import load_bundled
     from editkit.training.measures import held_out, pictures_of, psnr
 
     model = load_bundled()

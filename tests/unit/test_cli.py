@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from editkit.nodes._run import Run
-from editkit.nodes.headless import check_workflow, execution_order, run_workflow
-from editkit.pipelines.cli import main
-from editkit.pipelines.errors import EditError, LoadError
-from editkit.pipelines.examples import FOLDER, load_example, load_mask, load_picture
-from editkit.pipelines.pictures import save_picture
+from editkit.headless.cli import main
+from editkit.headless.run import Run
+from editkit.headless.runner import check_workflow, execution_order, run_workflow
+from editkit.hosts.bundled.example_images import FOLDER, load_example, load_mask, load_picture
+from editkit.pipelines.core.errors import EditError, LoadError
+from editkit.pipelines.evaluation.drawing import save_picture
 
 
 def edit(tmp_path, *more):
@@ -141,12 +141,12 @@ def test_pictures_may_not_be_saved_outside(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- claims
 def test_claims_prints_every_table_also_after_a_miss(monkeypatch, capsys):
-    from editkit.benchmarks import blended, cost, registry
+    from editkit.headless.claims import blended, registry, style
 
     asked = []
-    monkeypatch.setattr(cost, "main", lambda: asked.append("cost") or False)
+    monkeypatch.setattr(style, "main", lambda count=16: asked.append(f"style {count}") or False)
     monkeypatch.setattr(blended, "main", lambda count=64: asked.append(f"blended {count}") or True)
-    assert main(["claims", "cost", "blended", "--trials", "8"]) == 1 and asked == ["cost", "blended 8"]
+    assert main(["claims", "style", "blended", "--trials", "8"]) == 1 and asked == ["style 8", "blended 8"]
     assert main(["claims", "blended"]) == 0 and asked[-1] == "blended 64"
     assert main(["claims", "magic"]) == 1
     assert "magic" in (message := capsys.readouterr().err) and all(name in message for name in registry.TABLES)
@@ -159,5 +159,5 @@ def test_every_table_has_its_module():
     from editkit.benchmarks.registry import TABLES
 
     for table in TABLES.values():
-        first = next(iter(signature(import_module(f"editkit.benchmarks.{table.module}").main).parameters))
+        first = next(iter(signature(import_module(f"{table.package}.{table.module}").main).parameters))
         assert (first == "count") == table.trials, table.module

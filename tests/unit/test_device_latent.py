@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.nodes import _latent
-from editkit.nodes._latent import DeviceLatent, finished_out, latent_grid, latent_in, latent_out, samples
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
+from editkit.hosts import latent as _latent
+from editkit.hosts.latent import DeviceLatent, finished_out, latent_grid, latent_in, latent_out, samples
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
 from editkit.tests.toys import ToyDenoiser, linear
 
 SIGMA = 0.6

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.pipelines.backends.folder import load_bundled
+from editkit.hosts.diffusers.loading import load_bundled
 from editkit.tests.toys import random_latent
 
 

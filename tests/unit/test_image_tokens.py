@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.backends.image_tokens import load_vision_tokens
-from editkit.pipelines.backends.openclip import OpenClipRanker, load_bundled_ranker
-from editkit.pipelines.errors import FamilyError, LoadError
-from editkit.pipelines.protocols import ImageEncoder
+from editkit.hosts.diffusers.image_encoder import load_vision_tokens
+from editkit.hosts.diffusers.open_clip_ranker import OpenClipRanker, load_bundled_ranker
+from editkit.pipelines.core.errors import FamilyError, LoadError
+from editkit.pipelines.core.protocols import ImageEncoder
 
 IMAGE = torch.rand(2, 40, 56, 3, generator=torch.Generator().manual_seed(0))
 

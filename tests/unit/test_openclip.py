@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.backends.openclip import CLIP_MEAN, CLIP_STD, OpenClipRanker, load_open_clip, load_ranker
-from editkit.pipelines.errors import FamilyError, LoadError
-from editkit.pipelines.protocols import Ranker
-from editkit.pipelines.ranking import rank_by_text
+from editkit.hosts.diffusers.open_clip_ranker import CLIP_MEAN, CLIP_STD, OpenClipRanker, load_open_clip, load_ranker
+from editkit.pipelines.core.errors import FamilyError, LoadError
+from editkit.pipelines.core.protocols import Ranker
+from editkit.pipelines.evaluation.clip_ranking import rank_by_text
 from editkit.tests.toy_codec import random_image
 
 open_clip = pytest.importorskip("open_clip")

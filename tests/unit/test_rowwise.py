@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from editkit.benchmarks.rowwise import rowwise
-from editkit.pipelines.layered_tune import TuneOptions, layered_tune
-from editkit.pipelines.weights import TunePlan, attention_layers
+from editkit.headless.claims.rowwise import rowwise
+from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from editkit.pipelines.learning.weight_deltas import TunePlan, attention_layers
 from editkit.tests.toy_layered import network, network_text, subject_mask
 from editkit.tests.toys import random_latent
 

@@ -8,9 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from editkit.training import oracle
-from editkit.training.pairs import one_word_changes
-from editkit.training.scenes import (
+from editkit.hosts.bundled import oracle
+from editkit.hosts.bundled.scenes import (
     BACKGROUND_COLOURS,
     OBJECT_COLOURS,
     PATTERNS,
@@ -24,6 +23,7 @@ from editkit.training.scenes import (
     scene_rng,
     thing_mask,
 )
+from editkit.training.pairs import one_word_changes
 
 SIZE = 96
 

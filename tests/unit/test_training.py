@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from editkit.hosts.bundled import oracle
+from editkit.hosts.bundled.scenes import Scene, Thing, render, thing_mask
 from editkit.training import export as exporting
-from editkit.training import oracle, ranker
+from editkit.training import ranker
 from editkit.training.evaluate import good, line
 from editkit.training.export import ExportError, better
 from editkit.training.loop import Trainer, run_steps
 from editkit.training.measures import Row, held_out, pictures_of, there_and_back
 from editkit.training.pairs import Caption, View, full_caption, one_word_changes, relation, spoil, view_of, window
-from editkit.training.scenes import Scene, Thing, render, thing_mask
 from editkit.training.text import BOS, EOS, encode_ids, grammar_ids, pad_ids
 
 RED, BLUE = Thing("circle", "red", 0.25, 0.5, 0.2), Thing("star", "blue", 0.75, 0.5, 0.2)
@@ -212,7 +213,7 @@ def _work_folder(folder: Path) -> Path:
 
 
 def test_export_lays_out_loads_refuses_and_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from editkit.pipelines.backends.folder import load_folder
+    from editkit.hosts.diffusers.loading import load_folder
 
     work, target = _work_folder(tmp_path / "work"), tmp_path / "bundled"
     target.mkdir()

@@ -202,7 +202,7 @@ def test_thumbnail(name):
 
 def test_prompts_are_of_the_bundled_model_s_grammar():
     """Every prompt of a workflow can be read back as a scene, so an oracle could judge the result."""
-    from editkit.training.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, SHAPES
+    from editkit.hosts.bundled.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, SHAPES
 
     words = {*SHAPES, *OBJECT_COLOURS, *BACKGROUND_COLOURS, "a", "an", "left", "of", "on", "striped", "background"}
     words.add("shape")  # for no shape: what LayerDiffusion's subject is, it learns from the picture

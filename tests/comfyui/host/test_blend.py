@@ -12,10 +12,11 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_EmptyNoise, Noi
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.blending import EditPrompts, blended_denoise
-from editkit.pipelines.errors import ParameterError, ShapeError
-from editkit.pipelines.masks import MaskSchedule, constant_schedule, dilation_schedule
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.core.masks import MaskSchedule, constant_schedule, dilation_schedule
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 
 SAMPLERS = (

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from editkit.nodes import _host
-from editkit.pipelines.bundled import expand_embedding
-from editkit.pipelines.errors import LoadError
+from editkit.hosts import host as _host
+from editkit.hosts.bundled import expand_embedding
+from editkit.pipelines.core.errors import LoadError
 from editkit.tests.comfyui.host.tiny import latent, tokens
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from skimage import data
 
-from editkit.nodes import _host
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.bundled import tiny_folder
-from editkit.pipelines.edit import EditSettings, edit_latents
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.masks import PAPER_KERNELS
+from editkit.hosts import host as _host
+from editkit.hosts.bundled import tiny_folder
+from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.pipelines.blended.pipeline import EditSettings, edit_latents
+from editkit.pipelines.core.masks import PAPER_KERNELS
 from editkit.tests.nodes.graph import blended_chain, call
 
 

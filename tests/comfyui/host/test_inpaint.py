@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.blending import EditPrompts, blended_denoise, finished_latent
-from editkit.pipelines.masks import constant_schedule
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.pipelines.blended.blending import EditPrompts, blended_denoise, finished_latent
+from editkit.pipelines.core.masks import constant_schedule
 from editkit.tests.comfyui.host.test_model import close, ours, stock
 from editkit.tests.comfyui.host.tiny import cond, latent
 

@@ -10,15 +10,16 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.blending import EditPrompts
-from editkit.pipelines.bundled import tiny_folder
+from editkit.hosts import host as _host
+from editkit.hosts.bundled import tiny_folder
+from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.core.errors import FamilyError, MismatchError
+from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.diffedit import diffedit_mask, masked_decode
-from editkit.pipelines.errors import FamilyError, MismatchError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.inversion import invert, reconstruct
-from editkit.pipelines.masks import constant_schedule
+from editkit.pipelines.inversion.ddim import invert, reconstruct
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 from editkit.tests.nodes.graph import call

@@ -14,9 +14,12 @@ from comfy_extras import nodes_latent
 from torch import Tensor
 
 import nodes as stock
-from editkit.nodes import _host, _host_memory, _host_native, _latent
-from editkit.pipelines.guidance import guided
-from editkit.pipelines.sigmas import euler_step
+from editkit.hosts import host as _host
+from editkit.hosts import latent as _latent
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui import memory as _host_memory
+from editkit.pipelines.core.guidance import guided
+from editkit.pipelines.core.sigmas import euler_step
 from editkit.tests.comfyui.host.tiny import cond, latent
 
 

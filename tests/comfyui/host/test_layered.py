@@ -18,13 +18,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.nodes import _host, _host_alternate, _host_tune
-from editkit.pipelines.errors import MismatchError, ParameterError
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import finetune as _host_tune
+from editkit.hosts.comfyui import iterative_guider as _host_alternate
+from editkit.pipelines.core.errors import MismatchError, ParameterError
+from editkit.pipelines.core.progress import silent
 from editkit.pipelines.imagic import imagic
-from editkit.pipelines.layered import EmbeddingOptions, IterativeGuidance, layered_embeddings, takes_subject
-from editkit.pipelines.layered_tune import TuneOptions, layered_tune
-from editkit.pipelines.progress import silent
-from editkit.pipelines.weights import TunePlan
+from editkit.pipelines.layerdiffusion.embeddings import (
+    EmbeddingOptions,
+    IterativeGuidance,
+    layered_embeddings,
+    takes_subject,
+)
+from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from editkit.pipelines.learning.weight_deltas import TunePlan
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 
 LORA, FULL = TunePlan("lora", rank=3), TunePlan()
@@ -49,7 +56,7 @@ def headless(folder: Path):
     """The same weights through diffusers."""
     from diffusers import UNet2DConditionModel
 
-    from editkit.pipelines.backends.diffusers import DiffusersDenoiser
+    from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
     from editkit.tests.toys import sd_table
 
     with torch.inference_mode(False):
@@ -336,7 +343,7 @@ def test_the_rehearsal_changes_no_result(model):
 
 
 def test_attention_edits_and_alternation_do_not_mix(model):
-    from editkit.nodes._host_pairs import KEY, Wrappers
+    from editkit.hosts.comfyui.pair_patch import KEY, Wrappers
 
     edited = model.clone()
     edited.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, lambda executor, *rest, **named: executor(*rest, **named))
@@ -358,8 +365,8 @@ def test_a_part_of_the_grid_counts_from_its_end_and_another_is_refused(model):
 
 
 def test_equal_to_the_headless_loop(model, headless):
-    from editkit.pipelines.blending import EditPrompts
-    from editkit.pipelines.samplers import predictor, sample
+    from editkit.pipelines.blended.blending import EditPrompts
+    from editkit.pipelines.core.samplers import predictor, sample
 
     sigmas, pair = headless.schedule(6), contexts()
     _, native = recorded(model, "euler", sigmas)

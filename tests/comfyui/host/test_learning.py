@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.nodes import _host, _host_native
-from editkit.nodes._host_learn import differentiable_attention, learnable
-from editkit.pipelines.optimise import learning_mode
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.gradients import differentiable_attention, learnable
+from editkit.pipelines.learning.optimise import learning_mode
 from editkit.tests.comfyui.host.test_model import WEIGHT, Control
 from editkit.tests.comfyui.host.tiny import cond, digest, same_weights, tokens
 

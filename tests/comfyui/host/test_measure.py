@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from editkit.nodes import _host
-from editkit.nodes.metrics import MeasureEdit
+from editkit.hosts import host as _host
+from editkit.nodes.evaluation.measure import MeasureEdit
 
 
 def test_the_node() -> None:

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.nodes import _host, _host_native
-from editkit.pipelines.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.guidance import guided
-from editkit.pipelines.protocols import Context, Denoiser
-from editkit.pipelines.sigmas import euler_step
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import bundled as _host_native
+from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import guided
+from editkit.pipelines.core.protocols import Context, Denoiser
+from editkit.pipelines.core.sigmas import euler_step
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights, tokens
 
 ModelType = comfy.model_base.ModelType

@@ -20,18 +20,18 @@ from comfy_extras.nodes_perpneg import PerpNegGuider
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.nodes import _host
-from editkit.pipelines.attention.injection import FeatureInjection
+from editkit.hosts import host as _host
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.masactrl import MasaCtrl
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.pairs import interleave
-from editkit.pipelines.attention.prompt_edit import PromptEdit
-from editkit.pipelines.errors import MismatchError, ParameterError, ShapeError
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.masks import constant_schedule
-from editkit.pipelines.pair_edit import PairPrompts, pair_edit
-from editkit.pipelines.paired import PairPlan
+from editkit.pipelines.attention.pair_batch import interleave
+from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
+from editkit.pipelines.attention.pair_sampling import PairPlan
+from editkit.pipelines.attention.plug_and_play import FeatureInjection
+from editkit.pipelines.attention.prompts.prompt_edit import PromptEdit
+from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.inversion.ddim import invert
 from editkit.tests.comfyui.host.test_attention import hooks_of
 from editkit.tests.comfyui.host.test_model import Stop
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights, tokens

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.nodes import _host
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.errors import LoadError
+from editkit.hosts import host as _host
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.pipelines.core.errors import LoadError
 
 PROMPT = "a red circle on a gray background"
 

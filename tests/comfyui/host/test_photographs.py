@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from editkit.benchmarks.photographs import GAIN, NAMES, RATE, drawn_mask, photograph
-from editkit.nodes import _host
-from editkit.pipelines.bundled import tiny_folder
-from editkit.pipelines.metrics import psnr_outside
+from editkit.hosts import host as _host
+from editkit.hosts.bundled import tiny_folder
+from editkit.pipelines.evaluation.metrics import psnr_outside
 from editkit.tests.nodes.graph import blended_chain, call
 
 pytestmark = pytest.mark.skipif(

@@ -8,14 +8,14 @@ import pytest
 import torch
 from comfy.sdxl_clip import SDXLTokenizer
 
-from editkit.nodes import _host
+from editkit.hosts import host as _host
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.text_encoder import ClipBpe
 from editkit.nodes._api import io
-from editkit.nodes.prompts import AlignPrompts
-from editkit.pipelines.attention.align import MODES, align_prompts
-from editkit.pipelines.attention.mappers import layout
-from editkit.pipelines.backends.folder import load_bundled
-from editkit.pipelines.backends.text import ClipBpe
-from editkit.pipelines.errors import EditError, FamilyError, ParameterError
+from editkit.nodes.attention.prompts import AlignPrompts
+from editkit.pipelines.attention.prompts.align import MODES, align_prompts
+from editkit.pipelines.attention.prompts.mappers import layout
+from editkit.pipelines.core.errors import EditError, FamilyError, ParameterError
 
 PROMPTS = (
     "a red circle on a gray background",

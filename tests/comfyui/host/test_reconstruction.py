@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.nodes import _host
-from editkit.pipelines.errors import LoadError, MismatchError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.inversion import invert, reconstruct
-from editkit.pipelines.nulltext import NullTextOptions, null_text
-from editkit.pipelines.protocols import Context
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
+from editkit.pipelines.core.errors import LoadError, MismatchError
+from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.ddim import invert, reconstruct
+from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.tests.comfyui.host.test_model import WEIGHT, Control
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 from editkit.tests.nodes.graph import call
@@ -108,7 +108,7 @@ def lost(a: Any, b: Any) -> float:
 
 def test_native_and_headless_learn_the_same(scene) -> None:
     """From the same prompts; more and larger steps let rounding grow, as in any optimisation."""
-    from editkit.pipelines.backends.folder import load_bundled
+    from editkit.hosts.diffusers.loading import load_bundled
 
     sigmas = call("EditSigmas", model=scene.model, steps=8, strength=1.0)[0]
     trajectory = call("InvertDDIM", model=scene.model, positive=scene.positive, latent=scene.latent, sigmas=sigmas)[0]

@@ -13,12 +13,12 @@ import comfy.model_management as management
 import pytest
 import torch
 
-from editkit.nodes import _host
-from editkit.pipelines.errors import EditError
-from editkit.pipelines.examples import load_example
-from editkit.pipelines.inversion import invert
-from editkit.pipelines.style import PRESETS, image_features, style_invert
-from editkit.pipelines.style_edit import style_edit
+from editkit.hosts import host as _host
+from editkit.hosts.bundled.example_images import load_example
+from editkit.pipelines.core.errors import EditError
+from editkit.pipelines.inversion.ddim import invert
+from editkit.pipelines.stylediffusion.edit import style_edit
+from editkit.pipelines.stylediffusion.inversion import PRESETS, image_features, style_invert
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 from editkit.tests.nodes.graph import call
 
@@ -73,8 +73,8 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, share: float = 1e-3) -> bool
 
 
 def test_learning_and_edits_are_the_headless_hosts(scene, learned):
-    from editkit.pipelines.backends.folder import load_bundled
-    from editkit.pipelines.backends.openclip import load_bundled_ranker
+    from editkit.hosts.diffusers.loading import load_bundled
+    from editkit.hosts.diffusers.open_clip_ranker import load_bundled_ranker
 
     before = digest(scene.model.model)
     with torch.inference_mode(False):
@@ -112,7 +112,7 @@ class Cancelled(Exception):
 @pytest.mark.parametrize("fault", ["cancel", "memory", "error"])
 @pytest.mark.parametrize("at", [1, 7])
 def test_a_fault_leaves_the_model_as_it_was(scene, fault, at, monkeypatch):
-    from editkit.pipelines import style
+    from editkit.pipelines.stylediffusion import inversion as style
 
     before, networks, calls = digest(scene.model.model), [], []
     made, begin = style.made_networks, style.ValueLearner.begin

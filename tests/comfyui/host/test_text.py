@@ -7,9 +7,10 @@ import random
 import pytest
 from comfy.sd1_clip import escape_important, token_weights
 
-from editkit.nodes import _host, _host_text
-from editkit.pipelines.errors import ParameterError
-from editkit.pipelines.protocols import TextEncoder
+from editkit.hosts import host as _host
+from editkit.hosts.comfyui import text_encoder as _host_text
+from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.protocols import TextEncoder
 
 PROMPTS = (
     "a red circle on a gray background",

@@ -12,9 +12,9 @@ from comfy.ldm.models.autoencoder import AutoencodingEngine, DiagonalGaussianReg
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.nodes import _host
-from editkit.pipelines.errors import FamilyError, ShapeError
-from editkit.pipelines.protocols import DecoderClone, LatentCodec
+from editkit.hosts import host as _host
+from editkit.pipelines.core.errors import FamilyError, ShapeError
+from editkit.pipelines.core.protocols import DecoderClone, LatentCodec
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 
 

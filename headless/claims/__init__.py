@@ -1,0 +1,1 @@
+"""What the methods promise, measured on the bundled model and judged by its oracle: `editkit claims`."""

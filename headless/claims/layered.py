@@ -1,0 +1,239 @@
+"""What LayerDiffusion can do on the bundled model: two-part edits, with every part of the method left out in turn.
+
+`python -m editkit.benchmarks layered` prints it. A scene's one thing gets another colour and stays what it is, and the
+background becomes another: the prompts say the new colour ("a blue shape", a word for no shape) and the new background;
+that the thing is a star, only the picture tells. The reference is the empty new background. Drawn from noise and judged by
+the weight-free oracle: one thing, its colour, its shape, and the background with its pattern.
+
+Every scene learns by itself, in batches (`rowwise.py`). Steps and rates are fewer and larger than published, because the
+bundled model is small; they were chosen on other scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...hosts.bundled import oracle
+from ...hosts.bundled.scenes import (
+    BACKGROUND_COLOURS,
+    OBJECT_COLOURS,
+    PATTERNS,
+    object_mask,
+    render,
+    sample_scene,
+    scene_rng,
+)
+from ...pipelines.blended.blending import EditPrompts
+from ...pipelines.core.guidance import Positive
+from ...pipelines.core.noise import seeded_noise
+from ...pipelines.core.samplers import predictor, sample
+from ...pipelines.evaluation.metrics import wilson_interval
+from ...pipelines.layerdiffusion.embeddings import (
+    EmbeddingOptions,
+    IterativeGuidance,
+    LayeredEmbeddings,
+    layered_embeddings,
+    mix_embeddings,
+)
+from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from ...pipelines.layerdiffusion.reference_background import subject_cells
+from ...pipelines.learning.weight_deltas import TunePlan
+from . import trials as t
+from .blended import Claim, print_claims
+from .rowwise import RowwiseDenoiser, rowwise
+
+KIND = 80_000  # of the trials' stream
+EMBEDDINGS = EmbeddingOptions(steps=100, lr=1e-2, join="average")
+TUNING = TuneOptions(plan=TunePlan("lora", rank=8), steps=80, lr=2e-3)
+ALPHA, STEPS, SCALE, BATCH = 0.7, 26, 3.0, 16
+DRAWS = 2  # pictures of every scene and variant
+
+
+def two_part(index: int, first: int = t.FIRST + KIND) -> t.Trial:
+    """Another colour for the thing and another background behind it."""
+    rng = scene_rng(first + index, held_out=True)
+    before = sample_scene(rng, 1)
+    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != before.things[0].colour]))
+    behind = str(rng.choice([c for c in BACKGROUND_COLOURS if c != before.background]))
+    target = replace(before.with_thing(0, colour=colour), background=behind, pattern=str(rng.choice(PATTERNS)))
+    return t.Trial(render(before, t.SIZE), object_mask(before, t.SIZE), _subject(colour), before, target)
+
+
+def _subject(colour: str) -> str:
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} shape"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracle saw in one picture."""
+
+    colour: bool
+    shape: bool
+    background: bool
+
+    @property
+    def all(self) -> bool:
+        return self.colour and self.shape and self.background
+
+
+def judge(image: Tensor, trial: t.Trial) -> Verdict:
+    found, wanted = oracle.read(image.numpy()), trial.target.things[0]
+    thing = found.things[0] if len(found.things) == 1 else None
+    return Verdict(
+        thing is not None and thing.colour == wanted.colour,
+        thing is not None and thing.shape == wanted.shape,
+        found.background_agrees(trial.target),
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of the pictures of one variant."""
+
+    name: str
+    verdicts: tuple[Verdict, ...]
+
+    def share(self, part: str = "all") -> float:
+        return sum(getattr(verdict, part) for verdict in self.verdicts) / len(self.verdicts)
+
+    def line(self) -> str:
+        low, high = wilson_interval(sum(verdict.all for verdict in self.verdicts), len(self.verdicts))
+        parts = "".join(f"{self.share(part):>12.1%}" for part in ("colour", "shape", "background"))
+        return f"{self.name:<38}{self.share():>9.1%}  {low:5.1%} to {high:5.1%}{parts}"
+
+
+class Scenes:
+    """A batch of scenes, encoded, with the embeddings that stage 1 found."""
+
+    def __init__(self, model: Any, trials: Sequence[t.Trial], first: int) -> None:
+        self.model, self.trials = model, trials
+        self.seeds = [first + index for index in range(len(trials))]
+        self.denoiser: RowwiseDenoiser = rowwise(model.denoiser, len(trials))
+        pictures, masks = t.images_of(trials)
+        empty = np.stack([render(replace(trial.target, things=()), t.SIZE) for trial in trials])
+        self.source, self.reference = model.codec.encode(pictures), model.codec.encode(torch.from_numpy(empty))
+        self.cells = subject_cells(masks, *self.source.shape[-2:], model.codec.factor)
+
+    def embed(self, options: EmbeddingOptions = EMBEDDINGS) -> LayeredEmbeddings:
+        texts = [
+            t.stacked([self.model.text.encode(words) for words in part])
+            for part in zip(*((trial.prompt, trial.target.background_words) for trial in self.trials), strict=True)
+        ]
+        return layered_embeddings(
+            self.denoiser, self.reference, texts[0], texts[1], self.cells, seeds=self.seeds, options=options
+        )
+
+    def tune(self, found: LayeredEmbeddings, alpha: float = ALPHA, **changed: Any) -> tuple[RowwiseDenoiser, Any]:
+        """The tuned denoiser, and the mix that it was tuned at."""
+        assert found.background is not None
+        mixed = mix_embeddings(found.subject, found.background, alpha)
+        tuning = layered_tune(
+            self.denoiser, self.source, self.reference, mixed, self.cells, seeds=self.seeds,
+            options=replace(TUNING, **changed),
+        )  # fmt: skip
+        return self.denoiser.with_rows(tuning.changes), mixed
+
+    def draw(self, denoiser: Any, positive: Positive) -> list[Verdict]:
+        """Pictures from noise, judged; the noises are the same for every variant."""
+        verdicts, sigmas = [], denoiser.schedule(STEPS)
+        prompts = EditPrompts(positive, self.model.text.encode(""), SCALE)
+        for draw in range(DRAWS):
+            noise = seeded_noise(self.source.shape[1:], self.seeds, denoiser.device, draw)
+            z = denoiser.noise(torch.zeros_like(noise), noise, float(sigmas[0]))
+            z = sample("euler", predictor(denoiser, prompts), z, sigmas)
+            images = self.model.codec.decode(denoiser.scale_out(z)).cpu()
+            verdicts += [judge(image, trial) for image, trial in zip(images, self.trials, strict=True)]
+        return verdicts
+
+
+FULL, MIX, SUBJECT = "as published, alpha 0.7", "  without iterative guidance (mix only)", "  subject's embedding only"
+NO_OBJECT, NO_BACKGROUND = "  without L_obj", "  without L_bg"
+ALPHA_0, ALPHA_1, UNTUNED = "  alpha 0", "  alpha 1", "  without fine-tune"
+
+
+def variants(scenes: Scenes) -> dict[str, list[Verdict]]:
+    """Every row of the table for one batch of scenes."""
+    found = scenes.embed()
+    verdicts = {}
+
+    def alternating(denoiser: Any, mixed: Any) -> Positive:
+        return IterativeGuidance(found.subject, mixed, denoiser.schedule(STEPS))
+
+    tuned, mixed = scenes.tune(found)
+    verdicts[FULL] = scenes.draw(tuned, alternating(tuned, mixed))
+    verdicts[MIX] = scenes.draw(tuned, mixed)
+    verdicts[SUBJECT] = scenes.draw(tuned, found.subject)
+    verdicts[UNTUNED] = scenes.draw(scenes.model.denoiser, alternating(scenes.model.denoiser, mixed))
+    for name, changed in (
+        (NO_OBJECT, {"object_weight": 0.0}),
+        (NO_BACKGROUND, {"background_weight": 0.0}),
+        (ALPHA_0, {"alpha": 0.0}),
+        (ALPHA_1, {"alpha": 1.0}),
+    ):
+        tuned, mixed = scenes.tune(found, **changed)
+        verdicts[name] = scenes.draw(tuned, alternating(tuned, mixed))
+    return verdicts
+
+
+def table(model: Any, count: int) -> dict[str, Rates]:
+    rows: dict[str, list[Verdict]] = {}
+    for first in range(0, count, BATCH):
+        trials = [two_part(index) for index in range(first, min(first + BATCH, count))]
+        for name, verdicts in variants(Scenes(model, trials, first)).items():
+            rows.setdefault(name, []).extend(verdicts)
+    return {name: Rates(name, tuple(verdicts)) for name, verdicts in rows.items()}
+
+
+def points(name: str, gain: float, wanted: float) -> Claim:
+    text = f"{100 * gain:+.1f} points, wanted {100 * wanted:+.0f} or more"
+    return Claim(name, gain, text, gain >= wanted)
+
+
+def hurts(name: str, whole: Rates, without: Rates, part: str) -> Claim:
+    """Leaving a loss out costs what it protects."""
+    gain = whole.share(part) - without.share(part)
+    text = f"{part} right in {without.share(part):.1%} instead of {whole.share(part):.1%}"
+    return Claim(name, gain, text, gain > 0)
+
+
+def claims(rows: dict[str, Rates]) -> list[Claim]:
+    full = rows[FULL]
+    return [
+        points("iterative guidance", full.share() - rows[MIX].share(), 0.10),
+        points("alpha 0.7 over alpha 0", full.share() - rows[ALPHA_0].share(), 0.0),
+        points("alpha 0.7 over alpha 1", full.share() - rows[ALPHA_1].share(), 0.0),
+        hurts("without L_obj the subject suffers", full, rows[NO_OBJECT], "shape"),
+        hurts("without L_bg the background suffers", full, rows[NO_BACKGROUND], "background"),
+    ]
+
+
+def gradient_claim(model: Any) -> Claim:
+    """Stage 1 asks for no gradient of a weight, even of a network whose weights would take one."""
+    scenes = Scenes(model, [two_part(0)], 0)
+    scenes.denoiser.unet.requires_grad_(True)
+    try:
+        scenes.embed(replace(EMBEDDINGS, steps=1))
+        weights = list(scenes.denoiser.unet.parameters())
+        count = sum(weight.grad is not None for weight in weights)
+    finally:
+        scenes.denoiser.unet.requires_grad_(False)
+    return Claim("weight gradients in stage 1", count, f"{count} of {len(weights)} weights, wanted 0", count == 0)
+
+
+def main(count: int = 32) -> bool:
+    """Everything, printed; True if every claim holds."""
+    from ...hosts.diffusers.loading import load_bundled
+
+    model = load_bundled()
+    rows = table(model, count)
+    heads = "".join(f"{part:>12}" for part in ("colour", "shape", "background"))
+    print(f"{f'{count} two-part edits, {DRAWS} pictures each':<38}{'all':>9}  {'95 % interval':<15}{heads}")
+    for row in rows.values():
+        print(row.line())
+    return print_claims([*claims(rows), gradient_claim(model)])

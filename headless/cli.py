@@ -1,0 +1,279 @@
+"""The `editkit` command: edit a picture, run a workflow, run the demo.
+
+Exit codes: 0 done, 1 the edit cannot be made (the message says why), 2 wrong arguments, 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.core.errors import EditError, LoadError, ParameterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipelines.core.protocols import Ranker
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return options.run(options)
+    except EditError as error:
+        print(f"editkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("editkit: cancelled", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its options; each sets `run`, which takes the options and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="editkit", description="Text-driven image editing with diffusion models.")
+    parser.add_argument("--verbose", action="store_true", help="show debug messages")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _edit_arguments(commands.add_parser("edit", help="edit a picture under a mask (Blended Latent Diffusion)"))
+    run = commands.add_parser("run", help="run an API-format workflow, here or on a ComfyUI server")
+    run.add_argument("workflow", type=Path, help="an API-format JSON file, for example workflows/api/blended_edit.json")
+    run.add_argument("--input", type=Path, help="folder that Load Image reads (default: the workflow's folder)")
+    run.add_argument("--output", type=Path, default=Path("output"), help="folder for saved pictures (default: output)")
+    run.add_argument("--server", help="address of a running ComfyUI, for example http://127.0.0.1:8188")
+    run.set_defaults(run=run_command)
+    demo = commands.add_parser("demo", help="a blended edit on the bundled model, with a comparison sheet")
+    demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: output/demo)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=demo_command)
+    claims = commands.add_parser("claims", help="measure on the bundled model what methods promise, and print it")
+    claims.add_argument("names", nargs="+", metavar="NAME", help="tables: style, layered, blended, diffedit, ...")
+    claims.add_argument("--trials", type=int, help="trials of each claim (default: the table's own)")
+    claims.set_defaults(run=claims_command)
+    return parser
+
+
+def _edit_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..pipelines.blended.pipeline import EditSettings
+
+    default = EditSettings()
+    parser.add_argument("--image", type=Path, required=True, help="the picture, any size")
+    parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
+    parser.add_argument("--prompt", required=True, help="what the picture should show")
+    parser.add_argument("--negative", default="", help="what to move away from")
+    parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
+    parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
+    parser.add_argument("--steps", type=int, default=default.steps, help="steps of the whole grid (%(default)s)")
+    parser.add_argument(
+        "--strength", type=float, default=default.strength, help="part of the grid that runs, 0-1 (%(default)s)"
+    )
+    parser.add_argument(
+        "--cfg", type=float, default=default.guidance_scale, help="guidance scale; 1 = none (%(default)s)"
+    )
+    parser.add_argument("--candidates", type=int, default=default.candidates, help="results to rank (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
+    parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
+    parser.add_argument(
+        "--kernels", default="1", help="mask shrinking in latent cells, for thin masks 7,5,3,1 (%(default)s = none)"
+    )
+    parser.add_argument(
+        "--parts",
+        default=default.mask_division,
+        help="each kernel's part of the run: steps, noise or published (%(default)s)",
+    )
+    parser.add_argument(
+        "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
+    )
+    parser.add_argument(
+        "--tune-lr", type=float, default=default.tune_lr, help="the decoder's learning rate (%(default)s)"
+    )
+    parser.add_argument(
+        "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
+    )
+    parser.add_argument("--rank-text", help="text to rank by (default: the prompt)")
+    parser.add_argument(
+        "--ranker", type=Path, help="local open_clip weights, safetensors (default: the bundled ranker)"
+    )
+    parser.add_argument("--ranker-architecture", default="ViT-B-16", help="architecture of --ranker (%(default)s)")
+    parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
+    parser.add_argument("--half", action="store_true", help="run U-Net and text encoder in float16")
+    parser.set_defaults(run=edit_command)
+
+
+class Bar:
+    """A progress bar on standard error, quiet when that is not a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.begun, self.live = label, time.monotonic(), sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        if self.live:
+            filled = 24 * done // total
+            end = "\n" if done == total else ""
+            spent = time.monotonic() - self.begun
+            bar = "#" * filled + "." * (24 - filled)
+            print(f"\r{self.label:<10} [{bar}] {done}/{total} {spent:.0f} s", end=end, file=sys.stderr, flush=True)
+        elif done == total:
+            print(f"{self.label}: {total} steps in {time.monotonic() - self.begun:.1f} s", file=sys.stderr)
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
+    import torch
+
+    from ..hosts.diffusers.loading import load_bundled, load_folder
+    from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker, load_open_clip
+    from ..pipelines.blended.pipeline import best_device
+
+    device = torch.device(options.device) if options.device else best_device()
+    dtype = torch.float16 if options.half else torch.float32
+    model = load_folder(options.model, device, dtype) if options.model else load_bundled(device, dtype)
+    if options.candidates == 1:
+        return model, None
+    if options.ranker:
+        return model, load_open_clip(options.ranker_architecture, options.ranker, device=device)
+    if options.model:
+        print(
+            "editkit: the bundled ranker knows only the bundled model's pictures; candidates keep their order",
+            file=sys.stderr,
+        )
+        return model, None
+    return model, load_bundled_ranker(device=device)
+
+
+def edit_command(options: argparse.Namespace) -> int:
+    """`editkit edit`: one blended edit, written to a folder. Raises EditError for bad input."""
+    from ..hosts.bundled.example_images import load_mask, load_picture
+    from ..pipelines.blended.pipeline import EditSettings, blended_edit
+    from ..pipelines.core.masks import parse_kernels
+
+    image, mask = load_picture(options.image), load_mask(options.mask)
+    settings = EditSettings(
+        steps=options.steps, strength=options.strength, guidance_scale=options.cfg, candidates=options.candidates,
+        seed=options.seed, mask_mode=options.mask_mode, kernels=parse_kernels(options.kernels),
+        mask_division=options.parts,
+        tune_steps=options.tune_steps, tune_lr=options.tune_lr, feather_px=options.feather,
+    )  # fmt: skip
+    model, ranker = _load(options)
+    result = blended_edit(
+        model.denoiser, model.codec, model.text, image, mask, options.prompt,
+        ranker=ranker, rank_text=options.rank_text, negative=options.negative, settings=settings, stage=Bar,
+    )  # fmt: skip
+    write_result(result, image, mask, options.output, options.prompt)
+    return 0
+
+
+def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt: str) -> None:
+    """Source, mask, candidates, tuned winner, composite, comparison sheet and report.json; prints what changed."""
+    from ..pipelines.evaluation.drawing import curve, save_picture, sheet
+
+    save_picture(image[0], folder / "source.png")
+    save_picture(mask[0], folder / "mask.png")
+    tiles = [("source", image[0]), ("mask (white = edit)", mask[0])]
+    for index, candidate in enumerate(result.candidates):
+        save_picture(candidate, folder / f"candidate_{index + 1:02d}.png")
+        score = "" if result.scores is None else f"\nscore {result.scores[index]:.3f}"
+        tiles.append((f"rank {index + 1}{score}", candidate))
+    save_picture(result.tuned[0], folder / "tuned.png")
+    save_picture(result.image[0], folder / "result.png")
+    tiles += [
+        (f"decoder tuned\noutside {result.psnr_tuned:.1f} dB", result.tuned[0]),
+        (f"result\noutside changed by {result.change_outside:g}", result.image[0]),
+    ]
+    save_picture(sheet(tiles)[0], folder / "sheet.png")
+    if result.losses:
+        save_picture(curve(result.losses, "decoder fine-tune: loss")[0], folder / "loss.png")
+    inside = float(((result.image - image).abs().mean(-1) * mask).sum() / mask.sum().clamp(min=1))
+    report = {
+        "prompt": prompt,
+        "mean_change_inside": inside,
+        "largest_change_outside": result.change_outside,
+        "psnr_outside_plain_decode_db": result.psnr_plain,
+        "psnr_outside_tuned_decoder_db": result.psnr_tuned,
+        "scores": None if result.scores is None else result.scores.tolist(),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"inside the mask: changed by {inside:.3f} on average (of 1)")
+    print(f"outside the mask: changed by {result.change_outside:g} at most in the result")
+    print(
+        f"outside the mask: {result.psnr_plain:.1f} dB from the plain decoder, {result.psnr_tuned:.1f} dB from the tuned one"
+    )
+    print(f"pictures: {folder}")
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    """`editkit demo`: a blended edit of a shipped picture with the bundled model and ranker."""
+    from ..hosts.bundled.example_images import load_example
+    from ..pipelines.blended.pipeline import EditSettings, blended_edit
+
+    begun = time.monotonic()
+    example = load_example("empty_side")
+    settings = EditSettings(candidates=6, seed=options.seed)
+    options.device, options.half, options.model, options.ranker, options.candidates = None, False, None, None, 6
+    model, ranker = _load(options)
+    print(f"source: {example.caption}\nprompt: {example.prompt}")
+    result = blended_edit(
+        model.denoiser, model.codec, model.text, example.image, example.mask, example.prompt,
+        ranker=ranker, rank_text=example.subject, settings=settings, stage=Bar,
+    )  # fmt: skip
+    write_result(result, example.image, example.mask, options.output, example.prompt)
+    print(f"done in {time.monotonic() - begun:.0f} s")
+    return 0
+
+
+def claims_command(options: argparse.Namespace) -> int:
+    """`editkit claims`: tables, and whether every claim holds (exit code 1 if not). Raises ParameterError for a name."""
+    from .claims.registry import TABLES, print_tables
+
+    unknown = [name for name in options.names if name not in TABLES]
+    if unknown:
+        raise ParameterError(f"there is no table {unknown[0]!r}: choose from {', '.join(TABLES)}")
+    return 0 if print_tables(options.names, options.trials) else 1
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """`editkit run`: a workflow here or on a server; prints the files it saved. Raises LoadError for a bad file."""
+    try:
+        workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise LoadError(f"{options.workflow} cannot be read as a workflow ({error})") from error
+    if options.server:
+        from .server_client import run_on_server
+
+        saved = run_on_server(
+            options.server, workflow, options.input or options.workflow.parent, options.output, Bar("server")
+        )
+    else:
+        saved = _run_here(workflow, options)
+    for path in saved:
+        print(path)
+    return 0
+
+
+def _run_here(workflow: Any, options: argparse.Namespace) -> list[Path]:
+    """The one place where the headless side calls the nodes: a workflow is made of them."""
+    from .run import Run
+    from .runner import load_host, run_workflow
+
+    load_host()
+    from ..hosts.host import set_headless_progress
+
+    def on_node(done: int, total: int, name: str) -> None:
+        if name:
+            print(f"[{done + 1}/{total}] {name}", file=sys.stderr)
+            set_headless_progress(Bar("steps"))
+
+    run = Run(options.input or options.workflow.parent, options.output, on_node)
+    run_workflow(workflow, run)
+    for texts in run.texts.values():
+        print("\n".join(texts))
+    return run.saved
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Stock ComfyUI nodes for the headless host: the ones that EditKit's workflows meet, over the same protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hosts import host as _host
+from ..hosts.bundled.example_images import load_mask, load_picture
+from ..pipelines.attention.pair_sampling import PairRun, paired_predictor, shared_noise
+from ..pipelines.blended.blending import Background, EditPrompts
+from ..pipelines.core.errors import LoadError, ParameterError
+from ..pipelines.core.guidance import check_negative, check_positive, one_positive
+from ..pipelines.core.noise import seeded_noise
+from ..pipelines.core.samplers import Predict, blended_predictor, predictor, sample
+from ..pipelines.core.shapes import check_image, check_latent, match_batch
+from ..pipelines.core.sigmas import check_sigmas, executed
+from ..pipelines.evaluation.drawing import save_picture
+from .run import Run
+
+STANDINS: dict[str, Any] = {}
+EMPTY_CHANNELS, EMPTY_FACTOR = 4, 8  # of the stock node, whatever the model
+
+
+def standin(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a stock node; its first parameter is the run."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.standin = True  # type: ignore[attr-defined]
+        STANDINS[name] = function
+        return function
+
+    return register
+
+
+def _input_file(run: Run, name: str) -> Path:
+    """A file of the input folder; a name may not leave it."""
+    folder = run.input_folder.resolve()
+    path = (folder / name.removesuffix(" [input]")).resolve()
+    if not path.is_relative_to(folder) or not path.is_file():
+        raise LoadError(f"image {name!r} is not in {run.input_folder}: give its folder with --input")
+    return path
+
+
+@standin("LoadImage")
+def load_image(run: Run, image: str) -> tuple[Any, ...]:
+    path = _input_file(run, image)
+    picture = load_picture(path)
+    mask = load_mask(path)
+    has_alpha = mask.max() > 0 and path.suffix.lower() in (".png", ".webp")
+    return picture, mask if has_alpha else picture[..., 0] * 0
+
+
+@standin("LoadImageMask")
+def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
+    path = _input_file(run, image)
+    if channel == "alpha":
+        return (load_mask(path),)
+    return (load_picture(path)[..., ["red", "green", "blue"].index(channel)],)
+
+
+@standin("SaveImage")
+def save_image(run: Run, images: Any, filename_prefix: str = "editkit") -> tuple[Any, ...]:
+    base = run.output_folder / filename_prefix
+    if not base.resolve().is_relative_to(run.output_folder.resolve()):
+        raise ParameterError(f"filename_prefix is {filename_prefix!r}: it may not leave the output folder")
+    for index, image in enumerate(check_image(images, "images")):
+        path = base.with_name(f"{base.name}_{index + 1:05d}.png")
+        run.saved.append(save_picture(image, path))
+    return ()
+
+
+@standin("PreviewImage")
+def preview_image(run: Run, images: Any) -> tuple[Any, ...]:
+    check_image(images, "images")
+    return ()
+
+
+@standin("PreviewAny")
+def preview_any(run: Run, source: Any) -> tuple[Any, ...]:
+    run.texts.setdefault("PreviewAny", []).append(str(source))
+    return ()
+
+
+@standin("MaskPreview")
+def preview_mask(run: Run, mask: Any) -> tuple[Any, ...]:
+    return ()
+
+
+@standin("MaskToImage")
+def mask_to_image(run: Run, mask: Any) -> tuple[Any, ...]:
+    return (mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3),)
+
+
+@standin("InvertMask")
+def invert_mask(run: Run, mask: Any) -> tuple[Any, ...]:
+    return (1 - mask,)
+
+
+@standin("CLIPTextEncode")
+def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
+    return (_host.conditioning(_host.text_encoder(clip).encode(text)),)
+
+
+@standin("VAEEncode")
+def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
+    codec, image = _host.codec(vae), check_image(pixels, "pixels")
+    height, width = (side // codec.factor * codec.factor for side in image.shape[1:3])
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return ({"samples": codec.encode(image[:, top : top + height, left : left + width])},)
+
+
+@standin("VAEDecode")
+def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
+    return (_host.to_host(_host.codec(vae).decode(_host.samples(samples))),)
+
+
+@standin("RepeatLatentBatch")
+def repeat_latent_batch(run: Run, samples: dict, amount: int) -> tuple[Any, ...]:
+    values = _host.samples(samples)
+    return ({**samples, "samples": values.repeat(amount, 1, 1, 1)},)
+
+
+@standin("KSampler")
+def ksampler(
+    run: Run, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: Any, negative: Any,
+    latent_image: dict, denoise: float = 1.0,
+) -> tuple[Any, ...]:  # fmt: skip
+    """KSampler on the ddim_uniform grid: the last `steps` of a grid of steps / denoise, as ComfyUI counts them."""
+    if scheduler != "ddim_uniform":
+        raise ParameterError(f"scheduler {scheduler!r} runs only in ComfyUI: headless has ddim_uniform")
+    if not 0 < denoise <= 1:
+        raise ParameterError(f"denoise is {denoise}: give a number above 0 and up to 1")
+    samples = check_latent(_host.samples(latent_image), "latent_image")
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
+        total = int(steps / denoise)
+        sigmas = denoiser.schedule(total)[-(min(steps, executed(total, 1.0)) + 1) :]
+        z = _sample(model, denoiser, denoiser.scale_in(samples), sigmas, prompts, sampler_name, seed, samples)
+        return (_host.finished_out(z, like=latent_image),)
+
+
+@standin("KSamplerSelect")
+def ksampler_select(run: Run, sampler_name: str) -> tuple[Any, ...]:
+    return (sampler_name,)
+
+
+@standin("SamplerCustom")
+def sampler_custom(
+    run: Run, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any, sampler: str,
+    sigmas: Any, latent_image: dict,
+) -> tuple[Any, ...]:  # fmt: skip
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    return _custom(model, prompts, noise_seed if add_noise else None, sampler, sigmas, latent_image)
+
+
+@standin("CFGGuider")
+def cfg_guider(run: Run, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Any, ...]:
+    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    return (_host.HeadlessGuider(model, prompts),)
+
+
+@standin("EmptyLatentImage")
+def empty_latent_image(run: Run, width: int, height: int, batch_size: int = 1) -> tuple[Any, ...]:
+    return ({"samples": torch.zeros(batch_size, EMPTY_CHANNELS, height // EMPTY_FACTOR, width // EMPTY_FACTOR)},)
+
+
+@standin("ImageFromBatch")
+def image_from_batch(run: Run, image: Any, batch_index: int, length: int) -> tuple[Any, ...]:
+    image = check_image(image, "image")
+    first = min(batch_index, len(image) - 1)
+    return (image[first : first + length].clone(),)
+
+
+@standin("RandomNoise")
+def random_noise(run: Run, noise_seed: int) -> tuple[Any, ...]:
+    return (noise_seed,)
+
+
+@standin("DisableNoise")
+def disable_noise(run: Run) -> tuple[Any, ...]:
+    return (None,)
+
+
+@standin("SamplerCustomAdvanced")
+def sampler_custom_advanced(
+    run: Run, noise: int | None, guider: Any, sampler: str, sigmas: Any, latent_image: dict
+) -> tuple[Any, ...]:
+    if not isinstance(guider, _host.HeadlessGuider):
+        raise ParameterError(f"guider is a {type(guider).__name__}: headless has CFGGuider and EditKit's guiders")
+    return _custom(guider.model, guider.prompts, noise, sampler, sigmas, latent_image)
+
+
+def _custom(
+    model: Any, prompts: EditPrompts, seed: int | None, sampler: str, sigmas: Any, latent_image: dict
+) -> tuple[Any, ...]:
+    """Without a seed it adds no noise: it takes up a LATENT that lies at the first of the sigmas."""
+    samples, levels = check_latent(_host.samples(latent_image), "latent_image"), check_sigmas(sigmas)
+    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
+        check_positive(prompts.positive, levels)
+        check_negative(prompts.negative, denoiser, levels)
+        if seed is not None:
+            source = denoiser.scale_in(samples)
+            out = _sample(model, denoiser, source, levels, prompts, sampler, seed, samples)
+            done = _host.finished_out(out, like=latent_image)
+        else:
+            _refuse_blend(model)
+            z = _host.latent_in(latent_image, denoiser, float(levels[0]))
+            predict, pairs = _predictor(model, denoiser, prompts, z, levels)
+            z = sample(sampler, predict, z.clone(), levels, _host.progress(len(levels) - 1, model))
+            if pairs is not None and levels[-1] == 0:
+                done = _host.finished_out(pairs.finished(denoiser.scale_out(z)), like=latent_image)
+            else:
+                done = _host.latent_out(z, denoiser, float(levels[-1]), like=latent_image)
+        return done, done
+
+
+def _unpatched(model: Any) -> Any:
+    """The MODEL to open; its blending and its attention edit are put around the predictions."""
+    return replace(model, editkit_blend=None, editkit_pairs=None) if isinstance(model, _host.HeadlessModel) else model
+
+
+def _predictor(
+    model: Any, denoiser: Any, prompts: EditPrompts, latent: Any, sigmas: Any
+) -> tuple[Predict, PairRun | None]:
+    """What a sampler evaluates, with the attention edit of the MODEL if it has one."""
+    plan = getattr(model, "editkit_pairs", None)
+    if plan is None:
+        return predictor(denoiser, prompts), None
+    run = plan.check(denoiser, sigmas, latent, [one_positive(prompts.positive, "an attention edit").tokens])
+    return paired_predictor(denoiser, prompts, run), run
+
+
+def _each_noise(model: Any, noise: Any) -> Any:
+    """The batch's noise; pairs of an attention edit share theirs."""
+    plan = getattr(model, "editkit_pairs", None)
+    return shared_noise(noise) if plan is not None and plan.share_noise else noise
+
+
+def _refuse_blend(model: Any) -> None:
+    if getattr(model, "editkit_blend", None) is not None:
+        raise ParameterError(
+            "a blended MODEL takes up a noised LATENT only in ComfyUI: let the sampler add the noise here"
+        )
+
+
+def _sample(
+    model: Any,
+    denoiser: Any,
+    source: Any,
+    sigmas: Any,
+    prompts: EditPrompts,
+    sampler_name: str,
+    seed: int,
+    samples: Any,
+) -> Any:
+    """Sample, blended where the MODEL says so; the unscaled result."""
+    from ..pipelines.blended.blending import finished_latent
+
+    seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed
+    noise = seeded_noise(source.shape, [seed], source.device)[0]
+    (predict, pairs), wish = _predictor(model, denoiser, prompts, source, sigmas), getattr(model, "editkit_blend", None)
+    noise = _each_noise(model, noise)
+    progress = _host.progress(len(sigmas) - 1, model)
+    if wish is None:
+        z = sample(sampler_name, predict, denoiser.noise(source, noise, float(sigmas[0])), sigmas, progress)
+        return denoiser.scale_out(z) if pairs is None else pairs.finished(denoiser.scale_out(z))
+    clean = (
+        source
+        if wish.source is None
+        else match_batch(denoiser.scale_in(wish.source), len(source), "source_latent", "latent_image")
+    )
+    background = Background(denoiser, clean, seeds, noise=noise)
+    schedule = wish.schedule.expanded(len(source), *source.shape[-2:]).to(source.device)
+    grid = sigmas if wish.sigmas is None else wish.sigmas
+    predict = blended_predictor(predict, background, schedule, grid)
+    z = sample(sampler_name, predict, background.at(float(sigmas[0])), sigmas, progress)
+    unscaled = samples if wish.source is None else wish.source
+    return finished_latent(denoiser.scale_out(z), unscaled, wish.schedule, grid)

@@ -1,0 +1,170 @@
+"""A native MODEL as a Denoiser.
+
+Does what the host's own guider does around a run (load, hooks, conditions, clean-up), with the loop left to us. Patches
+in force on the MODEL (LoRA, attention patches, wrappers, guidance hooks) and in the CONDITIONING (areas, ControlNets,
+weight hooks) act as they do in KSampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import comfy.hooks
+import comfy.model_patcher
+import comfy.sampler_helpers as helpers
+import comfy.samplers as samplers
+import torch
+from torch import Tensor
+
+from ...pipelines.core.attention_sites import Controlled
+from ...pipelines.core.protocols import Context
+from ...pipelines.core.shapes import check_latent
+from ...pipelines.learning.loss_scaling import GradientRange
+from ..sockets import conditioning
+from .attention_hooks import Layers, attention_layers, controlled_options
+from .conditions import Conditions, Parts, name_of_prompt
+from .gradients import differentiable_attention, learnable, network_blocks, reserve
+from .model_sampling import NativeLevels, level_tensor
+
+GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
+
+
+@contextmanager
+def native_denoiser(
+    model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
+) -> Iterator[NativeDenoiser]:
+    """See `_host.open_denoiser`."""
+    levels = NativeLevels(model)
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    conds = {name_of_prompt(i): helpers.convert_cond(conditioning(context)) for i, context in enumerate(contexts)}
+    hook_mode, loaded, denoiser = model.hook_mode, [], None
+    try:
+        samplers.preprocess_conds_hooks(conds)
+        if samplers.get_total_hook_groups_in_conds(conds) <= 1:
+            model.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        helpers.prepare_model_patcher(model, conds, options)
+        samplers.filter_registered_hooks_on_conds(conds, options)
+        if learning:
+            reserve(model, shape)
+            differentiable_attention(options)
+        inner, conds, loaded = helpers.prepare_sampling(model, _memory_shape(shape, len(contexts)), conds, options)
+        samplers.cast_to_load_options(options, device=model.load_device, dtype=model.model_dtype())
+        grid = levels.sampling.sigmas.flip(0) if sigmas is None else sigmas
+        options.setdefault("transformer_options", {})["sample_sigmas"] = grid.to(model.load_device)
+        model.pre_run()
+        opened = [(context, conds[name_of_prompt(i)]) for i, context in enumerate(contexts)]
+        denoiser = NativeDenoiser(levels, model, inner, options, opened)
+        with learnable([inner, *(part.model for part in loaded)]) if learning else nullcontext():
+            yield denoiser
+    finally:
+        if denoiser is not None:
+            denoiser.close()
+        model.cleanup()
+        helpers.cleanup_models(conds, loaded)
+        samplers.cast_to_load_options(options, device=model.offload_device)
+        model.hook_mode = hook_mode
+        model.restore_hook_patches()
+
+
+def _memory_shape(shape: tuple[int, ...], contexts: int) -> tuple[int, ...]:
+    """The host reserves memory for twice the batch it is told (cond and uncond); we may evaluate more rows."""
+    return (max(shape[0], -(-shape[0] * contexts // 2)), *shape[1:])
+
+
+class NativeDenoiser(NativeLevels):
+    """Valid inside `native_denoiser` only."""
+
+    def __init__(
+        self,
+        levels: NativeLevels,
+        patcher: Any,
+        inner: Any,
+        options: dict,
+        opened: list[tuple[Context, list[dict]]],
+    ) -> None:
+        self.__dict__.update(vars(levels))
+        self._levels, self._inner, self._options, self._patcher = levels, inner, options, patcher
+        self._conditions: Conditions | None = Conditions(inner, self.device, opened)
+        self._layers: Layers | None = None  # looked for when a control first comes
+
+    def without_weights(self) -> NativeLevels:
+        """The part that may outlive the run."""
+        return self._levels
+
+    def close(self) -> None:
+        self._inner = self._patcher = self._conditions = self._layers = None
+
+    def denoise(
+        self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
+    ) -> Tensor:
+        """See `Denoiser.denoise`. One batch where contexts and memory allow; the host splits it otherwise.
+
+        Gradients follow the caller's mode; they need a denoiser that was opened for learning.
+        """
+        z = check_latent(z, "latent", self.channels).to(self.device, torch.float32)
+        span = GradientRange(None if control is not None else self._network_dtype())  # a control may learn inside it
+        z, conds = span.enter(z), self._conds(span.contexts(contexts), z)
+        options = self._options if control is None else self._controlled(control, sigma)
+        return span.leave(evaluated(self._inner, conds, z, _levels(sigma, z), options))
+
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """The network's blocks, for gradient checkpointing."""
+        return [] if self._inner is None else network_blocks(self._inner.diffusion_model)
+
+    def _network_dtype(self) -> torch.dtype | None:
+        return None if self._inner is None else self._inner.manual_cast_dtype or self._inner.get_dtype()
+
+    def _controlled(self, control: Controlled, sigma: float | Tensor) -> dict:
+        """The options of one evaluation under attention control; those of the run stay as they are."""
+        if self._layers is None:
+            self._layers = attention_layers(self._patcher)
+        level = sigma if isinstance(sigma, (int, float)) else sigma.flatten()[0]
+        return controlled_options(self._options, control, self._layers, float(level))
+
+    def combine(
+        self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
+        """See `Denoiser.combine`: the host's guidance, with the hooks that the MODEL carries around it."""
+        hooked = any(self._options.get(hook) for hook in GUIDANCE_HOOKS)
+        conds = self._conds(contexts, z) if hooked else []  # for hooks that evaluate them again
+        return guidance(self._inner, conds, z, _levels(sigma, z), (cond, uncond), scale, self._options)
+
+    def _conds(self, contexts: Sequence[Context], z: Tensor) -> list[Parts]:
+        if self._conditions is None:
+            raise RuntimeError("this denoiser is closed: open the MODEL again")
+        return self._conditions.of(contexts, z)
+
+
+def _levels(sigma: float | Tensor, z: Tensor) -> Tensor:
+    """A level for every row, float32 [B], in memory of its own: autograd may save it."""
+    return level_tensor(sigma, z.device).expand(z.shape[0]).clone()
+
+
+def evaluated(inner: Any, conds: list[Parts], z: Tensor, level: Tensor, options: dict) -> Tensor:
+    """Clean predictions [len(conds), B, C, h, w], float32, as the host's samplers get them."""
+    replaced = options.get("sampler_calc_cond_batch_function")
+    if replaced is None:
+        return torch.stack(samplers.calc_cond_batch(inner, conds, z, level, options)).float()
+    arguments = {"conds": conds, "input": z, "sigma": level, "model": inner, "model_options": options}
+    return torch.stack(list(replaced(arguments))).float()
+
+
+def guidance(
+    inner: Any, conds: list[Parts], z: Tensor, level: Tensor, predictions: tuple[Tensor, Tensor], scale: float,
+    options: dict,
+) -> Tensor:  # fmt: skip
+    """The host's guidance of a conditional and an unconditional prediction, with every hook that `options` carry.
+
+    Args:
+        conds: what they are predictions of; one alone is conditional, as in the host's own runs at scale 1.
+    """
+    pair, out = [*conds, None, None][:2], list(predictions)
+    for hook in options.get("sampler_pre_cfg_function", []):
+        arguments = {"conds": pair, "conds_out": out, "cond_scale": scale, "timestep": level, "input": z}
+        out = hook({**arguments, "sigma": level, "model": inner, "model_options": options})
+    return samplers.cfg_function(
+        inner, out[0], out[1], scale, z, level, model_options=options, cond=pair[0], uncond=pair[1]
+    )

@@ -1,0 +1,85 @@
+"""What a native MODEL says about itself without its weights: family, noise levels and latent scale."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from typing import Any
+
+import comfy.model_base
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ...pipelines.core.errors import FamilyError
+from ...pipelines.core.sigmas import even_sigmas, leading_sigmas
+
+FAMILY_OF_CONTEXT = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+REFUSED = ("STABLE_CASCADE", "IMG_TO_IMG", "FLOW_COSMOS")
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def name_of(thing: Any) -> str:
+    """A name for an object's lifetime (an id may be used again after the object is gone)."""
+    return _names.setdefault(thing, uuid.uuid4().hex)
+
+
+def family_of(model: Any) -> str:
+    """Family of a ModelPatcher: "sd1", "sd2", "sdxl", "flow", "bundled", or "vp" for another eps or v model.
+
+    Raises: FamilyError for what has no still-image latents or no sigma-space form.
+    """
+    inner = model.model
+    latent_format, config = getattr(inner, "latent_format", None), getattr(inner, "model_config", None)
+    if latent_format is None or config is None:
+        raise FamilyError(f"model is a {type(inner).__name__}: connect a diffusion MODEL")
+    dimensions = getattr(latent_format, "latent_dimensions", 2)
+    if dimensions != 2:
+        raise FamilyError(
+            f"model is a {type(inner).__name__} with {dimensions}-dimensional latents (video or audio): "
+            "EditKit edits still images; connect an SD, SDXL, SD3 or Flux model"
+        )
+    kind = inner.model_type.name
+    if kind in REFUSED:
+        raise FamilyError(f"model is a {type(inner).__name__} of type {kind}, which EditKit does not support")
+    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        return "flow"
+    named = getattr(config, "editkit_family", None)
+    return named or FAMILY_OF_CONTEXT.get(config.unet_config.get("context_dim"), "vp")
+
+
+class NativeLevels:
+    """A MODEL's noise levels and latent scale; holds no weights, so that a LATENT may keep it (see `Denoiser`)."""
+
+    def __init__(self, model: Any) -> None:
+        self.family = family_of(model)
+        self.sampling = model.get_model_object("model_sampling")
+        self.latent_format = model.get_model_object("latent_format")
+        self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
+        self.channels = int(self.latent_format.latent_channels)
+        self.device: torch.device = model.load_device
+        self.fingerprint = f"{name_of(model.model)}-{name_of(self.sampling)}-{model.patches_uuid}"
+
+    def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
+        """See `Denoiser.schedule`: DDIM's leading grid for discrete VP models, even table entries for all others."""
+        table = self.sampling.sigmas.detach().float().cpu()
+        discrete = isinstance(self.sampling, comfy.model_sampling.ModelSamplingDiscrete) and not self.flow
+        return leading_sigmas(table, steps, strength) if discrete else even_sigmas(table, steps, strength)
+
+    def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+        """See `Denoiser.noise`; the host's own scaling, so that it fits whatever the MODEL was patched with."""
+        clean, noise = torch.broadcast_tensors(clean, noise.to(clean))
+        return self.sampling.noise_scaling(level_tensor(sigma, clean.device), noise, clean, max_denoise=False)
+
+    def scale_in(self, latent: Tensor) -> Tensor:
+        """See `Denoiser.scale_in`."""
+        return self.latent_format.process_in(latent.to(self.device, torch.float32))
+
+    def scale_out(self, z: Tensor) -> Tensor:
+        """See `Denoiser.scale_out`."""
+        return self.latent_format.process_out(z)
+
+
+def level_tensor(sigma: float | Tensor, device: torch.device) -> Tensor:
+    """A level as the host wants it: float32 [1] or [B]."""
+    return torch.as_tensor(sigma, dtype=torch.float32).to(device).reshape(-1)

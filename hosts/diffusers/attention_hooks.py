@@ -1,0 +1,243 @@
+"""Attention control in a diffusers U-Net: hooks that live as long as one `denoise` call.
+
+Layers are found by the structure of `UNet2DConditionModel` (SD 1.x, SD 2.x, SDXL and the bundled model) and numbered as in
+Stable Diffusion's original files (see `Site`). The user's own processors run wherever the control does not ask for a
+site, and are back in place afterwards, whatever happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...pipelines.core.attention_sites import Controlled, FeatureSite, Place, Row, Site
+from ...pipelines.core.errors import FamilyError, ParameterError
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One attention module, and where it sits. `level` = how often the grid was halved."""
+
+    module: Any
+    place: Place
+    block: int
+    blocks: int
+    depth: int
+    cross: bool
+    level: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One residual block, with the transformer behind it if there is one."""
+
+    residual: Any
+    transformer: Any | None
+    place: Place
+    block: int
+    blocks: int
+    level: int
+
+
+class ControlledCall:
+    """A control and the call it is in: says at every hook which site it is."""
+
+    def __init__(self, controlled: Controlled, sigma: float, cells: tuple[int, int]) -> None:
+        self.control, self.rows_of = controlled.control, controlled.rows
+        self.sigma, self.cells = sigma, cells
+        self.rows: tuple[Row, ...] = ()
+        """The rows of the network call that is about to run."""
+
+    def grid(self, level: int) -> tuple[int, int]:
+        height, width = (-(-side // 2**level) for side in self.cells)
+        return height, width
+
+
+@contextmanager
+def attention_hooks(
+    unet: Any, controlled: Controlled, sigma: float, cells: tuple[int, int]
+) -> Iterator[ControlledCall]:
+    """Hooks in place inside the block, and gone after it in every outcome; set `rows` before each network call.
+
+    Raises: FamilyError for networks without the attention layers of a Stable Diffusion U-Net, and for processors that
+    do more than attention; ParameterError where gradient checkpointing would run layers again after the hooks are gone.
+    """
+    if torch.is_grad_enabled() and _recomputes(unet):
+        raise ParameterError(
+            "gradient checkpointing is on: it runs layers again when the attention control is gone; "
+            "call disable_gradient_checkpointing() on the U-Net"
+        )
+    blocks = list(_blocks(unet))
+    layers = list(_layers(blocks))
+    call = ControlledCall(controlled, sigma, cells)
+    replaced: list[tuple[Any, bool, Any]] = []
+    handles = []
+    try:
+        for layer, site in zip(layers, _sites(layers, call), strict=True):
+            # Not through set_processor: one that is a module would come back at the end of the weights' order.
+            own = vars(layer.module)
+            replaced.append((layer.module, "processor" in own, own.get("processor")))
+            own["processor"] = _Processor(call, site, layer.module.processor)
+        for block in blocks:
+            if call.control.wants_features(block.place, block.block, block.blocks):
+                handles.append(block.residual.conv2.register_forward_hook(_feature_hook(call, block)))
+        yield call
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, had, processor in replaced:
+            if had:
+                vars(module)["processor"] = processor
+            else:
+                del vars(module)["processor"]
+
+
+def _recomputes(unet: Any) -> bool:
+    """Whether gradient checkpointing is on; diffusers' own property walks through every module to find out."""
+    parts = [part for name in ("down_blocks", "up_blocks") for part in getattr(unet, name, ())]
+    return any(getattr(part, "gradient_checkpointing", False) for part in [*parts, getattr(unet, "mid_block", None)])
+
+
+# ------------------------------------------------------------------------------------------------------------ structure
+def _blocks(unet: Any) -> Iterator[_Block]:
+    """Every residual block in order of execution, numbered per place."""
+    down, middle, up = (getattr(unet, name, None) for name in ("down_blocks", "mid_block", "up_blocks"))
+    if down is None or up is None:
+        raise FamilyError(
+            f"{type(unet).__name__} has no U-Net blocks: attention control works on SD 1.x, SD 2.x and SDXL; for "
+            "transformer models use a mask (blended edit, DiffEdit) or an inversion with another prompt"
+        )
+    level, number, total = 0, 1, 1 + sum(len(part.resnets) + int(bool(part.downsamplers)) for part in down)
+    for part in down:
+        for residual, transformer in _paired(part):
+            yield _Block(residual, transformer, "down", number, total, level)
+            number += 1
+        number, level = number + bool(part.downsamplers), level + bool(part.downsamplers)
+    if middle is not None:  # distilled models may have none
+        yield _Block(middle.resnets[0], _only(middle), "mid", 0, 2, level)
+        yield _Block(middle.resnets[-1], None, "mid", 1, 2, level)
+    number, total = 0, sum(len(part.resnets) for part in up)
+    for part in up:
+        for residual, transformer in _paired(part):
+            yield _Block(residual, transformer, "up", number, total, level)
+            number += 1
+        level -= bool(part.upsamplers)
+
+
+def _paired(part: Any) -> list[tuple[Any, Any | None]]:
+    transformers = list(getattr(part, "attentions", None) or [None] * len(part.resnets))
+    if len(transformers) != len(part.resnets):
+        raise _unknown(part)
+    return list(zip(part.resnets, transformers, strict=True))
+
+
+def _only(middle: Any) -> Any | None:
+    transformers = list(getattr(middle, "attentions", None) or [None])
+    if len(transformers) != 1 or len(middle.resnets) != 2:
+        raise _unknown(middle)
+    return transformers[0]
+
+
+def _unknown(part: Any) -> FamilyError:
+    return FamilyError(
+        f"this network has a {type(part).__name__}, whose attention is not that of a Stable Diffusion U-Net: "
+        "attention control works on SD 1.x, SD 2.x and SDXL"
+    )
+
+
+def _layers(blocks: list[_Block]) -> Iterator[_Layer]:
+    """Self- and cross-attention of every transformer layer, in order of execution."""
+    for block in blocks:
+        if block.transformer is None:
+            continue
+        if not hasattr(block.transformer, "transformer_blocks"):
+            raise _unknown(block.transformer)
+        blocks_here = 1 if block.place == "mid" else block.blocks
+        for depth, layer in enumerate(block.transformer.transformer_blocks):
+            for module in (layer.attn1, layer.attn2):
+                if module is not None:
+                    cross = bool(module.is_cross_attention)
+                    yield _Layer(module, block.place, block.block, blocks_here, depth, cross, block.level)
+
+
+def _sites(layers: list[_Layer], call: ControlledCall) -> Iterator[Site]:
+    """What is known of each layer before its call: everything but the rows."""
+    places = [(layer.place, layer.block, layer.depth) for layer in layers]
+    order = {place: index for index, place in enumerate(dict.fromkeys(places))}
+    for layer, place in zip(layers, places, strict=True):
+        yield Site(
+            layer.place, layer.block, layer.blocks, layer.depth, order[place], len(order), call.grid(layer.level),
+            call.cells, layer.cross, call.sigma, (),
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- hooks
+def _feature_hook(call: ControlledCall, block: _Block) -> Any:
+    """On the last convolution of a residual block: its output is what the skip is added to."""
+
+    def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        site = FeatureSite(block.place, block.block, block.blocks, call.cells, call.sigma, call.rows)
+        return call.control.features(output, site)
+
+    return hook
+
+
+class _Processor:
+    """Stands in for a processor: asks the control first, and runs the original where it does not want the site."""
+
+    def __init__(self, call: ControlledCall, site: Site, original: Any) -> None:
+        self.call, self.site, self.original = call, site, original
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        site = replace(self.site, rows=self.call.rows)
+        if not self.call.control.wants(site):
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+        self._check(attn, hidden_states, attention_mask)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            source = attn.norm_encoder_hidden_states(source)
+        key, value = self.call.control.inputs(source, source, site)
+        q, k, v = (
+            _split(project(x), attn.heads)
+            for project, x in ((attn.to_q, hidden_states), (attn.to_k, key), (attn.to_v, value))
+        )
+        if attn.norm_q is not None:
+            q = attn.norm_q(q)
+        if attn.norm_k is not None:
+            k = attn.norm_k(k)
+        out = self.call.control.attend(q, k, v, site)
+        if out is None:
+            out = F.scaled_dot_product_attention(q, k, v)
+        out = out.transpose(1, 2).flatten(2).to(q.dtype)
+        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+    def _check(self, attn: Any, hidden_states: Tensor, mask: Tensor | None) -> None:
+        """Refuse what this processor would compute differently from the one it stands in for."""
+        from diffusers.models import attention_processor as known
+
+        plain = (
+            known.AttnProcessor, known.AttnProcessor2_0, known.FusedAttnProcessor2_0, known.SlicedAttnProcessor,
+            known.XFormersAttnProcessor,
+        )  # fmt: skip
+        if type(self.original) not in plain:
+            raise FamilyError(
+                f"the U-Net's attention processor {type(self.original).__name__} does more than attention, so that "
+                "attention control cannot take its place: remove it (set_default_attn_processor) for this edit"
+            )
+        special = (mask, attn.group_norm, attn.spatial_norm)
+        if hidden_states.ndim != 3 or any(part is not None for part in special) or attn.residual_connection:
+            raise _unknown(attn)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, heads * d] as [rows, heads, tokens, d]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,350 @@
+"""Denoiser, LatentCodec and TextEncoder over diffusers and transformers modules: the headless host.
+
+U-Net families in diffusers layout: SD 1.x, SD 2.x (eps and v prediction) and SDXL, and the bundled model. Transformer
+(flow) folders are refused by name: those models run in ComfyUI.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...pipelines.core.attention_sites import Controlled
+from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
+from ...pipelines.core.guidance import mix
+from ...pipelines.core.protocols import Context
+from ...pipelines.core.sigmas import leading_sigmas
+from ...pipelines.learning.loss_scaling import GradientRange
+from ...pipelines.learning.weight_deltas import TunePlan
+from .attention_hooks import ControlledCall, attention_hooks
+from .finetune import DiffusersClone, network_blocks, with_changes
+
+log = logging.getLogger("editkit")
+
+FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+
+
+@dataclass
+class DiffusersDenoiser:
+    """A diffusers UNet2DConditionModel in sigma space.
+
+    Attributes:
+        unet: the network, in any floating dtype; state outside it is float32.
+        table: sigma of every training timestep, ascending float32 [T].
+        prediction: "epsilon" or "v_prediction".
+        scaling_factor: VAE latent to model scale.
+        factor: VAE factor, for SDXL's size embedding.
+        max_rows: rows of one network call; None = all. Halved by itself when memory runs out.
+    """
+
+    unet: Any  # diffusers modules: their attributes are not typed
+    table: Tensor
+    prediction: str
+    family: str
+    scaling_factor: float
+    factor: int
+    max_rows: int | None = None
+    flow: bool = False
+    _fingerprint: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise FamilyError(
+                f"prediction type {self.prediction!r} is not supported headless: epsilon and v_prediction are"
+            )
+        self.channels = int(self.unet.config["in_channels"])
+        if self.channels != int(self.unet.config["out_channels"]):
+            raise FamilyError(
+                f"this U-Net takes {self.channels} channels (an inpainting model): use the base model instead"
+            )
+        self.table = self.table.float().cpu()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = f"{self.family}-{self.prediction}-{weights_digest(self.unet)}"
+        return self._fingerprint
+
+    def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
+        return leading_sigmas(self.table, steps, strength)
+
+    def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+        return clean + sigma * noise
+
+    def combine(
+        self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
+    ) -> Tensor:
+        return mix(cond, uncond, scale)
+
+    def scale_in(self, latent: Tensor) -> Tensor:
+        return latent.to(self.device, torch.float32) * self.scaling_factor
+
+    def scale_out(self, z: Tensor) -> Tensor:
+        return z / self.scaling_factor
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The network's blocks, for gradient checkpointing (`optimise.recomputing`)."""
+        return network_blocks(self.unet)
+
+    def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> DiffusersClone:
+        """See `TunableDenoiser.model_clone`."""
+        return DiffusersClone(self, plan)
+
+    def with_changes(self, changes: Mapping[str, Tensor]) -> DiffusersDenoiser:
+        """A denoiser with learned weights of its own. Raises MismatchError for another model's."""
+        return with_changes(self, changes)
+
+    def timestep(self, sigma: float) -> int:
+        """Index of the nearest training level in log sigma (exact on the grid)."""
+        distance = (self.table.double().log() - torch.tensor(max(sigma, 1e-10), dtype=torch.float64).log()).abs()
+        return int(distance.argmin())
+
+    def denoise(
+        self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
+    ) -> Tensor:
+        """As the protocol says; gradients reach the contexts. Raises ParameterError, ShapeError, FamilyError."""
+        sigma = self._level(sigma, len(z), control)
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise ShapeError(f"latent is {list(z.shape)}: this model takes [batch, {self.channels}, height, width]")
+        if control is not None and len(control.rows.batch) != len(z):
+            raise ShapeError(f"latent batch has {len(z)} rows but the control names {len(control.rows.batch)}")
+        span = GradientRange(self.dtype if control is None else None)  # a control may learn inside the network
+        z, contexts = span.enter(z.to(self.device, torch.float32)), span.contexts(contexts)
+        scale = (1 + sigma * sigma) ** -0.5
+        cells = (int(z.shape[-2]), int(z.shape[-1]))
+        hooks = nullcontext() if control is None else attention_hooks(self.unet, control, float(sigma), cells)
+        with hooks as call:
+            network = [self._network(z * scale, sigma, group, call) for group in _same_length(contexts)]
+        out = torch.cat(network)
+        if self.prediction == "epsilon":
+            return span.leave(z - sigma * out)
+        return span.leave(z * (scale * scale) - out * (sigma * scale))
+
+    def _level(self, sigma: float | Tensor, batch: int, control: Controlled | None) -> float | Tensor:
+        """A level for all latents, or levels [B, 1, 1, 1] on the device, one for each."""
+        levels = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+        if (levels <= 0).any():
+            raise ParameterError(f"sigma is {float(levels.min())}: a denoiser is defined above 0")
+        if len(levels) == 1:
+            return float(sigma)
+        if len(levels) != batch or control is not None:
+            raise ShapeError(
+                f"{len(levels)} noise levels came for a latent batch of {batch}: give 1 or {batch}, and 1 with a control"
+            )
+        return levels.to(self.device).view(-1, 1, 1, 1)
+
+    def _timesteps(self, sigma: float | Tensor, contexts: int) -> Tensor:
+        """Network time of every row, one number where they share it."""
+        if isinstance(sigma, float):
+            return torch.full((), self.timestep(sigma), device=self.device)
+        return torch.tensor([self.timestep(level) for level in sigma.flatten().tolist()] * contexts).to(self.device)
+
+    def _network(
+        self, x: Tensor, sigma: float | Tensor, group: Sequence[tuple[int, Context]], hooks: ControlledCall | None
+    ) -> Tensor:
+        """Raw network output [len(group), B, C, h, w] in float32; every context has the same token count."""
+        contexts = [context for _, context in group]
+        batch = x.shape[0]
+        tokens = torch.cat([_rows(context.tokens, batch, "conditioning") for context in contexts])
+        added = self._added(contexts, batch, x.shape[-2:])
+        rows = x.repeat(len(contexts), 1, 1, 1).to(self.dtype)
+        tokens = tokens.to(self.device, self.dtype)
+        t = self._timesteps(sigma, len(contexts))
+        meaning = [row for number, _ in group for row in hooks.rows_of.chunk(number)] if hooks else []
+
+        def call(begin: int, end: int) -> Tensor:
+            extra = {name: value[begin:end] for name, value in added.items()}
+            kwargs = {"added_cond_kwargs": extra} if extra else {}
+            if hooks:
+                hooks.rows = tuple(meaning[begin:end])
+            time = t[begin:end] if t.ndim else t
+            return self.unet(rows[begin:end], time, tokens[begin:end], return_dict=False, **kwargs)[0].float()
+
+        return self._chunked(call, len(rows), hooks.rows_of.unit if hooks else 1).reshape(len(contexts), *x.shape)
+
+    def _chunked(self, call: Callable[[int, int], Tensor], rows: int, unit: int = 1) -> Tensor:
+        """All rows in as few calls as memory allows, cut at multiples of `unit`; the limit found is kept."""
+        while True:
+            size = max(unit, (self.max_rows or rows) // unit * unit)
+            try:
+                parts = [call(i, min(i + size, rows)) for i in range(0, rows, size)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except torch.cuda.OutOfMemoryError:
+                if size == unit:
+                    raise
+                self.max_rows = max(1, min(size, rows) // 2)
+                torch.cuda.empty_cache()
+                log.warning("out of memory with %d rows in one call: trying %d", size, self.max_rows)
+
+    def _added(self, contexts: Sequence[Context], batch: int, cells: torch.Size) -> dict[str, Tensor]:
+        """SDXL's pooled text and size embedding; other families take nothing."""
+        if self.unet.config.get("addition_embed_type") != "text_time":
+            return {}
+        pooled = []
+        for context in contexts:
+            if context.pooled is None:
+                raise FamilyError(
+                    "this SDXL model needs pooled text embeddings: encode the prompt with its own text encoder"
+                )
+            pooled.append(_rows(context.pooled, batch, "conditioning"))
+        height, width = (int(side) * self.factor for side in cells)
+        ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+        return {
+            "text_embeds": torch.cat(pooled).to(self.device, self.dtype),
+            "time_ids": ids.expand(len(contexts) * batch, -1),
+        }
+
+
+def _rows(value: Tensor, batch: int, socket: str) -> Tensor:
+    if value.shape[0] not in (1, batch):
+        raise ShapeError(f"{socket} has {value.shape[0]} rows but the latent batch has {batch}: pass 1 or {batch}")
+    return value.expand(batch, *value.shape[1:])
+
+
+def _same_length(contexts: Sequence[Context]) -> Iterator[list[tuple[int, Context]]]:
+    """Neighbouring contexts with one token count share a call, each with its number; the order is kept."""
+    group: list[tuple[int, Context]] = []
+    for number, context in enumerate(contexts):
+        if group and group[0][1].tokens.shape[1:] != context.tokens.shape[1:]:
+            yield group
+            group = []
+        group.append((number, context))
+    if group:
+        yield group
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A short name for a set of weights: names, shapes and a few values of every tensor."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        sample = value.detach().flatten()[:: max(1, value.numel() // 16)][:16].float().cpu()
+        digest.update(name.encode() + str(tuple(value.shape)).encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class DiffusersCodec:
+    """A diffusers AutoencoderKL; works in the VAE's own dtype, hands out float32."""
+
+    vae: Any
+
+    def __post_init__(self) -> None:
+        self.factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self.channels = int(self.vae.config["latent_channels"])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        if image.shape[1] % self.factor or image.shape[2] % self.factor:
+            raise ShapeError(
+                f"image is {image.shape[2]} x {image.shape[1]}: pad it to multiples of {self.factor} pixels"
+            )
+        pixels = image.movedim(-1, 1).to(self.device, self.dtype) * 2 - 1
+        with torch.no_grad():
+            posterior = self.vae.encode(pixels).latent_dist
+        mean = posterior.mean.float()
+        return mean if noise is None else mean + posterior.std.float() * noise.to(mean)
+
+    def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+        with torch.no_grad():
+            pixels = self.vae.decode(latent.to(self.device, self.dtype)).sample.float()
+        image = pixels.movedim(1, -1) * 0.5 + 0.5
+        return image.clamp(0, 1) if clamp else image
+
+    def decoder_clone(self) -> DiffusersDecoder:
+        return DiffusersDecoder(self)
+
+
+class DiffusersDecoder:
+    """A float32 copy of a decoder as a chain of blocks: stem with middle, each upsampling block, head."""
+
+    def __init__(self, codec: DiffusersCodec) -> None:
+        self._codec = codec
+        post = getattr(codec.vae, "post_quant_conv", None)
+        with torch.inference_mode(False):
+            self._decoder: Any = copy.deepcopy(codec.vae.decoder).float().requires_grad_(False)
+            self._post: Any = nn.Identity() if post is None else copy.deepcopy(post).float().requires_grad_(False)
+        decoder = self._decoder
+        self.blocks: list[nn.Module] = [
+            nn.Sequential(decoder.conv_in, decoder.mid_block),
+            *decoder.up_blocks,
+            nn.Sequential(decoder.conv_norm_out, decoder.conv_act, decoder.conv_out),
+        ]
+
+    def prepare(self, latent: Tensor) -> Tensor:
+        return self._post(latent.to(self._codec.device, torch.float32))
+
+    def finish(self) -> TunedCodec:
+        """The learned decoder stays in float32; the encoder is the original module, not a copy."""
+        vae = copy.copy(self._codec.vae)
+        vae._modules = {**vae._modules, "decoder": self._decoder.requires_grad_(False), "post_quant_conv": self._post}
+        return TunedCodec(vae)
+
+    def release(self) -> None:
+        self.blocks = []
+        self._decoder = self._post = None
+
+
+class TunedCodec(DiffusersCodec):
+    """A codec whose decoder is float32, whatever the dtype of its encoder."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vae.encoder.parameters()).dtype
+
+    def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+        with torch.no_grad():
+            pixels = self.vae.decoder(self.vae.post_quant_conv(latent.to(self.device, torch.float32)))
+        image = pixels.movedim(1, -1) * 0.5 + 0.5
+        return image.clamp(0, 1) if clamp else image
+
+
+@dataclass
+class LoadedModel:
+    """What one folder gives."""
+
+    denoiser: DiffusersDenoiser
+    codec: DiffusersCodec
+    text: Any
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LoadedModel:
+        for module in (self.denoiser.unet, self.codec.vae, *self.text.modules()):
+            module.to(device=device, dtype=dtype)
+        return replace(self)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Config warnings of a compact vocabulary and progress bars of three tiny files help nobody."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error(), transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0]), transformers_logging.set_verbosity(levels[1])

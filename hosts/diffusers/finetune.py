@@ -1,0 +1,55 @@
+"""A copy of a diffusers U-Net that learns, and a denoiser with what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...pipelines.learning.weight_deltas import Learner, TunePlan, apply_changes, copied, learning_need
+
+if TYPE_CHECKING:
+    from .denoiser import DiffusersDenoiser
+
+PREFIX = "lora_unet_"
+
+
+def layer_name(name: str) -> str:
+    """A U-Net layer as LoRA files call it: lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q."""
+    return PREFIX + name.replace(".", "_")
+
+
+def network_blocks(unet: Any) -> list[nn.Module]:
+    """The blocks that may run again in the backward pass instead of keeping what they computed."""
+    return [*unet.down_blocks, *([] if unet.mid_block is None else [unet.mid_block]), *unet.up_blocks]
+
+
+class DiffusersClone:
+    """See `DenoiserClone`."""
+
+    parameters: Sequence[Tensor]
+    blocks: Sequence[nn.Module]
+
+    def __init__(self, denoiser: DiffusersDenoiser, plan: TunePlan) -> None:
+        learning_need(denoiser.unet, plan).check(denoiser.device, "a copy of the model that learns")
+        self._learner: Any = Learner(denoiser.unet, plan, layer_name)
+        self.denoiser: Any = replace(denoiser, unet=self._learner.network, _fingerprint=None)
+        self.parameters, self.blocks = self._learner.parameters, network_blocks(self._learner.network)
+
+    def changes(self) -> dict[str, Tensor]:
+        """See `DenoiserClone.changes`."""
+        return self._learner.changes()
+
+    def release(self) -> None:
+        """See `DenoiserClone.release`."""
+        self.denoiser = self._learner = None
+        self.parameters, self.blocks = (), ()
+
+
+def with_changes(denoiser: DiffusersDenoiser, changes: Mapping[str, Tensor]) -> DiffusersDenoiser:
+    """A denoiser with weights of its own, of the same type, to which `changes` were added. See `weights.py`."""
+    unet = copied(denoiser.unet, denoiser.dtype)
+    apply_changes(unet, changes, layer_name)
+    return replace(denoiser, unet=unet, _fingerprint=None)

@@ -1,0 +1,146 @@
+"""TextEncoder over transformers' CLIP text models, with character spans and prompts of any length.
+
+A prompt longer than one window is cut into windows of 75 tokens, each with its own begin and end token, and the
+embeddings are joined: the convention of ComfyUI and the web UIs. Weights such as "(word:1.2)" are read by ComfyUI's own
+encoder only; headless they are plain text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...pipelines.core.protocols import Context, Token
+
+
+class SpanTokenizer(Protocol):
+    """Text to content tokens (without begin and end), and how windows are padded."""
+
+    bos: int
+    eos: int
+    pad: int
+    length: int
+
+    def split(self, text: str) -> list[Token]: ...
+
+
+class ClipBpe:
+    """CLIP's byte-pair tokens from the vocabulary that open_clip ships, with character spans."""
+
+    def __init__(self, length: int = 77, pad: int | None = None) -> None:
+        self.bos, self.eos, self.length = 49406, 49407, length
+        self.pad = self.eos if pad is None else pad
+
+    def split(self, text: str) -> list[Token]:
+        tokenizer = _simple_tokenizer()
+        plain, places = _plain(text)
+        tokens: list[Token] = []
+        for match in tokenizer.pat.finditer(plain):
+            word = "".join(tokenizer.byte_encoder[byte] for byte in match.group().encode("utf-8"))
+            owners = [place for i in range(*match.span()) for place in [places[i]] * len(plain[i].encode("utf-8"))]
+            tokens += _spans(tokenizer.bpe(word).split(" "), tokenizer.encoder, owners)
+        return tokens
+
+
+def _plain(text: str) -> tuple[str, list[int]]:
+    """`text` composed and in lower case, as CLIP reads it, and for each of its characters the one that it came from."""
+    kept, places, start = "", [], 0
+    while start < len(text):
+        end = start + 1
+        while end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        piece = unicodedata.normalize("NFC", text[start:end]).lower()
+        kept += piece
+        places += [start] * len(piece)
+        start = end
+    return kept, places
+
+
+def _spans(pieces: Sequence[str], encoder: dict[str, int], owners: Sequence[int]) -> Iterator[Token]:
+    """The pieces of a word with the characters they cover; `owners` has one entry per byte. Pieces may cut a character."""
+    at = 0
+    for piece in pieces:
+        length = len(piece.removesuffix("</w>"))
+        yield Token(encoder[piece], owners[at], owners[at + length - 1] + 1)
+        at += length
+
+
+@cache
+def _simple_tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+class TransformersTokenizer:
+    """A fast CLIP tokenizer from a diffusers folder."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.length = int(min(tokenizer.model_max_length, 77))
+
+    def split(self, text: str) -> list[Token]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [Token(i, a, b) for i, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+
+
+@dataclass
+class ClipTower:
+    """One tokenizer with its text model, and which of its outputs a family reads."""
+
+    tokenizer: SpanTokenizer
+    model: nn.Module
+    layer: int | None = None  # None: last, after the final norm; -2: the layer before the last, as SDXL reads it
+    row_of_id: Tensor | None = None  # compact vocabularies: CLIP id to stored row
+
+    def windows(self, text: str) -> list[list[Token]]:
+        """Padded windows of `length` tokens; specials have the span (-1, -1)."""
+        tokenizer, content = self.tokenizer, self.tokenizer.split(text)
+        room = tokenizer.length - 2
+        parts = [content[i : i + room] for i in range(0, len(content), room)] or [[]]
+        begin, end, pad = (Token(i, -1, -1) for i in (tokenizer.bos, tokenizer.eos, tokenizer.pad))
+        return [[begin, *part, end, *[pad] * (room - len(part))] for part in parts]
+
+    @torch.no_grad()
+    def encode(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """Tokens [1, 77 k, D] and, for models with a projection, the pooled vector [1, P] of the first window."""
+        ids = torch.tensor([[token.id for token in window] for window in self.windows(text)])
+        device = next(self.model.parameters()).device
+        if self.row_of_id is not None:
+            ids = self.row_of_id.cpu()[ids]
+        out = self.model(ids.to(device), output_hidden_states=self.layer is not None)
+        hidden = out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
+        pooled = getattr(out, "text_embeds", None)
+        return hidden.reshape(1, -1, hidden.shape[-1]).float(), None if pooled is None else pooled[:1].float()
+
+
+class ClipTextEncoder:
+    """One tower (SD 1.x, SD 2.x, bundled) or two (SDXL: embeddings side by side, pooled from the second)."""
+
+    def __init__(self, towers: Sequence[ClipTower]) -> None:
+        self._towers = list(towers)
+
+    def modules(self) -> list[nn.Module]:
+        return [tower.model for tower in self._towers]
+
+    def encode(self, text: str) -> Context:
+        encoded = [tower.encode(text) for tower in self._towers]
+        longest = max(tokens.shape[1] for tokens, _ in encoded)
+        tokens = torch.cat([_extend(part, longest) for part, _ in encoded], dim=-1)
+        return Context(tokens, encoded[-1][1] if len(encoded) > 1 else None, text)
+
+    def tokens(self, text: str) -> list[Token]:
+        return [token for window in self._towers[0].windows(text) for token in window]
+
+
+def _extend(tokens: Tensor, length: int) -> Tensor:
+    """Towers of one model may cut a text into different windows; the shorter one repeats its last window."""
+    missing = length - tokens.shape[1]
+    return tokens if missing == 0 else torch.cat([tokens, tokens[:, -missing:]], dim=1)

@@ -1,0 +1,129 @@
+"""Embeddings between nodes: on the compute device, the host's to evict; and sockets that take them for a negative.
+
+EDITKIT_EMBEDDINGS holds negatives (null-text, negative-prompt inversion) or values (StyleDiffusion); each kind is refused by
+name where the other is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..pipelines.core.errors import EditError
+from ..pipelines.core.protocols import Context
+from ..pipelines.inversion.negative_embeddings import Embeddings
+from ..pipelines.stylediffusion.value_embeddings import ValueEmbeddings
+from .sockets import conditioning, context, held
+from .trajectory import HeldTrajectory
+
+EXPECTED = "connect 'Null-text inversion', 'Negative-prompt inversion' or 'Load embeddings'"
+EXPECTED_VALUES = "connect 'Learn a picture's values (StyleDiffusion)' or 'Load embeddings'"
+
+
+class HeldEmbeddings:
+    """What an EDITKIT_EMBEDDINGS socket holds of null-text or negative-prompt inversion; immutable."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        base = embeddings.base
+        if base.host is None:  # from a file: by its CONDITIONING a host knows what the steps' negatives derive from
+            base = replace(base, host=conditioning(base))
+        self._bare = replace(embeddings, base=base, tokens=None, path=None)
+        self._tokens = None if embeddings.tokens is None else held(embeddings.tokens)
+        self._path = None if embeddings.path is None else HeldTrajectory(embeddings.path, {})
+
+    def get(self) -> Embeddings:
+        """The embeddings on their device."""
+        tokens: Tensor | None = None if self._tokens is None else self._tokens()
+        return replace(self._bare, tokens=tokens, path=None if self._path is None else self._path.get())
+
+    def __repr__(self) -> str:
+        return f"Embeddings(steps={self._bare.steps}, family={self._bare.family!r})"
+
+
+class HeldValues:
+    """What an EDITKIT_EMBEDDINGS socket holds of StyleDiffusion; immutable.
+
+    Attributes:
+        rest: entries of the LATENT that was inverted, as far as they are known: results inherit them.
+    """
+
+    def __init__(self, values: ValueEmbeddings, like: Mapping[str, Any]) -> None:
+        known = (
+            {} if values.picture is None else {"editkit_factor": values.picture[0], "editkit_size": values.picture[1:]}
+        )
+        self.rest = {**known, **like}
+        if {"editkit_factor", "editkit_size"} <= set(self.rest):
+            values = replace(values, picture=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
+        nothing = values.shift.new_empty(0)  # not a view, which would keep the memory
+        bare = replace(values.path, latents=nothing, clean=nothing)
+        self._bare, self._path = replace(values, scale=None, shift=nothing, path=bare), HeldTrajectory(values.path, {})
+        self._scale = None if values.scale is None else held(values.scale)
+        self._shift, self._shape = held(values.shift), list(values.shift.shape)
+
+    def get(self) -> ValueEmbeddings:
+        """The values on their device."""
+        scale = None if self._scale is None else self._scale()
+        return replace(self._bare, scale=scale, shift=self._shift(), path=self._path.get())
+
+    def __repr__(self) -> str:
+        return f"ValueEmbeddings(steps={self._shape[0]}, images={self._shape[1]}, family={self._bare.family!r})"
+
+
+def embeddings_out(
+    embeddings: Embeddings | ValueEmbeddings, like: Mapping[str, Any] | None = None
+) -> HeldEmbeddings | HeldValues:
+    """What to put on the socket; nothing is copied to the host. `like`: the rest of the LATENT that values belong to."""
+    return HeldValues(embeddings, like or {}) if isinstance(embeddings, ValueEmbeddings) else HeldEmbeddings(embeddings)
+
+
+def learned_in(value: Any, socket: str = "embeddings") -> Embeddings | ValueEmbeddings:
+    """The embeddings of a socket, of either kind. Raises EditError for something else."""
+    return (
+        values_in(value, socket) if isinstance(value, (HeldValues, ValueEmbeddings)) else embeddings_in(value, socket)
+    )
+
+
+def values_in(value: Any, socket: str = "embeddings") -> ValueEmbeddings:
+    """The values of a socket. Raises EditError for negatives and for something else."""
+    if isinstance(value, ValueEmbeddings):
+        return value
+    if isinstance(value, (HeldEmbeddings, Embeddings)):
+        raise EditError(f"{socket} holds negatives, not what a picture's values are: {EXPECTED_VALUES}")
+    if not isinstance(value, HeldValues):
+        raise EditError(f"{socket} is a {type(value).__name__}: {EXPECTED_VALUES}")
+    return value.get()
+
+
+def values_rest(value: Any) -> dict[str, Any]:
+    """A LATENT without samples, for results made from values."""
+    return dict(value.rest) if isinstance(value, HeldValues) else {}
+
+
+def embeddings_in(value: Any, socket: str = "embeddings") -> Embeddings:
+    """The embeddings of a socket. Raises EditError for something else."""
+    if isinstance(value, Embeddings):
+        value = HeldEmbeddings(value)
+    if isinstance(value, (HeldValues, ValueEmbeddings)):
+        raise EditError(f"{socket} holds the values of StyleDiffusion, which are no negative prompt: {EXPECTED}")
+    if not isinstance(value, HeldEmbeddings):
+        raise EditError(f"{socket} is a {type(value).__name__}, which is no negative prompt: {EXPECTED}")
+    return value.get()
+
+
+def negative_in(value: Any, socket: str = "negative") -> Context | Embeddings:
+    """The negative of a socket that takes CONDITIONING or EDITKIT_EMBEDDINGS (one negative per step)."""
+    return context(value, socket) if isinstance(value, (list, tuple)) else embeddings_in(value, socket)
+
+
+def prompts_to_open(*prompts: Context | Embeddings | None) -> list[Context]:
+    """What `open_denoiser` must know of positives and negatives; negatives per step derive from one base."""
+    return [prompt.base if isinstance(prompt, Embeddings) else prompt for prompt in prompts if prompt is not None]
+
+
+def opened_for(positive: Context, negative: Context | Embeddings, scale: float) -> list[Context]:
+    """What `open_denoiser` must know of an edit at a guidance scale: a negative that is not evaluated is none of it."""
+    guides = scale != 1 if isinstance(negative, Context) else negative.guides(scale)
+    return prompts_to_open(positive, negative if guides else None)

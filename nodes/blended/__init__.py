@@ -1,0 +1,1 @@
+"""Nodes of Blended Latent Diffusion."""

@@ -1,0 +1,1 @@
+"""Nodes that rank candidates and measure edits."""

@@ -1,0 +1,1 @@
+"""Nodes of inversion and guided reconstruction."""

@@ -1,0 +1,77 @@
+"""Attention maps for people: which words, at which noise levels, and one labelled picture for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.errors import ParameterError
+from ..evaluation.drawing import sheet
+from .prompts.widget_syntax import parse_words
+from .prompts.words import Word, missing, occurrences
+from .step_ranges import check_part
+
+TILE = 256  # pixels
+
+
+def chosen_words(words: Sequence[Word], names: str, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Label and tokens of the words that `names` lists, separated by commas; of every word if it is empty.
+
+    Args:
+        prompt: what the prompt is called in messages.
+    Raises: ParameterError for a word that the prompt does not have, or for a prompt without words.
+    """
+    if not words:
+        raise ParameterError(f"the {prompt} prompt has no words to show maps of: choose the other prompt")
+    if not names.strip():
+        return [(word.label, word.tokens) for word in words]
+    chosen = []
+    for name in parse_words(names):
+        places = occurrences(words, name, "words")
+        if not places:
+            raise missing(words, name, "words", prompt)
+        chosen.append((name.strip(), tuple(token for place in places for token in place)))
+    return chosen
+
+
+def spread_steps(steps: int, count: int, start: float, end: float) -> list[int]:
+    """At most `count` steps, evenly spread over the part `start` to `end` of a run of `steps`, first and last included."""
+    first, last = (round(check_part(name, part) * (steps - 1)) for name, part in (("start", start), ("end", end)))
+    if last < first:
+        raise ParameterError(f"start is {start} and end is {end}: start must not lie behind end")
+    count = min(count, last - first + 1)
+    return [first] if count == 1 else [first + round(i * (last - first) / (count - 1)) for i in range(count)]
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """Each map [..., h, w] divided by its maximum."""
+    return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+
+
+def map_pictures(maps: Tensor, labels: Sequence[str], image: Tensor | None = None) -> Tensor:
+    """An IMAGE [B * words, H, W, 3]: for each picture of the batch one labelled heat map per word.
+
+    Args:
+        maps: [B, words, h, w], parts of the attention.
+        labels: one per word; the largest part is written behind it.
+        image: the pictures [B or 1, H, W, 3] to lay the heat over.
+    """
+    pages = []
+    for b, words in enumerate(maps.cpu()):
+        under = None if image is None else image[b % len(image)].cpu()
+        for label, heat in zip(labels, words, strict=True):
+            tile = heat_over(normalised(heat), under)
+            pages.append(sheet([(f"{label}   (at most {float(heat.max()):.1%})", tile)], columns=1, tile=TILE))
+    return torch.cat(pages)
+
+
+def heat_over(heat: Tensor, picture: Tensor | None) -> Tensor:
+    """Heat [h, w] from 0 to 1 in black, red, yellow and white, [h, w, 3]; or over a grey picture, thicker where it is hot."""
+    if picture is None:
+        return (heat[..., None] * 3 - torch.arange(3)).clamp(0, 1)
+    heat = F.interpolate(heat[None, None], size=picture.shape[:2], mode="bilinear")[0, 0]
+    grey = picture.mean(-1, keepdim=True).expand_as(picture)
+    return torch.lerp(grey, heat_over(heat, None), 0.8 * heat[..., None])

@@ -1,0 +1,128 @@
+"""Attention maps of a few words: columns of the softmax, without the rest of it (methods.md, 0.6, item 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.attention_sites import Branch, Role, Row, Site
+from ..core.errors import MismatchError
+
+FLOOR = 8  # cells per side: coarser maps have no shapes in them
+
+
+def columns(q: Tensor, k: Tensor, tokens: Sequence[int], count: int) -> Tensor:
+    """Probabilities of some keys, float32 [rows, heads, N, len(tokens)]; differentiable.
+
+    Args:
+        q, k: [rows, heads, N, d] and [rows, heads, M, d]. M is `count`, or a multiple of it where a host has repeated a
+            prompt to the length of another; the copies' probabilities are then added.
+        tokens: which of the `count` text tokens.
+    Raises: MismatchError if M is no multiple of `count`.
+    """
+    check_tokens(k.shape[2], count)
+    logits = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
+    total = logits.logsumexp(-1, keepdim=True)
+    if len(tokens) == count:
+        chosen = logits.unflatten(-1, (-1, count))
+    else:
+        index = torch.tensor(list(tokens), device=q.device)
+        chosen = logits.unflatten(-1, (-1, count)).index_select(-1, index)
+    return (chosen - total.unsqueeze(-1)).exp().sum(-2)
+
+
+def check_tokens(keys: int, count: int) -> None:
+    """Raises MismatchError unless `keys` is a multiple of `count`."""
+    if keys % count:
+        raise MismatchError(
+            f"the prompt has {keys} tokens here but the prompts were aligned on {count}: align the prompts that are "
+            "connected to the sampler"
+        )
+
+
+def map_divisor(cells: tuple[int, int], floor: int = FLOOR) -> int:
+    """By how much a latent is divided for maps: 4 as published (16 x 16 of 64 x 64), less where that has no `floor` cells."""
+    return next((d for d in (4, 2) if all(-(-side // d) >= floor for side in cells)), 1)
+
+
+def has_grid(site: Site, divisor: int) -> bool:
+    """Whether the site's grid is exactly 1 / `divisor` of the latent on both sides."""
+    return all(side == -(-whole // divisor) for side, whole in zip(site.grid, site.cells, strict=True))
+
+
+def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:
+    """For `WordMaps`, float32 [count, len(words)]: 1 where a text token belongs to a word."""
+    weights = torch.zeros(count, len(words))
+    for column, members in enumerate(words):
+        weights[list(members), column] = 1
+    return weights
+
+
+class WordMaps:
+    """Cross-attention maps of words, summed over layers and noise levels, one per row of a call.
+
+    A level that is evaluated again (a call split for want of memory, a sampler of second order) counts once.
+    """
+
+    def __init__(self, words: Mapping[Role, Tensor], branch: Branch = "cond") -> None:
+        """`words`: per role, the weight of every text token in every word, float32 [T, words]; roles left out are skipped."""
+        self.words, self.branch = dict(words), branch
+        self._tokens = {role: weights.any(dim=1).nonzero().flatten().tolist() for role, weights in self.words.items()}
+        self.clear()
+
+    def clear(self) -> None:
+        self._sigma: float | None = None
+        self._now: dict[tuple[Row, int], Tensor] = {}
+        self._before: dict[tuple[Row, tuple[int, int]], Tensor] = {}
+
+    def wants(self, rows: tuple[Row, ...]) -> bool:
+        return any(self._tokens.get(row.role) and row.branch == self.branch for row in rows)
+
+    def add(self, q: Tensor, k: Tensor, site: Site) -> None:
+        """Add what one cross-attention layer attends to: q [rows, heads, N, d], k [rows, heads, M, d]."""
+        if site.sigma != self._sigma:
+            self._before, self._now, self._sigma = self._sums(), {}, site.sigma
+        for role, tokens in self._tokens.items():
+            rows = [i for i, row in enumerate(site.rows) if row.role == role and row.branch == self.branch]
+            if not rows or not tokens:
+                continue
+            index = torch.tensor(rows, device=q.device)
+            weights = self.words[role][tokens].to(q.device)
+            part = columns(q.index_select(0, index), k.index_select(0, index), tokens, len(self.words[role]))
+            maps = (part.mean(1) @ weights).movedim(-1, 1).unflatten(-1, site.grid)
+            for i, value in zip(rows, maps, strict=True):
+                self._now[site.rows[i], site.order] = value
+
+    def total(self, role: Role, images: int) -> list[Tensor]:
+        """Sums [images, words, height, width], one tensor per grid that was met, coarsest first.
+
+        Raises: MismatchError if an image has none: no layer had the size that was asked for.
+        """
+        sums = self._sums()
+        grids = sorted({grid for _, grid in sums})
+        rows = [Row(role, self.branch, image) for image in range(images)]
+        if not grids or any((row, grid) not in sums for row in rows for grid in grids):
+            raise MismatchError(
+                f"no attention maps of the {role} were seen: this network has no cross-attention at the size asked for, "
+                "or another extension replaces it"
+            )
+        return [torch.stack([sums[row, grid] for row in rows]) for grid in grids]
+
+    def before(self, sigma: float, rows: Sequence[Row]) -> Tensor | None:
+        """Sums [len(rows), words, height, width] of finished levels, while the model is called at `sigma`; None = none yet.
+
+        Rows may be of any branch. What this level has added so far is left out: it depends on the order of the calls.
+        """
+        sums = self._before if sigma == self._sigma else self._sums()
+        found = {row: value for (row, _), value in sums.items()}
+        wanted = [row._replace(branch=self.branch) for row in rows]
+        return torch.stack([found[row] for row in wanted]) if all(row in found for row in wanted) else None
+
+    def _sums(self) -> dict[tuple[Row, tuple[int, int]], Tensor]:
+        sums = dict(self._before)
+        for (row, _), value in self._now.items():
+            key = row, (value.shape[-2], value.shape[-1])
+            sums[key] = sums[key] + value if key in sums else value
+        return sums

@@ -1,0 +1,1 @@
+"""Blended Latent Diffusion (Avrahami et al. 2023)."""

@@ -1,0 +1,1 @@
+"""Metrics, reports, CLIP ranking and drawing."""

@@ -1,0 +1,202 @@
+"""Ranking predictions by how well their masked region agrees with a text (Blended Latent Diffusion, 4.4).
+
+As published, a CLIP-style judge sees the image times the mask, black outside and uncropped (methods.md, 4).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.errors import EditError, ParameterError, ShapeError
+from ..core.protocols import Ranker
+from ..core.shapes import check_image, check_mask, match_batch, same_size
+
+log = logging.getLogger("editkit")
+
+REGIONS = ("masked", "crop", "blur", "keep")
+CROP_MARGIN = 0.1  # of the longer side of the mask's box, on every side
+BLUR_SHARE = 1 / 24  # standard deviation of the blur, of the longer side of the picture
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Best first.
+
+    Attributes:
+        order: indices of the kept images in the input, long [n].
+        scores: their cosine similarities with the text, in -1 to 1, float32 [n].
+        images: the images themselves, [n, H, W, 3].
+        count: how many images were ranked.
+    """
+
+    order: Tensor
+    scores: Tensor
+    images: Tensor
+    count: int
+
+    def apply(self, batch: Tensor) -> Tensor:
+        """A batch belonging to the images (latents, masks), in the same order. Raises ShapeError for another size."""
+        if batch.shape[0] != self.count:
+            raise ShapeError(
+                f"{self.count} images were ranked but the other batch has {batch.shape[0]}: pass the batch they"
+                " came from"
+            )
+        return batch[self.order.to(batch.device)]
+
+
+def rank_by_text(
+    images: Tensor,
+    text: str,
+    ranker: Ranker,
+    *,
+    mask: Tensor | None = None,
+    region: str = "masked",
+    keep: int = 0,
+    chunk: int = 16,
+) -> Ranking:
+    """Sort a batch by the cosine between each image's embedding and the text's.
+
+    Args:
+        images: IMAGE [B, H, W, 3] in [0, 1].
+        text: the prompt, taken as it is (no template, as published).
+        mask: MASK [1 or B, H, W], 1 = edit; a pixel belongs to it from 0.5. None judges whole pictures.
+        region: "masked" = black outside the mask, uncropped (as published); "crop" = the mask's box with a margin, for
+            small masks; "blur" = blurred outside; "keep" = the whole picture, whatever the mask.
+        keep: how many of the best to keep, at most; 0 = all.
+        chunk: images that the ranker sees at once, >= 1.
+    Returns: a Ranking; equal scores, as those of identical images, keep the input's order. If every mask is empty the
+        input's order is kept, with a warning: nothing was there to judge.
+    Raises: ShapeError, ParameterError; EditError if the ranker gives no number.
+    """
+    images = check_image(images, "images")
+    _check(text, region, keep, chunk)
+    inside = None if mask is None or region == "keep" else _inside(mask, images)
+    views = [_square(view) for view in _views(images, inside, region)]
+    scores = _scores(views, text, ranker, chunk).to(images.device)
+    if inside is not None and not inside.any():
+        log.warning("the mask is empty: the images keep their order")
+        order = torch.arange(len(images), device=images.device)
+    else:
+        order = torch.sort(scores, descending=True, stable=True).indices
+    order = order[: keep or None]
+    return Ranking(order, scores[order], images[order], len(images))
+
+
+def text_scores(images: Tensor, text: str, ranker: Ranker, *, chunk: int = 16) -> Tensor:
+    """Cosine, -1 to 1, of each whole IMAGE [B, H, W, 3] and the text as it is: float32 [B].
+
+    Raises: ShapeError, ParameterError; EditError if the ranker gives no number.
+    """
+    images = check_image(images, "images")
+    _check(text, "keep", 0, chunk)
+    return _scores([_square(view) for view in images], text, ranker, chunk).to(images.device)
+
+
+def _check(text: str, region: str, keep: int, chunk: int) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ParameterError("text is empty: say what the masked region should show")
+    if region not in REGIONS:
+        raise ParameterError(f"region is {region!r}: choose one of {', '.join(REGIONS)}")
+    if keep < 0:
+        raise ParameterError(f"keep is {keep}: give how many images to keep, or 0 for all")
+    if chunk < 1:
+        raise ParameterError(f"chunk is {chunk}: give at least 1 image")
+
+
+def _inside(mask: Tensor, images: Tensor) -> Tensor:
+    mask = check_mask(mask, "mask").to(images.device)
+    same_size(mask, images, "mask", "images")
+    return match_batch(mask >= 0.5, len(images), "mask", "images")
+
+
+# ------------------------------------------------------------------------------------------- what the ranker sees
+def _views(images: Tensor, inside: Tensor | None, region: str) -> list[Tensor]:
+    """One picture [h, w, 3] per image; only crops differ in size."""
+    if inside is None:
+        return list(images)
+    if region == "masked":
+        return list(torch.where(inside[..., None], images, 0.0))
+    if region == "blur":
+        return list(torch.where(inside[..., None], images, blur(images, BLUR_SHARE * max(images.shape[1:3]))))
+    return [_crop(image, where) for image, where in zip(images, inside, strict=True)]
+
+
+def _crop(image: Tensor, inside: Tensor) -> Tensor:
+    """The mask's box with a margin, as near to a square as the picture allows; black where the mask is empty."""
+    if not inside.any():
+        return torch.zeros_like(image)
+    spans = [inside.any(1).nonzero(), inside.any(0).nonzero()]
+    boxes = [(int(span.min()), int(span.max()) + 1) for span in spans]
+    longest = max(end - begin for begin, end in boxes)
+    side = longest + 2 * round(CROP_MARGIN * longest)
+    rows, columns = (_widen(box, side, length) for box, length in zip(boxes, image.shape[:2], strict=True))
+    return image[rows, columns]
+
+
+def _widen(box: tuple[int, int], side: int, length: int) -> slice:
+    """`side` pixels around a span, moved into 0..length, and cut only where the picture is smaller."""
+    side = min(side, length)
+    begin = (box[0] + box[1] - side) // 2
+    begin = min(max(begin, 0), length - side)
+    return slice(begin, begin + side)
+
+
+def _square(picture: Tensor) -> Tensor:
+    """Black bars to a square, so that no ranker crops or squeezes what it should judge."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    above, left = (side - height) // 2, (side - width) // 2
+    return F.pad(picture, (0, 0, left, side - width - left, above, side - height - above))
+
+
+def blur(images: Tensor, sigma_px: float) -> Tensor:
+    """Gaussian blur of IMAGEs [B, H, W, 3], edges repeated."""
+    radius = max(1, round(3 * sigma_px))
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.softmax(-(offsets**2) / (2 * max(sigma_px, 0.1) ** 2), 0)
+    planes = images.movedim(-1, 1).flatten(0, 1)[:, None]
+    planes = F.pad(planes, (radius,) * 4, mode="replicate")
+    planes = F.conv2d(F.conv2d(planes, kernel[None, None, None]), kernel[None, None, :, None])
+    return planes[:, 0].unflatten(0, (images.shape[0], 3)).movedim(1, -1)
+
+
+# --------------------------------------------------------------------------------------------------------- scores
+def _scores(views: list[Tensor], text: str, ranker: Ranker, chunk: int) -> Tensor:
+    """Cosines float32 [B]. Identical views are judged once: their tie must not hang on how a batch was cut."""
+    with torch.no_grad():
+        words = F.normalize(ranker.embed_texts([text])[0].float(), dim=0)
+        first = _first_equal(views)
+        scores: dict[int, Tensor] = {}
+        for group in _groups(first, views, chunk):
+            pictures = torch.stack([views[i] for i in group]).to(ranker.device)
+            vectors = F.normalize(ranker.embed_images(pictures).float(), dim=-1)
+            scores.update(zip(group, vectors @ words, strict=True))
+    values = torch.stack([scores[i] for i in first])
+    if not torch.isfinite(values).all():
+        raise EditError("the ranker gave NaN: run it in float32")
+    return values
+
+
+def _groups(first: list[int], views: list[Tensor], chunk: int) -> list[list[int]]:
+    """Distinct views of one size together, at most `chunk` of them."""
+    by_size: dict[torch.Size, list[int]] = {}
+    for i in dict.fromkeys(first):
+        by_size.setdefault(views[i].shape, []).append(i)
+    return [group[k : k + chunk] for group in by_size.values() for k in range(0, len(group), chunk)]
+
+
+def _first_equal(views: list[Tensor]) -> list[int]:
+    """For each view the index of the first one identical to it."""
+    distinct: list[int] = []
+    first = []
+    for i, view in enumerate(views):
+        match = next((j for j in distinct if torch.equal(views[j], view)), i)
+        if match == i:
+            distinct.append(i)
+        first.append(match)
+    return first

@@ -1,0 +1,1 @@
+"""DDIM inversion and guided reconstruction: null-text, negative-prompt and proximal inversion."""

@@ -1,0 +1,1 @@
+"""LayerDiffusion (Li et al. 2023)."""

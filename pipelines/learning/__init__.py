@@ -1,0 +1,1 @@
+"""One optimiser loop for everything that learns at edit time."""

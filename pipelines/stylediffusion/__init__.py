@@ -1,0 +1,1 @@
+"""StyleDiffusion (Li et al. 2023)."""

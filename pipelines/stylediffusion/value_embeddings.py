@@ -1,0 +1,138 @@
+"""Value embeddings: what StyleDiffusion leaves behind, one set per step (methods.md, 9). Neither the image encoder nor
+the networks are needed any more: an edit reads these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.errors import MismatchError, ShapeError
+from ..core.protocols import Context, Denoiser
+from ..core.sigmas import step_of_sigma
+from ..core.trajectory import Trajectory, check_grid
+from ..inversion.negative_embeddings import (
+    FORMAT,
+    Embeddings,
+    check_model,
+    incomplete,
+    load_embeddings,
+    read_tensors,
+    save_embeddings,
+    write_tensors,
+)
+
+VALUES_FORMAT = "editkit-values-1"
+
+
+@dataclass(frozen=True)
+class ValueEmbeddings:
+    """What the value inputs of conditional cross-attention become at every step of a grid.
+
+    Attributes:
+        base: the source prompt.
+        scale, shift: float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`. A row with text
+            embedding c gets c * scale + shift; scale None ("direct" networks) gives the shift to every row, whatever its text.
+        path: the trajectory that they follow.
+        guidance_scale: what they were learned for.
+        fingerprint: of the model; None after loading from a file, and then not checked.
+        picture: pixels per cell, height and width of the picture, where they are known: its latent may be padded.
+    """
+
+    base: Context
+    scale: Tensor | None
+    shift: Tensor
+    path: Trajectory = field(repr=False)
+    guidance_scale: float
+    fingerprint: str | None
+    picture: tuple[int, int, int] | None = None
+
+    @property
+    def family(self) -> str:
+        return self.path.family
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The whole grid, float32 [N + 1], on the CPU."""
+        return self.path.sigmas
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def first(self) -> int:
+        """The first step there are values for; later than 0 where the inversion stopped at an encoding ratio."""
+        return self.steps - len(self.shift)
+
+    def step_at(self, sigma: float) -> int:
+        """The step in which a sampler moves through `sigma`."""
+        return step_of_sigma(float(sigma), self.sigmas)
+
+    def at(self, step: int) -> tuple[Tensor | None, Tensor]:
+        """(scale, shift) [R, T, D] of `step` of the whole grid. Raises MismatchError for one that was not learned."""
+        if not self.first <= step < self.steps:
+            raise MismatchError(
+                f"value embeddings are for steps {self.first} to {self.steps - 1}, not {step}: start there"
+            )
+        return None if self.scale is None else self.scale[step - self.first], self.shift[step - self.first]
+
+    def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
+        """Raises MismatchError unless made for `denoiser`, and `sigmas` is their grid or the last part of it."""
+        check_model(self.family, self.fingerprint, denoiser)
+        if sigmas is not None:
+            check_grid(self.sigmas, sigmas, "value embeddings")
+
+    def check_text(self, context: Context, socket: str) -> None:
+        """Raises ShapeError unless `context` has the token count and width that they were learned for."""
+        if context.tokens.shape[1:] != self.shift.shape[2:]:
+            raise ShapeError(
+                f"{socket} has {context.tokens.shape[1]} tokens of width {context.tokens.shape[2]} but the value embeddings"
+                f" {self.shift.shape[2]} of width {self.shift.shape[3]}: encode it with the model's own text encoder, at the"
+                " source prompt's length"
+            )
+
+    def path_for(self, denoiser: Denoiser) -> Trajectory:
+        """The trajectory, as one that `denoiser` made. Raises MismatchError unless it did, as far as is known."""
+        self.check(denoiser)
+        return replace(self.path, fingerprint=denoiser.fingerprint).to(denoiser.device)
+
+    def to(self, device: torch.device) -> ValueEmbeddings:
+        scale = None if self.scale is None else self.scale.to(device)
+        return replace(self, scale=scale, shift=self.shift.to(device), path=self.path.to(device))
+
+
+def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
+    """Write a safetensors file that `load_learned` reads; folders are made. See `save_embeddings`."""
+    if isinstance(embeddings, Embeddings):
+        return save_embeddings(embeddings, path)
+    base, source = embeddings.base, embeddings.path
+    tensors = {
+        "base": base.tokens, "pooled": base.pooled, "scale": embeddings.scale, "shift": embeddings.shift,
+        "sigmas": source.sigmas, "path": source.latents, "clean": source.clean,
+    }  # fmt: skip
+    about = {
+        "family": source.family, "prompt": source.prompt, "text": base.text, "guidance_scale": embeddings.guidance_scale,
+        "picture": embeddings.picture,
+    }  # fmt: skip
+    return write_tensors(path, VALUES_FORMAT, tensors, about)
+
+
+def load_learned(path: Path) -> Embeddings | ValueEmbeddings:
+    """Negatives or value embeddings, whichever the file holds. Raises LoadError for any other file."""
+    kind, tensors, about = read_tensors(path, (FORMAT, VALUES_FORMAT))
+    if kind == FORMAT:
+        return load_embeddings(path)
+    try:
+        source = Trajectory(
+            tensors["sigmas"], tensors["path"], tensors["clean"], about["family"], "", about["prompt"]
+        )  # fmt: skip
+        base = Context(tensors["base"], tensors.get("pooled"), about["text"])
+        picture = tuple(about["picture"]) if about["picture"] else None
+        scale = tensors.get("scale")
+        return ValueEmbeddings(base, scale, tensors["shift"], source, about["guidance_scale"], None, picture)
+    except (KeyError, TypeError) as error:
+        raise incomplete(path, error) from error
