@@ -86,7 +86,7 @@ def large_network() -> Any:
     )
 
 
-def work_on(unet: Any, cells: int, batch: int = 1, width: int = WIDTH) -> Work:
+def work_on(unet: Any, latent_pixels: int, batch: int = 1, width: int = WIDTH) -> Work:
     """A word swap of a picture of `cells` x `cells`, on the network's device."""
     unet = unet.eval().requires_grad_(False)
     schedule = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -97,7 +97,7 @@ def work_on(unet: Any, cells: int, batch: int = 1, width: int = WIDTH) -> Work:
     )
     whole, ones = torch.eye(TOKENS), torch.ones(TOKENS)
     edit = PromptEdit(source, target, whole, ones, ones, {}, blend_source=(WORD,), blend_target=(WORD,))
-    noise = seeded_noise((4, cells, cells), range(batch), device)
+    noise = seeded_noise((4, latent_pixels, latent_pixels), range(batch), device)
     latents = torch.stack([noise * float(sigma) for sigma in sigmas])
     path = Trajectory(sigmas, latents, noise, denoiser.family, denoiser.fingerprint, context_digest(source))
     return Work(denoiser, edit, negative, sigmas, latents[0], path)

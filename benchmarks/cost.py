@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..pipelines.blended.blending import EditPrompts, blended_denoise
+from ..pipelines.blended.blending import blended_denoise
+from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import dilation_schedule
 from ..pipelines.core.noise import seeded_noise
 
@@ -58,11 +59,11 @@ def alternating(
     return times
 
 
-def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, cells: int = 12) -> dict[str, float]:
+def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, latent_pixels: int = 12) -> dict[str, float]:
     """A guided edit of `batch` images against the same U-Net calls alone: rows, seconds and their ratio."""
     denoiser = model.denoiser
     sigmas, seeds = denoiser.schedule(steps), list(range(batch))
-    source = seeded_noise((denoiser.channels, cells, cells), seeds, denoiser.device)
+    source = seeded_noise((denoiser.channels, latent_pixels, latent_pixels), seeds, denoiser.device)
     schedule = dilation_schedule(torch.nn.functional.pad(torch.ones(1, 4, 4), (4, 4, 4, 4)))
     positive, negative = model.text.encode("a red ring on a sky background"), model.text.encode("")
     prompts = EditPrompts(positive, negative, 5.0)

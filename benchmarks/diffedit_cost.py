@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines.blended.blending import EditPrompts
+from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import constant_schedule
 from ..pipelines.core.noise import seeded_noise
 from ..pipelines.core.protocols import Context
@@ -47,8 +47,8 @@ class Job:
         return list(range(len(self.latent)))
 
 
-def job(model: Any, batch: int, cells: int = 12) -> Job:
-    noise = seeded_noise((model.denoiser.channels, cells, cells), range(batch), model.denoiser.device)
+def job(model: Any, batch: int, latent_pixels: int = 12) -> Job:
+    noise = seeded_noise((model.denoiser.channels, latent_pixels, latent_pixels), range(batch), model.denoiser.device)
     texts = ("a red circle on a sky background", "a blue square on a sky background", "")
     return Job(model, noise / model.denoiser.scaling_factor, *(model.text.encode(text) for text in texts))
 

@@ -69,7 +69,7 @@ def published(model: Any, work: Scenes, path: Trajectory, ranker: Any) -> None:
     """The official loop, step by step."""
     denoiser = replace(model.denoiser, unet=copy.deepcopy(model.denoiser.unet).requires_grad_(True))
     with learning_mode():
-        control = EveryLayer(ranker, work.pictures, work.source.tokens)
+        control = EveryLayer(ranker, work.images, work.source.tokens)
         rows = Controlled(control, single_rows(1, ("cond",), "source"))
         learned = [parameter.requires_grad_(True) for parameter in control.networks.parameters.values()]
         z, levels = path.latents[0], path.sigmas.tolist()
@@ -122,7 +122,7 @@ def main(rounds: int = 7) -> bool:
     model, ranker = load_bundled(), load_bundled_ranker()
     work = scenes(model, [t.recolour(0)])
     path = invert(model.denoiser, work.latent, work.source, model.denoiser.schedule(STEPS))
-    features = image_features(ranker, work.pictures, work.source.tokens.shape[2])
+    features = image_features(ranker, work.images, work.source.tokens.shape[2])
 
     def ours() -> None:
         style_invert(model.denoiser, path, work.source, work.null, features, options=OPTIONS)

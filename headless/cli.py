@@ -148,11 +148,11 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
 
 def edit_command(options: argparse.Namespace) -> int:
     """`editkit edit`: one blended edit, written to a folder. Raises EditError for bad input."""
-    from ..hosts.bundled.example_images import load_mask, load_picture
+    from ..hosts.bundled.example_images import load_image, load_mask
     from ..pipelines.blended.pipeline import EditSettings, blended_edit
     from ..pipelines.core.masks import parse_kernels
 
-    image, mask = load_picture(options.image), load_mask(options.mask)
+    image, mask = load_image(options.image), load_mask(options.mask)
     settings = EditSettings(
         steps=options.steps, strength=options.strength, guidance_scale=options.cfg, candidates=options.candidates,
         seed=options.seed, mask_mode=options.mask_mode, kernels=parse_kernels(options.kernels),
@@ -170,24 +170,24 @@ def edit_command(options: argparse.Namespace) -> int:
 
 def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt: str) -> None:
     """Source, mask, candidates, tuned winner, composite, comparison sheet and report.json; prints what changed."""
-    from ..pipelines.evaluation.drawing import curve, save_picture, sheet
+    from ..pipelines.evaluation.drawing import curve, save_image, sheet
 
-    save_picture(image[0], folder / "source.png")
-    save_picture(mask[0], folder / "mask.png")
+    save_image(image[0], folder / "source.png")
+    save_image(mask[0], folder / "mask.png")
     tiles = [("source", image[0]), ("mask (white = edit)", mask[0])]
     for index, candidate in enumerate(result.candidates):
-        save_picture(candidate, folder / f"candidate_{index + 1:02d}.png")
+        save_image(candidate, folder / f"candidate_{index + 1:02d}.png")
         score = "" if result.scores is None else f"\nscore {result.scores[index]:.3f}"
         tiles.append((f"rank {index + 1}{score}", candidate))
-    save_picture(result.tuned[0], folder / "tuned.png")
-    save_picture(result.image[0], folder / "result.png")
+    save_image(result.tuned[0], folder / "tuned.png")
+    save_image(result.image[0], folder / "result.png")
     tiles += [
         (f"decoder tuned\noutside {result.psnr_tuned:.1f} dB", result.tuned[0]),
         (f"result\noutside changed by {result.change_outside:g}", result.image[0]),
     ]
-    save_picture(sheet(tiles)[0], folder / "sheet.png")
+    save_image(sheet(tiles)[0], folder / "sheet.png")
     if result.losses:
-        save_picture(curve(result.losses, "decoder fine-tune: loss")[0], folder / "loss.png")
+        save_image(curve(result.losses, "decoder fine-tune: loss")[0], folder / "loss.png")
     inside = float(((result.image - image).abs().mean(-1) * mask).sum() / mask.sum().clamp(min=1))
     report = {
         "prompt": prompt,

@@ -105,7 +105,7 @@ def is_link(value: Any) -> bool:
 def node_classes() -> dict[str, Any]:
     """Every node that can run here, by its id."""
     from ..nodes.extension import NODES
-    from .stock_nodes import STANDINS
+    from .stock_nodes import STOCK_NODES
 
     classes: dict[str, Any] = {}
     try:
@@ -114,7 +114,7 @@ def node_classes() -> dict[str, Any]:
         classes.update({name: get_node_class(name) for name in list_nodes()})
     except ImportError:
         pass
-    return classes | STANDINS | {node.define_schema().node_id: node for node in NODES}
+    return classes | STOCK_NODES | {node.define_schema().node_id: node for node in NODES}
 
 
 def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[Any, ...]:
@@ -140,7 +140,7 @@ def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[An
 
 
 def _function(cls: Any, run: Run) -> Callable[..., Any]:
-    if getattr(cls, "standin", False):
+    if getattr(cls, "stock_node", False):
         return functools.partial(cls, run)
     if hasattr(cls, "FUNCTION"):
         return getattr(cls(), cls.FUNCTION)

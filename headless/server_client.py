@@ -15,7 +15,7 @@ from typing import Any
 from ..pipelines.core.errors import EditError, LoadError
 from ..pipelines.core.progress import Progress, silent
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def run_on_server(
@@ -76,7 +76,7 @@ def _upload_inputs(base: str, prompt: Mapping[str, Any], folder: Path) -> None:
         value
         for node in prompt.values()
         for value in node.get("inputs", {}).values()
-        if isinstance(value, str) and value.lower().endswith(PICTURES) and (folder / value).is_file()
+        if isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES) and (folder / value).is_file()
     }
     for name in sorted(names):
         boundary = uuid.uuid4().hex

@@ -10,28 +10,30 @@ from typing import Any
 import torch
 
 from ..hosts import host as _host
-from ..hosts.bundled.example_images import load_mask, load_picture
+from ..hosts.bundled.example_images import load_image as read_image
+from ..hosts.bundled.example_images import load_mask
 from ..pipelines.attention.pair_sampling import PairRun, paired_predictor, shared_noise
-from ..pipelines.blended.blending import Background, EditPrompts
+from ..pipelines.blended.blending import Background
+from ..pipelines.blended.prediction import blended_predictor
 from ..pipelines.core.errors import LoadError, ParameterError
-from ..pipelines.core.guidance import check_negative, check_positive, one_positive
+from ..pipelines.core.guidance import EditPrompts, check_negative, check_positive, one_positive
 from ..pipelines.core.noise import seeded_noise
-from ..pipelines.core.samplers import Predict, blended_predictor, predictor, sample
+from ..pipelines.core.samplers import Predict, predictor, sample
 from ..pipelines.core.shapes import check_image, check_latent, match_batch
 from ..pipelines.core.sigmas import check_sigmas, executed
-from ..pipelines.evaluation.drawing import save_picture
+from ..pipelines.evaluation.drawing import save_image as write_image
 from .run import Run
 
-STANDINS: dict[str, Any] = {}
+STOCK_NODES: dict[str, Any] = {}
 EMPTY_CHANNELS, EMPTY_FACTOR = 4, 8  # of the stock node, whatever the model
 
 
-def standin(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def stock_node(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a stock node; its first parameter is the run."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.standin = True  # type: ignore[attr-defined]
-        STANDINS[name] = function
+        function.stock_node = True  # type: ignore[attr-defined]
+        STOCK_NODES[name] = function
         return function
 
     return register
@@ -46,67 +48,66 @@ def _input_file(run: Run, name: str) -> Path:
     return path
 
 
-@standin("LoadImage")
+@stock_node("LoadImage")
 def load_image(run: Run, image: str) -> tuple[Any, ...]:
     path = _input_file(run, image)
-    picture = load_picture(path)
-    mask = load_mask(path)
+    pixels, mask = read_image(path), load_mask(path)
     has_alpha = mask.max() > 0 and path.suffix.lower() in (".png", ".webp")
-    return picture, mask if has_alpha else picture[..., 0] * 0
+    return pixels, mask if has_alpha else pixels[..., 0] * 0
 
 
-@standin("LoadImageMask")
+@stock_node("LoadImageMask")
 def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
     path = _input_file(run, image)
     if channel == "alpha":
         return (load_mask(path),)
-    return (load_picture(path)[..., ["red", "green", "blue"].index(channel)],)
+    return (read_image(path)[..., ["red", "green", "blue"].index(channel)],)
 
 
-@standin("SaveImage")
+@stock_node("SaveImage")
 def save_image(run: Run, images: Any, filename_prefix: str = "editkit") -> tuple[Any, ...]:
     base = run.output_folder / filename_prefix
     if not base.resolve().is_relative_to(run.output_folder.resolve()):
         raise ParameterError(f"filename_prefix is {filename_prefix!r}: it may not leave the output folder")
     for index, image in enumerate(check_image(images, "images")):
         path = base.with_name(f"{base.name}_{index + 1:05d}.png")
-        run.saved.append(save_picture(image, path))
+        run.saved.append(write_image(image, path))
     return ()
 
 
-@standin("PreviewImage")
+@stock_node("PreviewImage")
 def preview_image(run: Run, images: Any) -> tuple[Any, ...]:
     check_image(images, "images")
     return ()
 
 
-@standin("PreviewAny")
+@stock_node("PreviewAny")
 def preview_any(run: Run, source: Any) -> tuple[Any, ...]:
     run.texts.setdefault("PreviewAny", []).append(str(source))
     return ()
 
 
-@standin("MaskPreview")
+@stock_node("MaskPreview")
 def preview_mask(run: Run, mask: Any) -> tuple[Any, ...]:
     return ()
 
 
-@standin("MaskToImage")
+@stock_node("MaskToImage")
 def mask_to_image(run: Run, mask: Any) -> tuple[Any, ...]:
     return (mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3),)
 
 
-@standin("InvertMask")
+@stock_node("InvertMask")
 def invert_mask(run: Run, mask: Any) -> tuple[Any, ...]:
     return (1 - mask,)
 
 
-@standin("CLIPTextEncode")
+@stock_node("CLIPTextEncode")
 def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
     return (_host.conditioning(_host.text_encoder(clip).encode(text)),)
 
 
-@standin("VAEEncode")
+@stock_node("VAEEncode")
 def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
     codec, image = _host.codec(vae), check_image(pixels, "pixels")
     height, width = (side // codec.factor * codec.factor for side in image.shape[1:3])
@@ -114,18 +115,18 @@ def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
     return ({"samples": codec.encode(image[:, top : top + height, left : left + width])},)
 
 
-@standin("VAEDecode")
+@stock_node("VAEDecode")
 def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
     return (_host.to_host(_host.codec(vae).decode(_host.samples(samples))),)
 
 
-@standin("RepeatLatentBatch")
+@stock_node("RepeatLatentBatch")
 def repeat_latent_batch(run: Run, samples: dict, amount: int) -> tuple[Any, ...]:
     values = _host.samples(samples)
     return ({**samples, "samples": values.repeat(amount, 1, 1, 1)},)
 
 
-@standin("KSampler")
+@stock_node("KSampler")
 def ksampler(
     run: Run, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: Any, negative: Any,
     latent_image: dict, denoise: float = 1.0,
@@ -144,12 +145,12 @@ def ksampler(
         return (_host.finished_out(z, like=latent_image),)
 
 
-@standin("KSamplerSelect")
+@stock_node("KSamplerSelect")
 def ksampler_select(run: Run, sampler_name: str) -> tuple[Any, ...]:
     return (sampler_name,)
 
 
-@standin("SamplerCustom")
+@stock_node("SamplerCustom")
 def sampler_custom(
     run: Run, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any, sampler: str,
     sigmas: Any, latent_image: dict,
@@ -158,35 +159,35 @@ def sampler_custom(
     return _custom(model, prompts, noise_seed if add_noise else None, sampler, sigmas, latent_image)
 
 
-@standin("CFGGuider")
+@stock_node("CFGGuider")
 def cfg_guider(run: Run, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Any, ...]:
     prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
     return (_host.HeadlessGuider(model, prompts),)
 
 
-@standin("EmptyLatentImage")
+@stock_node("EmptyLatentImage")
 def empty_latent_image(run: Run, width: int, height: int, batch_size: int = 1) -> tuple[Any, ...]:
     return ({"samples": torch.zeros(batch_size, EMPTY_CHANNELS, height // EMPTY_FACTOR, width // EMPTY_FACTOR)},)
 
 
-@standin("ImageFromBatch")
+@stock_node("ImageFromBatch")
 def image_from_batch(run: Run, image: Any, batch_index: int, length: int) -> tuple[Any, ...]:
     image = check_image(image, "image")
     first = min(batch_index, len(image) - 1)
     return (image[first : first + length].clone(),)
 
 
-@standin("RandomNoise")
+@stock_node("RandomNoise")
 def random_noise(run: Run, noise_seed: int) -> tuple[Any, ...]:
     return (noise_seed,)
 
 
-@standin("DisableNoise")
+@stock_node("DisableNoise")
 def disable_noise(run: Run) -> tuple[Any, ...]:
     return (None,)
 
 
-@standin("SamplerCustomAdvanced")
+@stock_node("SamplerCustomAdvanced")
 def sampler_custom_advanced(
     run: Run, noise: int | None, guider: Any, sampler: str, sigmas: Any, latent_image: dict
 ) -> tuple[Any, ...]:

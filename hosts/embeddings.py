@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..pipelines.core.errors import EditError
 from ..pipelines.core.protocols import Context
-from ..pipelines.inversion.negative_embeddings import Embeddings
-from ..pipelines.stylediffusion.value_embeddings import ValueEmbeddings
+from ..pipelines.core.tensor_files import read_tensors
+from ..pipelines.inversion.negative_embeddings import FORMAT, Embeddings, read_embeddings, save_embeddings
+from ..pipelines.stylediffusion.value_embeddings import (
+    VALUES_FORMAT,
+    ValueEmbeddings,
+    read_value_embeddings,
+    save_value_embeddings,
+)
 from .sockets import conditioning, context, held
 from .trajectory import HeldTrajectory
 
@@ -43,7 +50,7 @@ class HeldEmbeddings:
         return f"Embeddings(steps={self._bare.steps}, family={self._bare.family!r})"
 
 
-class HeldValues:
+class HeldValueEmbeddings:
     """What an EDITKIT_EMBEDDINGS socket holds of StyleDiffusion; immutable.
 
     Attributes:
@@ -51,12 +58,10 @@ class HeldValues:
     """
 
     def __init__(self, values: ValueEmbeddings, like: Mapping[str, Any]) -> None:
-        known = (
-            {} if values.picture is None else {"editkit_factor": values.picture[0], "editkit_size": values.picture[1:]}
-        )
+        known = {} if values.image is None else {"editkit_factor": values.image[0], "editkit_size": values.image[1:]}
         self.rest = {**known, **like}
         if {"editkit_factor", "editkit_size"} <= set(self.rest):
-            values = replace(values, picture=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
+            values = replace(values, image=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
         nothing = values.shift.new_empty(0)  # not a view, which would keep the memory
         bare = replace(values.path, latents=nothing, clean=nothing)
         self._bare, self._path = replace(values, scale=None, shift=nothing, path=bare), HeldTrajectory(values.path, {})
@@ -74,39 +79,59 @@ class HeldValues:
 
 def embeddings_out(
     embeddings: Embeddings | ValueEmbeddings, like: Mapping[str, Any] | None = None
-) -> HeldEmbeddings | HeldValues:
+) -> HeldEmbeddings | HeldValueEmbeddings:
     """What to put on the socket; nothing is copied to the host. `like`: the rest of the LATENT that values belong to."""
-    return HeldValues(embeddings, like or {}) if isinstance(embeddings, ValueEmbeddings) else HeldEmbeddings(embeddings)
+    return (
+        HeldValueEmbeddings(embeddings, like or {})
+        if isinstance(embeddings, ValueEmbeddings)
+        else HeldEmbeddings(embeddings)
+    )
+
+
+def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
+    """Write a safetensors file that `load_learned` reads; folders are made."""
+    if isinstance(embeddings, Embeddings):
+        return save_embeddings(embeddings, path)
+    return save_value_embeddings(embeddings, path)
+
+
+def load_learned(path: Path) -> Embeddings | ValueEmbeddings:
+    """Negatives or value embeddings, whichever the file holds. Raises LoadError for any other file."""
+    kind, tensors, about = read_tensors(path, (FORMAT, VALUES_FORMAT))
+    read = read_embeddings if kind == FORMAT else read_value_embeddings
+    return read(path, tensors, about)
 
 
 def learned_in(value: Any, socket: str = "embeddings") -> Embeddings | ValueEmbeddings:
     """The embeddings of a socket, of either kind. Raises EditError for something else."""
     return (
-        values_in(value, socket) if isinstance(value, (HeldValues, ValueEmbeddings)) else embeddings_in(value, socket)
+        value_embeddings_in(value, socket)
+        if isinstance(value, (HeldValueEmbeddings, ValueEmbeddings))
+        else embeddings_in(value, socket)
     )
 
 
-def values_in(value: Any, socket: str = "embeddings") -> ValueEmbeddings:
+def value_embeddings_in(value: Any, socket: str = "embeddings") -> ValueEmbeddings:
     """The values of a socket. Raises EditError for negatives and for something else."""
     if isinstance(value, ValueEmbeddings):
         return value
     if isinstance(value, (HeldEmbeddings, Embeddings)):
         raise EditError(f"{socket} holds negatives, not what a picture's values are: {EXPECTED_VALUES}")
-    if not isinstance(value, HeldValues):
+    if not isinstance(value, HeldValueEmbeddings):
         raise EditError(f"{socket} is a {type(value).__name__}: {EXPECTED_VALUES}")
     return value.get()
 
 
-def values_rest(value: Any) -> dict[str, Any]:
+def value_embeddings_rest(value: Any) -> dict[str, Any]:
     """A LATENT without samples, for results made from values."""
-    return dict(value.rest) if isinstance(value, HeldValues) else {}
+    return dict(value.rest) if isinstance(value, HeldValueEmbeddings) else {}
 
 
 def embeddings_in(value: Any, socket: str = "embeddings") -> Embeddings:
     """The embeddings of a socket. Raises EditError for something else."""
     if isinstance(value, Embeddings):
         value = HeldEmbeddings(value)
-    if isinstance(value, (HeldValues, ValueEmbeddings)):
+    if isinstance(value, (HeldValueEmbeddings, ValueEmbeddings)):
         raise EditError(f"{socket} holds the values of StyleDiffusion, which are no negative prompt: {EXPECTED}")
     if not isinstance(value, HeldEmbeddings):
         raise EditError(f"{socket} is a {type(value).__name__}, which is no negative prompt: {EXPECTED}")

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from ..pipelines.attention.pair_sampling import PairPlan
-from ..pipelines.blended.blending import EditPrompts
 from ..pipelines.core.errors import EditError, ParameterError
+from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import MaskSchedule
 from ..pipelines.core.progress import Progress
 from ..pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
@@ -33,8 +33,8 @@ from .embeddings import (
     negative_in,
     opened_for,
     prompts_to_open,
-    values_in,
-    values_rest,
+    value_embeddings_in,
+    value_embeddings_rest,
 )
 from .files import (
     embedding_files,
@@ -44,7 +44,7 @@ from .files import (
     new_lora_path,
     set_headless_output,
 )
-from .latent import DeviceLatent, clean_samples, finished_out, latent_in, latent_out, reordered, samples, to_host
+from .latent import DeviceLatent, finished_out, latent_in, latent_out, reordered, samples, to_host, unnoised_samples
 from .loading import (
     diffusers_folders,
     load_bundled,
@@ -74,8 +74,8 @@ __all__ = [
     "HeadlessGuider",
     "HeadlessModel",
     "HeadlessVae",
+    "batch_that_fits",
     "blended_model",
-    "clean_samples",
     "codec",
     "conditioning",
     "context",
@@ -89,6 +89,7 @@ __all__ = [
     "finished_out",
     "held",
     "image_encoder",
+    "image_size",
     "in_comfyui",
     "intermediate_device",
     "iterative_guider",
@@ -108,12 +109,10 @@ __all__ = [
     "open_denoiser",
     "opened_for",
     "paired_model",
-    "picture_size",
     "progress",
     "prompts_to_open",
     "ranker_files",
     "reordered",
-    "rows_that_fit",
     "samples",
     "set_headless_output",
     "set_headless_progress",
@@ -124,9 +123,10 @@ __all__ = [
     "trajectory_rest",
     "tunable",
     "tuned_model",
+    "unnoised_samples",
     "vae_of",
-    "values_in",
-    "values_rest",
+    "value_embeddings_in",
+    "value_embeddings_rest",
 ]
 
 log = logging.getLogger("editkit")
@@ -149,9 +149,9 @@ def levels(model: Any) -> Any:
     if hasattr(model, "editkit_denoiser"):
         return model.editkit_denoiser
     _require_native(model, "model")
-    from .comfyui.model_sampling import NativeLevels
+    from .comfyui.model_sampling import NativeModelSampling
 
-    return NativeLevels(model)
+    return NativeModelSampling(model)
 
 
 @contextmanager
@@ -206,11 +206,11 @@ def _refuse_blend(patched: bool) -> None:
         )
 
 
-def rows_that_fit(model: Any, shape: Sequence[int]) -> int | None:
+def batch_that_fits(model: Any, shape: Sequence[int]) -> int | None:
     """How many latents of `shape` [B, C, h, w] one call of an opened MODEL should have at most; None = it does not say."""
     if hasattr(model, "editkit_denoiser"):
         return None
-    from .comfyui.memory import rows_that_fit as native
+    from .comfyui.memory import batch_that_fits as native
 
     return native(model, shape)
 
@@ -369,6 +369,6 @@ def latent_grid(mask: Tensor, latent: Mapping[str, Any] | None, vae: Any) -> tup
     return _latent.latent_grid(mask, latent, None if vae is None else codec(vae))
 
 
-def picture_size(latent: Mapping[str, Any], vae: Any) -> tuple[int, int, int]:
+def image_size(latent: Mapping[str, Any], vae: Any) -> tuple[int, int, int]:
     """See `_latent.picture_size`."""
-    return _latent.picture_size(latent, None if vae is None else codec(vae))
+    return _latent.image_size(latent, None if vae is None else codec(vae))

@@ -191,7 +191,7 @@ def samples(latent: Mapping[str, Any]) -> Tensor:
     return latent[SAMPLES] if tensor is None else tensor.samples()
 
 
-def clean_samples(latent: Mapping[str, Any], socket: str) -> Tensor:
+def unnoised_samples(latent: Mapping[str, Any], socket: str) -> Tensor:
     """The unscaled tensor [B, C, h, w] of a LATENT that must hold a picture, not a noised one.
 
     Raises: ShapeError; MismatchError where the LATENT is known to lie above level 0.
@@ -271,7 +271,7 @@ def latent_grid(mask: Tensor, latent: Mapping[str, Any] | None, codec: Any | Non
     return padded_length(mask.shape[1], factor) // factor, padded_length(mask.shape[2], factor) // factor, factor
 
 
-def picture_size(latent: Mapping[str, Any], codec: Any | None) -> tuple[int, int, int]:
+def image_size(latent: Mapping[str, Any], codec: Any | None) -> tuple[int, int, int]:
     """Pixels per cell, height and width of the picture that a LATENT [B, C, h, w] was encoded from.
 
     Raises: ParameterError where neither the LATENT nor a codec tells the pixels of a cell.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..pipelines.attention.pair_sampling import PairPlan
-from ..pipelines.blended.blending import EditPrompts
 from ..pipelines.core.errors import EditError, ParameterError
+from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import MaskSchedule
 from ..pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncoder
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..hosts import host as _host
-from ..pipelines.blended.blending import EditPrompts, finished_latent
+from ..pipelines.blended.blending import finished_latent
+from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.noise import image_seeds
 from ..pipelines.core.sigmas import executed
 from ..pipelines.diffedit import (
@@ -12,7 +13,7 @@ from ..pipelines.diffedit import (
     MaskRule,
     diffedit,
     diffedit_mask,
-    heat_picture,
+    heat_image,
     mask_in_pixels,
     masked_decode,
     strength_sigma,
@@ -166,7 +167,7 @@ def _mask_outputs() -> list:
 
 def _shown(found: DiffEditMask, size: tuple[int, int, int]) -> tuple:
     """The three mask outputs, and what the node says about them."""
-    mask, heat = _host.to_host(mask_in_pixels(found.mask, *size)), _host.to_host(heat_picture(found.heat, *size))
+    mask, heat = _host.to_host(mask_in_pixels(found.mask, *size)), _host.to_host(heat_image(found.heat, *size))
     shares = ", ".join(f"{share:.0%}" for share in found.mask.mean(dim=(1, 2)).tolist())
     text = f"to edit: {shares} of the picture"
     if found.empty:
@@ -225,7 +226,7 @@ class DiffEditMaskNode(io.ComfyNode):
         cls, model, latent, source, target, maps, strength, threshold, seed, clip_ratio=3.0, smooth=1, smallest_island=0,
         sigma=0.0, batch_mean=False, vae=None,
     ) -> io.NodeOutput:  # fmt: skip
-        clean, size = _host.clean_samples(latent, "latent"), _host.picture_size(latent, vae)
+        clean, size = _host.unnoised_samples(latent, "latent"), _host.image_size(latent, vae)
         rule = MaskRule(clip_ratio, threshold, smooth, smallest_island, batch_mean)
         contexts = [_host.context(source, "source"), _host.context(target, "target")]
         with _host.open_denoiser(model, clean.shape, contexts) as denoiser:
@@ -233,7 +234,7 @@ class DiffEditMaskNode(io.ComfyNode):
                 denoiser, clean, *contexts, maps=maps, rule=rule,
                 sigma=sigma if sigma > 0 else strength_sigma(denoiser, strength),
                 seeds=image_seeds(seed, len(clean), latent.get("batch_index")),
-                rows=_host.rows_that_fit(model, clean.shape), progress=_host.progress(maps),
+                rows=_host.batch_that_fits(model, clean.shape), progress=_host.progress(maps),
             )  # fmt: skip
         outputs, text = _shown(found, size)
         return io.NodeOutput(*outputs, _host.to_host(found.heat), ui=show_text(cls, outputs[2], text))
@@ -334,21 +335,21 @@ class DiffEdit(io.ComfyNode):
         cls, model, latent, source, target, negative, cfg, steps, encoding_ratio, maps, strength, threshold, seed,
         mode="next", clip_ratio=3.0, smooth=1, smallest_island=0, legacy_offset=False, inversion=None, vae=None,
     ) -> io.NodeOutput:  # fmt: skip
-        clean, size = _host.clean_samples(latent, "latent"), _host.picture_size(latent, vae)
+        clean, size = _host.unnoised_samples(latent, "latent"), _host.image_size(latent, vae)
         settings = DiffEditSettings(
             steps, encoding_ratio, maps, strength, cfg, legacy_offset,
             MaskRule(clip_ratio, threshold, smooth, smallest_island), InversionOptions(mode),
         )  # fmt: skip
         shown, towards = _host.context(source, "source"), _host.context(target, "target")
-        climbed = shown if inversion is None else _host.context(inversion, "inversion")
+        inverted = shown if inversion is None else _host.context(inversion, "inversion")
         against = _host.negative_in(negative)
-        opened = [*_host.opened_for(towards, against, cfg), *_host.prompts_to_open(shown, climbed)]
+        opened = [*_host.opened_for(towards, against, cfg), *_host.prompts_to_open(shown, inverted)]
         levels = _host.levels(model).schedule(steps)
         with _host.open_denoiser(model, clean.shape, opened, sigmas=levels) as denoiser:
             result = diffedit(
                 denoiser, clean, shown, towards, against,
                 seeds=image_seeds(seed, len(clean), latent.get("batch_index")), settings=settings,
-                inversion=climbed, rows=_host.rows_that_fit(model, clean.shape),
+                inversion=inverted, rows=_host.batch_that_fits(model, clean.shape),
                 progress=_host.progress(maps + 2 * executed(steps, encoding_ratio), model),
             )  # fmt: skip
         outputs, text = _shown(result.mask, size)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blended.blending import BlendOptions, EditPrompts, blended_denoise, finished_latent
+from .blended.blending import BlendOptions, blended_denoise, finished_latent
 from .core.errors import ParameterError, ShapeError
-from .core.guidance import Negative
+from .core.guidance import EditPrompts, Negative
 from .core.masks import MaskSchedule, constant_schedule, remove_islands
 from .core.noise import seeded_noise
 from .core.progress import Legs, Progress, silent
@@ -131,7 +131,7 @@ def diffedit_mask(
         progress(done, maps)
     real = total.mean(dim=(1, 2), keepdim=True) > NOTHING * size.view(-1, 1, 1)
     mask, heat = (rule or MaskRule())(torch.where(real, total / maps, torch.zeros_like(total)))
-    empty = [i for i, cells in enumerate(mask.sum(dim=(1, 2)).tolist()) if cells == 0]
+    empty = [i for i, latent_pixels in enumerate(mask.sum(dim=(1, 2)).tolist()) if latent_pixels == 0]
     if empty:
         log.warning(
             "DiffEdit found nothing to change in image %s: do the prompts differ? Try a lower threshold or another strength",
@@ -181,7 +181,7 @@ def mask_in_pixels(mask: Tensor, factor: int, height: int, width: int) -> Tensor
     return crop_to(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2), height, width)
 
 
-def heat_picture(heat: Tensor, factor: int, height: int, width: int) -> Tensor:
+def heat_image(heat: Tensor, factor: int, height: int, width: int) -> Tensor:
     """Heat [B, h, w] as an IMAGE [B, height, width, 3]: black, red, yellow, white."""
     value = mask_in_pixels(heat, factor, height, width)[..., None] * 3
     return (value - torch.arange(3, device=value.device)).clamp(0, 1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blended.blending import EditPrompts, start_latent
 from .core.errors import ShapeError
-from .core.guidance import check_negative
-from .core.noise import seeded_noise
+from .core.guidance import EditPrompts, check_negative
+from .core.noise import seeded_noise, start_latent
 from .core.progress import Progress, silent
 from .core.protocols import Denoiser
 from .core.samplers import predictor, sample

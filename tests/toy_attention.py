@@ -51,7 +51,7 @@ def rows_of(*names: str) -> tuple[Row, ...]:
 
 def site(rows: tuple[Row, ...], sigma: float = 1.0, **fields) -> Site:
     plain = {
-        "place": "up", "block": 4, "blocks": 12, "depth": 0, "order": 8, "layers": 16, "grid": (2, 3), "cells": (4, 6),
+        "place": "up", "block": 4, "blocks": 12, "depth": 0, "order": 8, "layers": 16, "grid": (2, 3), "latent_pixels": (4, 6),
         "cross": True,
     }  # fmt: skip
     return Site(**{**plain, **fields, "sigma": sigma, "rows": rows})
@@ -91,4 +91,4 @@ class ExplicitEdit(Passive):
         return gate * new + (1 - gate) * target
 
     def _small(self, site):
-        return all(-(-whole // self.divisor) >= side for side, whole in zip(site.grid, site.cells, strict=True))
+        return all(-(-whole // self.divisor) >= side for side, whole in zip(site.grid, site.latent_pixels, strict=True))

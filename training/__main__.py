@@ -60,10 +60,10 @@ def _scenes(options: argparse.Namespace) -> int:
 
     from ..hosts.bundled.scenes import render, sample_scene, scene_rng
 
-    pictures = [render(sample_scene(scene_rng(options.seed * 100_000 + i))) for i in range(options.steps)]
-    columns = min(8, len(pictures))
-    pictures += [np.ones_like(pictures[0])] * (-len(pictures) % columns)
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    images = [render(sample_scene(scene_rng(options.seed * 100_000 + i))) for i in range(options.steps)]
+    columns = min(8, len(images))
+    images += [np.ones_like(images[0])] * (-len(images) % columns)
+    rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     path = options.folder / "scenes.png"
     Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
     logging.info("wrote %s", path)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..hosts.bundled.example_images import EXAMPLES
-from ..hosts.bundled.scenes import OBJECT_COLOURS, Scene, Thing, grid, object_mask, render, shape_distance
-from ..pipelines.evaluation.drawing import save_picture
+from ..hosts.bundled.scenes import OBJECT_COLOURS, Scene, SceneObject, grid, object_mask, render, shape_distance
+from ..pipelines.evaluation.drawing import save_image
 from .loop import write_json
 
 SIZE = 96
@@ -23,14 +23,14 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 def _empty_side() -> Drawn:
     """One thing on the left; the mask is a box in the empty right half."""
-    scene = Scene("sky", "plain", (Thing("ring", "red", 0.26, 0.5, 0.2),))
-    target = Scene("sky", "plain", (*scene.things, Thing("star", "yellow", 0.74, 0.5, 0.2)))
+    scene = Scene("sky", "plain", (SceneObject("ring", "red", 0.26, 0.5, 0.2),))
+    target = Scene("sky", "plain", (*scene.things, SceneObject("star", "yellow", 0.74, 0.5, 0.2)))
     return render(scene, SIZE), _box(0.5, 0.22, 0.98, 0.78), scene.caption, target.caption, "a yellow star"
 
 
 def _one_object() -> Drawn:
     """One thing in the middle; the mask is everything else, and the half pixel of its rim that shows the old background."""
-    thing = Thing("circle", "purple", 0.5, 0.5, 0.27)
+    thing = SceneObject("circle", "purple", 0.5, 0.5, 0.27)
     scene = Scene("white", "plain", (thing,))
     x, y = grid(SIZE)
     near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < -0.5 / SIZE
@@ -44,7 +44,7 @@ def _thin_stroke() -> Drawn:
     x, y = grid(SIZE)
     stroke = np.abs(y - 0.5 - 0.07 * np.sin(2 * np.pi * x * 1.5)) < 2 / SIZE
     stroke &= (x > 0.24) & (x < 0.76)
-    target = Scene("cream", "plain", (Thing("square", "red", 0.5, 0.5, 0.31),))
+    target = Scene("cream", "plain", (SceneObject("square", "red", 0.5, 0.5, 0.31),))
     return render(scene, SIZE), stroke.astype(np.float32), scene.caption, target.caption, "a red square"
 
 
@@ -56,14 +56,14 @@ def _scribble() -> Drawn:
     wobble = 0.03 * np.sin(7 * np.arctan2(y - 0.5, x - 0.5))
     blob = np.hypot(x - 0.5, (y - 0.5) * 1.1) < 0.24 + wobble
     image[blob] = np.asarray(OBJECT_COLOURS["green"], np.float32) / 255
-    target = Scene("pink", "plain", (Thing("triangle", "green", 0.5, 0.5, 0.25),))
+    target = Scene("pink", "plain", (SceneObject("triangle", "green", 0.5, 0.5, 0.25),))
     return image, _box(0.12, 0.12, 0.88, 0.88), scene.caption, target.caption, "a green triangle"
 
 
 def _red_circle() -> Drawn:
     """One thing, to become another by words alone; the mask is the thing itself."""
-    scene = Scene("mint", "plain", (Thing("circle", "red", 0.5, 0.5, 0.25),))
-    target = scene.with_thing(0, shape="square", colour="blue")
+    scene = Scene("mint", "plain", (SceneObject("circle", "red", 0.5, 0.5, 0.25),))
+    target = scene.with_object(0, shape="square", colour="blue")
     return render(scene, SIZE), object_mask(scene, SIZE), scene.caption, target.caption, "a blue square"
 
 
@@ -81,7 +81,7 @@ def write_examples(folder: Path) -> None:
     words = {}
     for name in EXAMPLES:
         image, mask, caption, prompt, subject = MAKERS[name]()
-        save_picture(torch.from_numpy(image), folder / f"{name}.png")
-        save_picture(torch.from_numpy(mask), folder / f"{name}.mask.png")
+        save_image(torch.from_numpy(image), folder / f"{name}.png")
+        save_image(torch.from_numpy(mask), folder / f"{name}.mask.png")
         words[name] = {"caption": caption, "prompt": prompt, "subject": subject}
     write_json(folder / "examples.json", words)

@@ -70,7 +70,7 @@ def held_out(count: int, things: int | None, part: int) -> list[Scene]:
     return [sample_scene(scene_rng(FIRST + part * 10_000 + i, held_out=True), things) for i in range(count)]
 
 
-def pictures_of(scenes: Sequence[Scene], size: int) -> Tensor:
+def images_of(scenes: Sequence[Scene], size: int) -> Tensor:
     """[N, size, size, 3] in [0, 1]."""
     return torch.from_numpy(np.stack([render(scene, size) for scene in scenes]))
 
@@ -87,14 +87,14 @@ def agreeing(images: Tensor, scenes: Sequence[Scene]) -> list[bool]:
 def oracle_on_renders(count: int, size: int) -> Row:
     begun = time.monotonic()
     scenes = held_out(count, None, 0)
-    return share_row("oracle reads clean renders", agreeing(pictures_of(scenes, size), scenes), 0.99, begun)
+    return share_row("oracle reads clean renders", agreeing(images_of(scenes, size), scenes), 0.99, begun)
 
 
 def autoencoder(codec: LatentCodec, count: int, size: int) -> tuple[Row, Row]:
     """PSNR of the reconstruction, and whether the oracle still reads it."""
     begun = time.monotonic()
     scenes = held_out(count, None, 1)
-    true = pictures_of(scenes, size)
+    true = images_of(scenes, size)
     made = torch.cat([codec.decode(codec.encode(part)).cpu() for part in true.split(BATCH)])
     quality = mean_row("autoencoder PSNR", psnr(made, true), 32.0, begun)
     begun = time.monotonic()
@@ -153,7 +153,7 @@ def round_trip(model: Any, count: int, size: int) -> Row:
     begun = time.monotonic()
     values = []
     for part in batches(held_out(count, None, 4)):
-        latents = model.codec.encode(pictures_of(part, size))
+        latents = model.codec.encode(images_of(part, size))
         context = encode_all(model.text, [scene.caption for scene in part])
         back = there_and_back(model.denoiser, model.denoiser.scale_in(latents), context, 50)
         made, true = model.codec.decode(model.denoiser.scale_out(back)), model.codec.decode(latents)
@@ -167,7 +167,7 @@ def caption_first(ranker: Ranker, count: int, size: int, *, hard: bool) -> Row:
     scenes = held_out(count, None, 5)
     lists = [eight_captions(scene, np.random.default_rng([11, i]), hard=hard) for i, scene in enumerate(scenes)]
     name = "ranker, 8 captions, one word wrong in 7" if hard else "ranker, right one of 8 captions"
-    return share_row(name, first_of(ranker, pictures_of(scenes, size), lists), None if hard else 0.97, begun)
+    return share_row(name, first_of(ranker, images_of(scenes, size), lists), None if hard else 0.97, begun)
 
 
 def masked_object_first(ranker: Ranker, count: int, size: int) -> Row:

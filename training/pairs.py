@@ -19,7 +19,7 @@ from ..hosts.bundled.scenes import (
     PATTERNS,
     SHAPES,
     Scene,
-    Thing,
+    SceneObject,
     grid,
     render_background,
     sample_scene,
@@ -48,7 +48,7 @@ class View:
     """A picture of `scene`: which of its things can be seen, whether the rest is black, whether a thing is spoilt."""
 
     scene: Scene
-    picture: np.ndarray
+    image: np.ndarray
     visible: tuple[str, ...]
     masked: bool = False
     broken: bool = False
@@ -62,8 +62,8 @@ def one_word_changes(scene: Scene) -> list[Scene]:
     """Every scene that differs in one colour, one shape, the background's colour or its pattern."""
     changed = []
     for i, thing in enumerate(scene.things):
-        changed += [scene.with_thing(i, colour=colour) for colour in OBJECT_COLOURS if colour != thing.colour]
-        changed += [scene.with_thing(i, shape=shape) for shape in SHAPES if shape != thing.shape]
+        changed += [scene.with_object(i, colour=colour) for colour in OBJECT_COLOURS if colour != thing.colour]
+        changed += [scene.with_object(i, shape=shape) for shape in SHAPES if shape != thing.shape]
     changed += [replace(scene, background=name) for name in BACKGROUND_COLOURS if name != scene.background]
     return changed + [replace(scene, pattern=name) for name in PATTERNS if name != scene.pattern]
 
@@ -120,7 +120,7 @@ def window(scene: Scene, index: int, size: int, rng: np.random.Generator) -> np.
     return inside
 
 
-def _blob(thing: Thing, size: int, rng: np.random.Generator) -> np.ndarray:
+def _blob(thing: SceneObject, size: int, rng: np.random.Generator) -> np.ndarray:
     """A coverage that is no shape of the grammar: a closed curve with random harmonics, unlike `thing`."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     true = thing_mask(thing, size) >= 0.5
@@ -137,7 +137,7 @@ def _blob(thing: Thing, size: int, rng: np.random.Generator) -> np.ndarray:
     return cover
 
 
-def _half(thing: Thing, size: int, rng: np.random.Generator) -> np.ndarray:
+def _half(thing: SceneObject, size: int, rng: np.random.Generator) -> np.ndarray:
     """The coverage of less than half of `thing`, cut at a straight line."""
     x, y = grid(size)
     angle, cut = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, -0.15) * thing.radius
@@ -163,13 +163,13 @@ def spoil(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
 
 def view_of(scene: Scene, size: int, rng: np.random.Generator, *, broken: bool = False) -> View:
     """A random view: the whole scene or one thing through a mask. The black outside is applied by `augment`."""
-    picture = spoil(scene, size, rng) if broken else paint(scene, size)
+    image = spoil(scene, size, rng) if broken else paint(scene, size)
     words = tuple(thing.words for thing in scene.things)
     if not scene.things or rng.random() >= MASKED_SHARE:
-        return View(scene, picture, words, broken=broken)
+        return View(scene, image, words, broken=broken)
     index = int(rng.integers(len(scene.things)))
-    picture = np.where(window(scene, index, size, rng)[..., None], picture, -1.0).astype(np.float32)
-    return View(scene, picture, words[index : index + 1], True, broken)
+    image = np.where(window(scene, index, size, rng)[..., None], image, -1.0).astype(np.float32)
+    return View(scene, image, words[index : index + 1], True, broken)
 
 
 def views_of_step(rng: np.random.Generator, count: int, size: int) -> list[View]:

@@ -69,7 +69,7 @@ def normalise(pictures: Tensor) -> Tensor:
 
 def augment(views: Sequence[View], generator: torch.Generator) -> Tensor:
     """Pictures [B, 3, S, S] in [0, 1]: blur, exposure and noise as a decoder leaves them, then the black outside."""
-    stored = torch.from_numpy(np.stack([view.picture for view in views])).movedim(-1, 1)
+    stored = torch.from_numpy(np.stack([view.image for view in views])).movedim(-1, 1)
     inside, pictures = (stored >= 0).all(dim=1, keepdim=True), stored.clamp(min=0)
     parts = [_blur(part, float(torch.rand((), generator=generator)) * 2.0) for part in pictures.split(16)]
     shape = (len(views), 1, 1, 1)
@@ -105,7 +105,9 @@ def contrast(logits: Tensor, truth: Tensor) -> Tensor:
     return 0.5 * (rows + columns)[true].mean()
 
 
-def train(folder: Path, steps: int, *, seed: int = 0, lr: float = 2e-3, batch: int = 64, look_every: int = 500) -> None:
+def train(
+    folder: Path, steps: int, *, seed: int = 0, lr: float = 2e-3, batch: int = 64, observe_every: int = 500
+) -> None:
     """Train to `steps` (resuming), adopt the EMA, measure batch statistics anew and save folder/ranker."""
     torch.manual_seed(seed)
     model = build()
@@ -123,7 +125,7 @@ def train(folder: Path, steps: int, *, seed: int = 0, lr: float = 2e-3, batch: i
         return cosine_lr(step, steps, hold=0.3)
 
     for step in run_steps(trainer, steps, loss_of_step, checkpoint=checkpoint, lr=rate):
-        if step % look_every == 0:
+        if step % observe_every == 0:
             log.info("ranker on 128 tuning scenes: %s", tuning_accuracy(model))
     trainer.adopt_ema()
     settle_statistics(model, seed, steps)

@@ -56,9 +56,9 @@ def cache_latents(folder: Path, count: int, *, size: int = 96, autocast: bool = 
     latents, captions = [], []
     for start in range(0, count, 64):
         scenes = [sample_scene(scene_rng(20_000_000 + i), int(things[i])) for i in range(start, min(count, start + 64))]
-        pictures = np.stack([render(scene, size) for scene in scenes])
+        images = np.stack([render(scene, size) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            mean = vae.encode(torch.from_numpy(pictures).movedim(-1, 1) * 2 - 1).latent_dist.mean
+            mean = vae.encode(torch.from_numpy(images).movedim(-1, 1) * 2 - 1).latent_dist.mean
         latents.append(mean.float() * SCALING_FACTOR)
         captions += [scene.caption for scene in scenes]
     tensors = {"latents": torch.cat(latents).contiguous()}
@@ -133,7 +133,7 @@ def train(
     batch: int = 64,
     device: str = "cpu",
     look: Callable[[int, Trainer], None] | None = None,
-    look_every: int = 1000,
+    observe_every: int = 1000,
 ) -> None:
     """Train to `steps` (resuming) and save folder/unet and folder/text_encoder.safetensors from the EMA."""
     torch.manual_seed(seed)
@@ -146,7 +146,7 @@ def train(
     for step in run_steps(
         trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
     ):
-        if look and step % look_every == 0:
+        if look and step % observe_every == 0:
             look(step, trainer)
     trainer.adopt_ema()
     unet.save_pretrained(folder / "unet")

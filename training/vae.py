@@ -65,13 +65,13 @@ def initialise(vae: AutoencoderKL, seed: int) -> None:
 
 def batch_of_step(step: int, size: int, crop: int, count: int) -> Tensor:
     """`count` crops [count, 3, crop, crop] in [-1, 1], of scenes that only this step sees."""
-    pictures = np.empty((count, crop, crop, 3), np.float32)
+    images = np.empty((count, crop, crop, 3), np.float32)
     for i in range(count):
         rng = scene_rng(step * 64 + i)
-        picture = render(sample_scene(rng), size)
+        image = render(sample_scene(rng), size)
         x, y = rng.integers(0, size - crop + 1, size=2)
-        pictures[i] = picture[y : y + crop, x : x + crop]
-    return torch.from_numpy(pictures).movedim(-1, 1) * 2 - 1
+        images[i] = image[y : y + crop, x : x + crop]
+    return torch.from_numpy(images).movedim(-1, 1) * 2 - 1
 
 
 def reconstruction_loss(made: Tensor, true: Tensor, mse: float) -> Tensor:
@@ -116,16 +116,16 @@ def train(
     return vae
 
 
-def held_out_pictures(count: int, size: int, first: int = 0) -> Tensor:
+def held_out_images(count: int, size: int, first: int = 0) -> Tensor:
     """`count` held-out scenes [count, 3, size, size] in [-1, 1]."""
-    pictures = [render(sample_scene(scene_rng(first + i, held_out=True)), size) for i in range(count)]
-    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1) * 2 - 1
+    images = [render(sample_scene(scene_rng(first + i, held_out=True)), size) for i in range(count)]
+    return torch.from_numpy(np.stack(images)).movedim(-1, 1) * 2 - 1
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, count: int, size: int) -> float:
     """Mean PSNR in dB of the reconstructions of held-out scenes, on images in [0, 1]."""
-    true = held_out_pictures(count, size)
+    true = held_out_images(count, size)
     made = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) for part in true.split(16)])
     error = ((made - true) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.log10()).mean())
@@ -138,8 +138,8 @@ def fold(vae: AutoencoderKL, size: int, count: int = 256) -> None:
     With raw latent z, statistics m and s, and the scaling factor f: z' = (z - m) / (s f), and the decoder undoes it.
     """
     quant, post = vae.quant_conv, vae.post_quant_conv
-    pictures = [render(sample_scene(scene_rng(10_000_000 + i)), size) for i in range(count)]
-    true = torch.from_numpy(np.stack(pictures)).movedim(-1, 1) * 2 - 1
+    images = [render(sample_scene(scene_rng(10_000_000 + i)), size) for i in range(count)]
+    true = torch.from_numpy(np.stack(images)).movedim(-1, 1) * 2 - 1
     before = vae.decode(vae.encode(true[:4]).latent_dist.mean).sample
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in true.split(16)])
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .elements import Node, Output
 from .graph import Graph
-from .inversion import CFG, climb
+from .inversion import CFG, invert_image
 from .notes import note
 from .parts import Start, after, before, begin, encode, negative
 
@@ -128,7 +128,7 @@ def inverted(graph: Graph, start: Start) -> tuple[Output, Output, Node, Output, 
         latent, source = encode(graph, start), before(graph, start)
         target, empty = after(graph, start), negative(graph, start)
         graph.column()
-        sigmas, path = climb(graph, start, latent, source)
+        sigmas, path = invert_image(graph, start, latent, source)
     return source, target, path, sigmas, empty
 
 
@@ -138,7 +138,7 @@ def p2plus_real_image() -> Graph:
     with graph.group("2. The picture's path up to noise"):
         latent, source = encode(graph, start), before(graph, start)
         graph.column()
-        _, path = climb(graph, start, latent, source)
+        _, path = invert_image(graph, start, latent, source)
     graph.row()
     with graph.group("3. The edit"):
         edit, empty = align(graph, start), negative(graph, start)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from .elements import Output
 from .graph import Graph
 from .notes import note
-from .parts import Start, begin, decode, finish, latent_and_cells, prompts, rank
+from .parts import Start, begin, decode, finish, latent_and_mask, prompts, rank
 
 NEW_OBJECT = "a yellow star on a sky background"  # what the mask of `empty_side` should hold
 
@@ -26,10 +26,10 @@ def blended_loop(
     """The steps of the blended loop, each its own node, in one group; returns the finished LATENT."""
     model = start.model
     with graph.group(title):
-        latent, cells = latent_and_cells(graph, start, mode)
+        latent, latent_pixels = latent_and_mask(graph, start, mode)
         sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
         graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels=kernels).out
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels).out
         graph.column()
         positive, negative = prompts(graph, start)
         noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
@@ -54,9 +54,9 @@ def blended_any_sampler() -> Graph:
     graph = Graph("blended_any_sampler", note("blended_any_sampler"))
     start = begin(graph, "empty_side")
     with graph.group("2. The mask, on the latent grid"):
-        latent, cells = latent_and_cells(graph, start)
+        latent, latent_pixels = latent_and_mask(graph, start)
         graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells).out
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels).out
     graph.row()
     with graph.group("3. A native sampler"):
         model = graph.add("EditKit_BlendedModel", model=start.model, schedule=schedule).out
@@ -75,7 +75,7 @@ def thin_mask() -> Graph:
     graph = Graph("thin_mask", note("thin_mask"))
     start = begin(graph, "thin_stroke")
     with graph.group("2. What both loops share"):
-        latent, cells = latent_and_cells(graph, start)
+        latent, latent_pixels = latent_and_mask(graph, start)
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
         graph.column()
         positive, negative = prompts(graph, start)
@@ -84,7 +84,7 @@ def thin_mask() -> Graph:
     for name, kernels, title in (("plain", "1", "3. Plain loop"), ("shrinking", "7,5,3,1", "4. Shrinking mask")):
         with graph.group(title):
             schedule = graph.add(
-                "EditKit_DilationSchedule", latent_mask=cells, kernels=kernels, parts="equal noise"
+                "EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels, parts="equal noise"
             ).out
             graph.column()
             edited = graph.add(

@@ -25,7 +25,7 @@ def find_mask(graph: Graph, start: Start) -> tuple[Output, Node, Output, Output]
     return latent, found, source, target
 
 
-def climb(graph: Graph, start: Start, latent: Output, source: Output, **options: object) -> tuple[Output, Node]:
+def invert_image(graph: Graph, start: Start, latent: Output, source: Output, **options: object) -> tuple[Output, Node]:
     """The grid, and the picture's path up to noise."""
     sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
     inverted = graph.add(
@@ -39,7 +39,7 @@ def diffedit() -> Graph:
     start = begin(graph, "red_circle")
     latent, found, source, target = find_mask(graph, start)
     with graph.group("3. Its path up to noise"):
-        _, inverted = climb(graph, start, latent, source, encoding_ratio=0.8)
+        _, inverted = invert_image(graph, start, latent, source, encoding_ratio=0.8)
     graph.row()
     with graph.group("4. Decode under the mask"):
         graph.add("MaskPreview", "The mask", mask=found.out)
@@ -62,13 +62,13 @@ def diffedit_into_blended() -> Graph:
     start = begin(graph, "red_circle")
     latent, found, source, target = find_mask(graph, start)
     with graph.group("3. Its path up to noise"):
-        sigmas, inverted = climb(graph, start, latent, source)
+        sigmas, inverted = invert_image(graph, start, latent, source)
     graph.row()
     with graph.group("4. Blended loop along that path"):
-        cells = graph.add("EditKit_LatentMask", mask=found.out, latent=latent).out
+        latent_pixels = graph.add("EditKit_LatentMask", mask=found.out, latent=latent).out
         empty = negative(graph, start)
         graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=cells, kernels="3,1").out
+        schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels="3,1").out
         graph.column()
         edited = graph.add(
             "EditKit_BlendedDenoise", model=start.model, positive=target, negative=empty, cfg=CFG, sigmas=sigmas,
@@ -109,7 +109,7 @@ def null_text_reconstruction() -> Graph:
     with graph.group("2. Its path up to noise"):
         latent, source, empty = encode(graph, start), before(graph, start), negative(graph, start)
         graph.column()
-        sigmas, inverted = climb(graph, start, latent, source, vae=start.vae, image=start.image)
+        sigmas, inverted = invert_image(graph, start, latent, source, vae=start.vae, image=start.image)
     graph.row()
     with graph.group("3. Plain guidance drifts off"):
         sampler = graph.add("KSamplerSelect", sampler_name="euler").out
@@ -166,7 +166,7 @@ def word_swap() -> Graph:
     with graph.group("2. Invert with the prompt as it is"):
         latent, source = encode(graph, start), before(graph, start)
         graph.column()
-        sigmas, inverted = climb(graph, start, latent, source, mode="implicit", vae=start.vae, image=start.image)
+        sigmas, inverted = invert_image(graph, start, latent, source, mode="implicit", vae=start.vae, image=start.image)
         graph.add("PreviewAny", "How well the way back reconstructs it", source=inverted["report"])
     graph.row()
     with graph.group("3. Sample with one word swapped"):

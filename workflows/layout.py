@@ -15,11 +15,11 @@ GAP_X, GAP_Y, MARGIN, GROUP_TITLE = 50, 24, 24, 44
 WIDTH, NOTE_WIDTH = 350, 420
 NOTE_LINE, NOTE_CHARACTERS = 18, 56
 TEXT_BOX = 76  # a multiline text
-PICTURE = 230  # what the page adds to a node that shows a picture
+IMAGE_NODE = 230  # what the page adds to a node that shows a picture
 VIEW_WIDTH, VIEW_HEIGHT, VIEW_LEFT, VIEW_TOP = 1780, 880, 60, 80
 SMALLEST_SCALE = 0.61  # below 0.6 the page draws no text
 
-SHOWS_PICTURE = {
+SHOWS_IMAGE = {
     "EditKit_LoadExample", "EditKit_DilationSchedule", "EditKit_ReleaseSchedule", "EditKit_RankByText",
     "EditKit_TuneDecoder", "EditKit_TuneLatent", "EditKit_BlendPoisson", "EditKit_BlendPixels", "EditKit_CompositeSource",
     "EditKit_DiffEditMask", "EditKit_DiffEdit", "EditKit_InvertDDIM", "EditKit_NullText", "MaskPreview", "PreviewImage",
@@ -77,7 +77,7 @@ def node_size(node: Node) -> tuple[int, int]:
     sockets = node.sockets
     rows = max(sum(not socket.is_widget for socket in sockets), len(node.info["output"]))
     height = rows * SLOT + PADDING + sum(_widget_height(socket) for socket in sockets if socket.is_widget)
-    height += PICTURE * (node.type in SHOWS_PICTURE) + TEXT_BOX * (node.type in SHOWS_TEXT)
+    height += IMAGE_NODE * (node.type in SHOWS_IMAGE) + TEXT_BOX * (node.type in SHOWS_TEXT)
     return WIDTHS.get(node.type, WIDTH), height
 
 

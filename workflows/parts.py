@@ -26,10 +26,10 @@ def begin(graph: Graph, example: str) -> Start:
     """The first group: model and picture."""
     with graph.group("1. Model and picture"):
         model = graph.add("EditKit_LoadModel")
-        picture = graph.add("EditKit_LoadExample", name=example)
+        image = graph.add("EditKit_LoadExample", name=example)
     words = load_example(example)
     return Start(
-        model.out, model["clip"], model["vae"], picture.out, picture["mask"], words.caption, words.prompt
+        model.out, model["clip"], model["vae"], image.out, image["mask"], words.caption, words.prompt
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def encode(graph: Graph, start: Start) -> Output:
     return graph.add("EditKit_EncodeImage", image=start.image, vae=start.vae).out
 
 
-def latent_and_cells(graph: Graph, start: Start, mode: str = "max") -> tuple[Output, Output]:
+def latent_and_mask(graph: Graph, start: Start, mode: str = "max") -> tuple[Output, Output]:
     """The encoded picture and the mask on its grid."""
     latent = encode(graph, start)
     return latent, graph.add("EditKit_LatentMask", mask=start.mask, latent=latent, mode=mode).out

@@ -15,7 +15,7 @@ CFG = 7.5  # as published
 STEPS, LEARNING = 20, {"preset": "even", "inner_steps": 15}  # enough for the bundled model
 
 
-def _climb(graph: Graph, start: Start, sigmas: Output) -> tuple[Output, Node]:
+def _invert(graph: Graph, start: Start, sigmas: Output) -> tuple[Output, Node]:
     """The prompt of a picture, and its path up to noise."""
     latent, source = encode(graph, start), before(graph, start)
     graph.column()
@@ -39,7 +39,7 @@ def style_inversion_edit() -> Graph:
     with graph.group("2. The picture's path up to noise"):
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
         empty = negative(graph, start)
-        source, path = _climb(graph, start, sigmas)
+        source, path = _invert(graph, start, sigmas)
     graph.row()
     with graph.group("3. Learn its values"):
         learned = _learn(graph, start, path, source, empty)
@@ -63,15 +63,15 @@ def style_transfer() -> Graph:
     start, words = begin(graph, "empty_side"), load_example("one_object")
     with graph.group("2. The content's path up to noise"):
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
-        source, path = _climb(graph, start, sigmas)
+        source, path = _invert(graph, start, sigmas)
     graph.row()
     with graph.group("3. Learn the values of the style"):
-        picture = graph.add("EditKit_LoadExample", "The style", name="one_object")
-        style = replace(start, image=picture.out, mask=picture["mask"], caption=words.caption)
+        image = graph.add("EditKit_LoadExample", "The style", name="one_object")
+        style = replace(start, image=image.out, mask=image["mask"], caption=words.caption)
         empty = negative(graph, start)
-        shown, climbed = _climb(graph, style, sigmas)
+        shown, inverted = _invert(graph, style, sigmas)
         graph.column()
-        learned = _learn(graph, style, climbed, shown, empty)
+        learned = _learn(graph, style, inverted, shown, empty)
     graph.row()
     with graph.group("4. The content in that style"):
         text = words.caption.replace("circle", "ring")

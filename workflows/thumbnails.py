@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..hosts.bundled.example_images import load_example, load_picture
+from ..hosts.bundled.example_images import load_example, load_image
 from ..pipelines.evaluation.drawing import sheet, to_pil
 from .catalogue import WORKFLOWS
 from .elements import Output
@@ -76,4 +76,4 @@ def _results(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
     """What was saved, with the part of the files' names that tells them apart."""
     labels = [path.stem.rpartition("_")[0].removeprefix(graph.name).strip("_") for path in run.saved]
     names = [f"edit {label}" if label.isdigit() else label or "result" for label in labels]
-    return [(name, load_picture(path)[0]) for name, path in zip(names, run.saved, strict=True)]
+    return [(name, load_image(path)[0]) for name, path in zip(names, run.saved, strict=True)]

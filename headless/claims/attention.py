@@ -142,7 +142,7 @@ def shape_claims(model: Any, count: int = 256) -> list[Claim]:
         t.edited(model, pairs, replace(SHAPES, options=replace(HELD, uncond_self_until=until)))[1]
         for until in (0.5, 0.0)
     ]
-    shapes, things = ([t.hits(part, pairs, judge) for part in images] for judge in (t.has_shape, t.has_thing))
+    shapes, things = ([t.hits(part, pairs, judge) for part in images] for judge in (t.has_shape, t.has_object_at))
     return [
         compared("P2Plus over P2P: shape right", *shapes, 0.05),
         compared("P2Plus over P2P: and colour kept", *things, 0.0),

@@ -21,8 +21,7 @@ from ...pipelines.attention.pair_control import PairControl
 from ...pipelines.attention.pair_loop import PairPrompts, pair_edit
 from ...pipelines.attention.prompts.align import align_prompts
 from ...pipelines.attention.prompts.prompt_edit import PromptEdit
-from ...pipelines.blended.blending import start_latent
-from ...pipelines.core.noise import seeded_noise
+from ...pipelines.core.noise import seeded_noise, start_latent
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.trajectory import Trajectory
 from ...pipelines.inversion.ddim import invert
@@ -50,7 +49,7 @@ def colour_swap(index: int, first: int = FIRST) -> Pair:
     """One thing gets another colour."""
     scene, rng = _scene(index, first)
     colour = rng.choice([c for c in OBJECT_COLOURS if c != scene.things[0].colour])
-    return Pair(scene, scene.with_thing(0, colour=str(colour)), first + index)
+    return Pair(scene, scene.with_object(0, colour=str(colour)), first + index)
 
 
 def one_of_two(index: int, first: int = FIRST) -> Pair:
@@ -60,15 +59,15 @@ def one_of_two(index: int, first: int = FIRST) -> Pair:
     left, right = scene.things
     others = [c for c in OBJECT_COLOURS if c not in (left.colour, right.colour)]
     if left.colour == right.colour:  # a name must mean one of them
-        scene = scene.with_thing(1, colour=others.pop())
-    return Pair(scene, scene.with_thing(0, colour=str(rng.choice(others))), first + index)
+        scene = scene.with_object(1, colour=others.pop())
+    return Pair(scene, scene.with_object(0, colour=str(rng.choice(others))), first + index)
 
 
 def shape_swap(index: int, first: int = FIRST) -> Pair:
     """One thing becomes another: a large change of structure."""
     scene, rng = _scene(index, first)
     shape = rng.choice([s for s in SHAPES if s != scene.things[0].shape])
-    return Pair(scene, scene.with_thing(0, shape=str(shape)), first + index)
+    return Pair(scene, scene.with_object(0, shape=str(shape)), first + index)
 
 
 def new_attribute(index: int, first: int = FIRST) -> Pair:
@@ -145,12 +144,12 @@ def _noise(denoiser: Any, pairs: Sequence[Pair], sigmas: Tensor) -> Tensor:
 
 
 def _inverted(model: Any, pairs: Sequence[Pair], source: Context, sigmas: Tensor) -> Trajectory:
-    pictures = torch.from_numpy(np.stack([render(pair.before, SIZE) for pair in pairs]))
-    return invert(model.denoiser, model.codec.encode(pictures), source, sigmas)
+    images = torch.from_numpy(np.stack([render(pair.before, SIZE) for pair in pairs]))
+    return invert(model.denoiser, model.codec.encode(images), source, sigmas)
 
 
 # -------------------------------------------------------------------------------------------------------------- judging
-def things_mask(image: Tensor) -> np.ndarray:
+def objects_mask(image: Tensor) -> np.ndarray:
     """Where the oracle sees something that is no background, bool [S, S]."""
     pixels = image.numpy()
     background, pattern = oracle.read_background(pixels)
@@ -160,7 +159,7 @@ def things_mask(image: Tensor) -> np.ndarray:
 
 def overlap(a: Tensor, b: Tensor) -> float:
     """Intersection over union of the things in two pictures; 0 where there are none."""
-    first, second = things_mask(a), things_mask(b)
+    first, second = objects_mask(a), objects_mask(b)
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
@@ -172,7 +171,7 @@ def has_shape(image: Tensor, pair: Pair) -> bool:
     return any(thing.shape == pair.after.things[0].shape for thing in oracle.read(image.numpy()).things)
 
 
-def has_thing(image: Tensor, pair: Pair) -> bool:
+def has_object_at(image: Tensor, pair: Pair) -> bool:
     thing = pair.after.things[0]
     return oracle.read(image.numpy()).has(thing.colour, thing.shape)
 
@@ -184,19 +183,19 @@ def all_right(image: Tensor, pair: Pair) -> bool:
 
 def size_of_things(image: Tensor) -> float:
     """Their share of the picture."""
-    return float(things_mask(image).mean())
+    return float(objects_mask(image).mean())
 
 
 def paint(image: Tensor, source: Tensor, pair: Pair) -> float:
     """How far the source's thing has the colour that the target's caption names: 0 = the background's, 1 = all of it."""
-    inside = things_mask(source)
+    inside = objects_mask(source)
     empty = np.asarray(BACKGROUND_COLOURS[pair.after.background], np.float32) / 255
     way = np.asarray(OBJECT_COLOURS[pair.after.things[0].colour], np.float32) / 255 - empty
     return float((image.numpy()[inside] - empty).mean(0) @ way / (way @ way)) if inside.any() else 0.0
 
 
-Judge = Callable[[Tensor, Pair], bool]
+Check = Callable[[Tensor, Pair], bool]
 
 
-def hits(images: Tensor, pairs: Sequence[Pair], judge: Judge) -> list[bool]:
+def hits(images: Tensor, pairs: Sequence[Pair], judge: Check) -> list[bool]:
     return [judge(image, pair) for image, pair in zip(images, pairs, strict=True)]

@@ -89,7 +89,7 @@ def rank_claims(model: Any, ranker: Any, count: int = 64, candidates: int = 8) -
         latents = t.edit_all(model, [trial] * candidates, settings)
         images, _ = composited(model, [trial] * candidates, latents)
         ranking = rank_by_text(images, trial.prompt, ranker, mask=torch.from_numpy(trial.mask)[None])
-        hits = [t.new_thing_right(image, trial) for image in images]
+        hits = [t.new_object_right(image, trial) for image in images]
         mean.append(sum(hits) / candidates)
         best.append(hits[int(ranking.order[0])])
     top, average = sum(best) / count, sum(mean) / count
@@ -135,7 +135,7 @@ def background_table(model: Any, count: int = 64) -> list[Method]:
         for name, image in background_images(model, latent, source, mask):
             outside = float(psnr_outside(image, source, mask, cap=EXACT))
             seam = float(seam_contrast(image, source, mask))
-            rows.setdefault(name, []).append((outside, seam, t.new_thing_right(image[0], trial)))
+            rows.setdefault(name, []).append((outside, seam, t.new_object_right(image[0], trial)))
     return [Method(name, *torch.tensor(found, dtype=torch.float64).unbind(1)) for name, found in rows.items()]
 
 

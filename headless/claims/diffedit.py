@@ -39,7 +39,7 @@ class Scenes:
     """Trials as the methods take them: clean latents [B, C, h, w], pictures [B, H, W, 3] and both captions."""
 
     trials: Sequence[t.Trial]
-    pictures: Tensor
+    images: Tensor
     latent: Tensor
     source: Context
     target: Context
@@ -51,15 +51,15 @@ class Scenes:
 
 
 def scenes(model: Any, trials: Sequence[t.Trial]) -> Scenes:
-    pictures, _ = t.images_of(trials)
+    images, _ = t.images_of(trials)
     encode = model.text.encode
     before, after = ([getattr(trial, name).caption for trial in trials] for name in ("before", "target"))
     contexts = (t.stacked([encode(caption) for caption in captions]) for captions in (before, after))
-    return Scenes(trials, pictures, model.codec.encode(pictures), *contexts, encode(""))
+    return Scenes(trials, images, model.codec.encode(images), *contexts, encode(""))
 
 
 # ------------------------------------------------------------------------------------------------------------- masks
-def true_cells(model: Any, work: Scenes) -> Tensor:
+def true_latent_mask(model: Any, work: Scenes) -> Tensor:
     """Cells that the thing touches, [B, h, w]."""
     _, masks = t.images_of(work.trials)
     return downsample(masks, *work.latent.shape[-2:], "max", factor=model.codec.factor).mask.to(work.latent.device)
@@ -76,7 +76,7 @@ def overlaps(model: Any, work: Scenes, maps: int) -> Tensor:
         model.denoiser, work.latent, work.source, work.target, seeds=work.seeds, maps=maps,
         sigma=strength_sigma(model.denoiser, SETTINGS.strength), rule=SETTINGS.rule,
     )  # fmt: skip
-    return overlap(found.mask, true_cells(model, work)).cpu()
+    return overlap(found.mask, true_latent_mask(model, work)).cpu()
 
 
 def interval(values: Tensor) -> tuple[float, float, float]:
@@ -103,8 +103,8 @@ def edit(model: Any, work: Scenes, settings: DiffEditSettings = SETTINGS) -> tup
     )
     outside = (result.mask.mask == 0)[:, None]
     change = float(((result.latent - work.latent).abs() * outside).max())
-    pixels = mask_in_pixels(result.mask.mask, model.codec.factor, *work.pictures.shape[1:3])
-    edited, change_px = composite_source(model.codec.decode(result.latent), work.pictures, pixels)
+    pixels = mask_in_pixels(result.mask.mask, model.codec.factor, *work.images.shape[1:3])
+    edited, change_px = composite_source(model.codec.decode(result.latent), work.images, pixels)
     return edited.cpu(), change, change_px
 
 
@@ -113,7 +113,7 @@ def edit_claims(model: Any, work: Scenes) -> list[Claim]:
     pairs = list(zip(edited, work.trials, strict=True))
     return [
         share("edits, new colour", [t.new_colour_right(*pair) for pair in pairs], 0.95),
-        share("edits, new colour and shape", [t.new_thing_right(*pair) for pair in pairs], 0.75),
+        share("edits, new colour and shape", [t.new_object_right(*pair) for pair in pairs], 0.75),
         Claim("latent outside the mask", change, f"changed by {change:g} at most, wanted 0", change == 0),
         Claim("picture outside the mask", change_px, f"changed by {change_px:g} at most, wanted 0", change_px == 0),
     ]
@@ -141,7 +141,7 @@ def rebuild(model: Any, work: Scenes, steps: int = 50, options: NullTextOptions 
     scale, sigmas = options.guidance_scale, denoiser.schedule(steps)
 
     def quality(z: Tensor) -> Tensor:
-        return psnr(codec.decode(denoiser.scale_out(z)), work.pictures).cpu()
+        return psnr(codec.decode(denoiser.scale_out(z)), work.images).cpu()
 
     exact = invert(denoiser, work.latent, work.source, sigmas, options=IMPLICIT)
     path = invert(denoiser, work.latent, work.source, sigmas)

@@ -29,8 +29,7 @@ from ...hosts.bundled.scenes import (
     sample_scene,
     scene_rng,
 )
-from ...pipelines.blended.blending import EditPrompts
-from ...pipelines.core.guidance import Positive
+from ...pipelines.core.guidance import EditPrompts, Positive
 from ...pipelines.core.noise import seeded_noise
 from ...pipelines.core.samplers import predictor, sample
 from ...pipelines.evaluation.metrics import wilson_interval
@@ -42,7 +41,7 @@ from ...pipelines.layerdiffusion.embeddings import (
     mix_embeddings,
 )
 from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
-from ...pipelines.layerdiffusion.reference_background import subject_cells
+from ...pipelines.layerdiffusion.reference_background import object_latent_mask
 from ...pipelines.learning.weight_deltas import TunePlan
 from . import trials as t
 from .blended import Claim, print_claims
@@ -61,7 +60,7 @@ def two_part(index: int, first: int = t.FIRST + KIND) -> t.Trial:
     before = sample_scene(rng, 1)
     colour = str(rng.choice([c for c in OBJECT_COLOURS if c != before.things[0].colour]))
     behind = str(rng.choice([c for c in BACKGROUND_COLOURS if c != before.background]))
-    target = replace(before.with_thing(0, colour=colour), background=behind, pattern=str(rng.choice(PATTERNS)))
+    target = replace(before.with_object(0, colour=colour), background=behind, pattern=str(rng.choice(PATTERNS)))
     return t.Trial(render(before, t.SIZE), object_mask(before, t.SIZE), _subject(colour), before, target)
 
 
@@ -115,10 +114,10 @@ class Scenes:
         self.model, self.trials = model, trials
         self.seeds = [first + index for index in range(len(trials))]
         self.denoiser: RowwiseDenoiser = rowwise(model.denoiser, len(trials))
-        pictures, masks = t.images_of(trials)
+        images, masks = t.images_of(trials)
         empty = np.stack([render(replace(trial.target, things=()), t.SIZE) for trial in trials])
-        self.source, self.reference = model.codec.encode(pictures), model.codec.encode(torch.from_numpy(empty))
-        self.cells = subject_cells(masks, *self.source.shape[-2:], model.codec.factor)
+        self.source, self.reference = model.codec.encode(images), model.codec.encode(torch.from_numpy(empty))
+        self.latent_pixels = object_latent_mask(masks, *self.source.shape[-2:], model.codec.factor)
 
     def embed(self, options: EmbeddingOptions = EMBEDDINGS) -> LayeredEmbeddings:
         texts = [
@@ -126,7 +125,7 @@ class Scenes:
             for part in zip(*((trial.prompt, trial.target.background_words) for trial in self.trials), strict=True)
         ]
         return layered_embeddings(
-            self.denoiser, self.reference, texts[0], texts[1], self.cells, seeds=self.seeds, options=options
+            self.denoiser, self.reference, texts[0], texts[1], self.latent_pixels, seeds=self.seeds, options=options
         )
 
     def tune(self, found: LayeredEmbeddings, alpha: float = ALPHA, **changed: Any) -> tuple[RowwiseDenoiser, Any]:
@@ -134,7 +133,7 @@ class Scenes:
         assert found.background is not None
         mixed = mix_embeddings(found.subject, found.background, alpha)
         tuning = layered_tune(
-            self.denoiser, self.source, self.reference, mixed, self.cells, seeds=self.seeds,
+            self.denoiser, self.source, self.reference, mixed, self.latent_pixels, seeds=self.seeds,
             options=replace(TUNING, **changed),
         )  # fmt: skip
         return self.denoiser.with_rows(tuning.changes), mixed

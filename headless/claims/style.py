@@ -49,13 +49,13 @@ def learn(model: Any, encoder: Any, trials: Sequence[t.Trial]) -> Learned:
 
 
 def _learn(model: Any, encoder: Any, work: Scenes, path: Trajectory, options: StyleOptions) -> StyleResult:
-    features = image_features(encoder, work.pictures, work.source.tokens.shape[2])
+    features = image_features(encoder, work.images, work.source.tokens.shape[2])
     return style_invert(
         model.denoiser, path, work.source, work.null, features, seeds=work.seeds, options=options
     )  # fmt: skip
 
 
-def pictures(model: Any, z: Tensor) -> Tensor:
+def images(model: Any, z: Tensor) -> Tensor:
     return model.codec.decode(model.denoiser.scale_out(z)).cpu()
 
 
@@ -73,12 +73,12 @@ def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Cl
         "  without L_att": bare.rebuilt,
         "  published preset": published.rebuilt,
     }
-    source, found = pictures(model, path.source), {}
+    source, found = images(model, path.source), {}
     print(f"{'reconstruction':<20} {'to latent dB':>12} {'to picture dB':>13}   ({len(work.trials)} scenes)")
-    print(f"{'VAE alone':<20} {'':>12} {float(psnr(source, work.pictures).mean()):13.2f}")
+    print(f"{'VAE alone':<20} {'':>12} {float(psnr(source, work.images).mean()):13.2f}")
     for name, z in rebuilt.items():
-        found[name] = psnr(pictures(model, z), source)
-        shown = float(psnr(pictures(model, z), work.pictures).mean())
+        found[name] = psnr(images(model, z), source)
+        shown = float(psnr(images(model, z), work.images).mean())
         print(f"{name:<20} {float(found[name].mean()):12.2f} {shown:13.2f}")
     return [_psnr_claim(found["StyleDiffusion"] - found["null-text"]), _maps_claim(learned.style, bare)]
 
@@ -121,7 +121,7 @@ def style_edits(model: Any, learned: Learned, options: StyleEditOptions | None =
         edit = align_prompts(model.text, trial.before.caption, trial.target.caption)
         embeddings = picked(learned.style.embeddings, index, edit.source)
         edited.append(style_edit(model.denoiser, embeddings, edit, learned.work.null, options=options).edited)
-    return pictures(model, torch.cat(edited))
+    return images(model, torch.cat(edited))
 
 
 def picked(embeddings: ValueEmbeddings, index: int, source: Context) -> ValueEmbeddings:
@@ -135,7 +135,7 @@ def picked(embeddings: ValueEmbeddings, index: int, source: Context) -> ValueEmb
 def word_swap(model: Any, learned: Learned) -> Tensor:
     work = learned.work
     z = reconstruct(model.denoiser, learned.path, work.target, negative=work.null, guidance_scale=SCALE)
-    return pictures(model, z)
+    return images(model, z)
 
 
 def edit_claims(model: Any, parts: Sequence[Learned]) -> list[Claim]:

@@ -27,10 +27,11 @@ from ...hosts.bundled.scenes import (
     scene_rng,
     shape_distance,
 )
-from ...pipelines.blended.blending import EditPrompts, blended_denoise, finished_latent, start_latent
+from ...pipelines.blended.blending import blended_denoise, finished_latent
 from ...pipelines.blended.pipeline import EditSettings
+from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import dilation_schedule, downsample
-from ...pipelines.core.noise import seeded_noise
+from ...pipelines.core.noise import seeded_noise, start_latent
 from ...pipelines.core.protocols import Context
 
 FIRST = 3_000_000  # of the held-out stream: scenes that no other measure sees
@@ -105,7 +106,7 @@ def swap(index: int) -> Trial:
     thing = before.things[0]
     colour = str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour]))
     shape = str(rng.choice([s for s in SHAPES if s != thing.shape]))
-    target = before.with_thing(0, colour=colour, shape=shape)
+    target = before.with_object(0, colour=colour, shape=shape)
     return Trial(render(before, SIZE), object_mask(before, SIZE), target.caption, before, target)
 
 
@@ -126,7 +127,7 @@ def reshape(index: int) -> Trial:
 
 
 def _renamed(before: Scene, **changes: object) -> Trial:
-    target = before.with_thing(0, **changes)
+    target = before.with_object(0, **changes)
     return Trial(render(before, SIZE), object_mask(before, SIZE), target.caption, before, target)
 
 
@@ -154,8 +155,8 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
     images, masks = images_of(trials)
     source = codec.encode(images)
     height, width = source.shape[-2:]
-    cells = downsample(masks, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
-    schedule = dilation_schedule(cells.mask, settings.kernels, division=settings.mask_division)
+    latent_pixels = downsample(masks, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
+    schedule = dilation_schedule(latent_pixels.mask, settings.kernels, division=settings.mask_division)
     prompts = EditPrompts(
         stacked([model.text.encode(trial.prompt) for trial in trials]), model.text.encode(""), settings.guidance_scale
     )
@@ -173,7 +174,7 @@ def object_right(image: Tensor, trial: Trial) -> bool:
     return words == [thing.words for thing in trial.target.things]
 
 
-def new_thing_right(image: Tensor, trial: Trial) -> bool:
+def new_object_right(image: Tensor, trial: Trial) -> bool:
     """The new thing is there with its colour and shape, whatever else is."""
     thing = trial.target.things[-1]
     return oracle.read(image.numpy()).has(thing.colour, thing.shape)

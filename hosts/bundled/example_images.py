@@ -32,13 +32,13 @@ def load_example(name: str) -> Example:
         raise ParameterError(f"example is {name!r}: choose one of {', '.join(EXAMPLES)}")
     try:
         words = json.loads((FOLDER / "examples.json").read_text(encoding="utf-8"))[name]
-        image, mask = load_picture(FOLDER / f"{name}.png"), load_mask(FOLDER / f"{name}.mask.png")
+        image, mask = load_image(FOLDER / f"{name}.png"), load_mask(FOLDER / f"{name}.mask.png")
     except (OSError, KeyError) as error:
         raise LoadError(f"example {name!r} is incomplete ({error}): reinstall the pack") from error
     return Example(image, mask, words["caption"], words["prompt"], words["subject"])
 
 
-def load_picture(path: str | Path) -> Tensor:
+def load_image(path: str | Path) -> Tensor:
     """A picture file as IMAGE [1, H, W, 3]. Raises LoadError if it cannot be read."""
     return _load(path, "RGB") / 255
 

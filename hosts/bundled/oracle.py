@@ -12,7 +12,16 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from .scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES, Scene, Thing, render_background, thing_mask
+from .scenes import (
+    BACKGROUND_COLOURS,
+    OBJECT_COLOURS,
+    PATTERNS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    render_background,
+    thing_mask,
+)
 
 MIN_AREA = 0.008  # of the picture: smaller components are specks, not things
 MIN_IOU = 0.65  # a shape counts only if its best template overlaps at least this much
@@ -25,7 +34,7 @@ class Reading:
 
     background: str
     pattern: str
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
     overlaps: tuple[float, ...]
 
     def agrees(self, scene: Scene) -> bool:
@@ -55,8 +64,8 @@ def read_background(image: np.ndarray, where: np.ndarray | None = None) -> tuple
 
     The truncated L1 makes objects cost the same under every hypothesis.
     """
-    names, pictures = _backgrounds(image.shape[0])
-    cost = np.minimum(np.abs(pictures - image[None]).mean(-1), 0.12)
+    names, images = _backgrounds(image.shape[0])
+    cost = np.minimum(np.abs(images - image[None]).mean(-1), 0.12)
     if where is not None:
         cost = cost[:, where]
     return names[int(cost.reshape(len(names), -1).mean(-1).argmin())]
@@ -91,7 +100,7 @@ def components(image: np.ndarray, background: str, pattern: str) -> list[np.ndar
     return [labels == i + 1 for i in range(count) if areas[i] >= MIN_AREA * labels.size]
 
 
-def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Thing, float]:
+def _name(image: np.ndarray, mask: np.ndarray) -> tuple[SceneObject, float]:
     """Colour of the inside (the rim is blended with the background) and the best fitting shape template."""
     inside = ndimage.binary_erosion(mask)
     pixels = image[inside if inside.any() else mask]
@@ -100,7 +109,7 @@ def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Thing, float]:
     size = mask.shape[0]
     top, bottom = rows.min() / size, (rows.max() + 1) / size
     left, right = columns.min() / size, (columns.max() + 1) / size
-    best, best_overlap = Thing("blob", colour, (left + right) / 2, (top + bottom) / 2, (right - left) / 2), 0.0
+    best, best_overlap = SceneObject("blob", colour, (left + right) / 2, (top + bottom) / 2, (right - left) / 2), 0.0
     for shape in SHAPES:
         for thing in _candidates(shape, colour, left, right, top, bottom):
             template = thing_mask(thing, size) >= 0.5
@@ -108,7 +117,7 @@ def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Thing, float]:
             if overlap > best_overlap:
                 best, best_overlap = thing, float(overlap)
     if best_overlap < MIN_IOU:
-        best = Thing("blob", colour, best.x, best.y, best.radius)
+        best = SceneObject("blob", colour, best.x, best.y, best.radius)
     return best, best_overlap
 
 
@@ -129,13 +138,13 @@ _EXTENTS = {
 }
 
 
-def _candidates(shape: str, colour: str, left: float, right: float, top: float, bottom: float) -> list[Thing]:
+def _candidates(shape: str, colour: str, left: float, right: float, top: float, bottom: float) -> list[SceneObject]:
     """Templates whose bounding box matches: by the mean of both sides, a little smaller and a little larger."""
     half_width, up, down = _EXTENTS[shape]
     radius = 0.5 * ((right - left) / (2 * half_width) + (bottom - top) / (up + down))
     x = (left + right) / 2
     y = (top + bottom) / 2 + radius * (up - down) / 2
-    return [Thing(shape, colour, x, y, radius * factor) for factor in (0.95, 1.0, 1.05)]
+    return [SceneObject(shape, colour, x, y, radius * factor) for factor in (0.95, 1.0, 1.05)]
 
 
 def self_test(count: int = 300, size: int = 96, first: int = 0) -> float:

@@ -46,7 +46,7 @@ PAIR_RADIUS = (0.177, 0.2083)  # 17 to 20 px at 96 px
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: what it is, its centre and its radius (fractions of the side)."""
 
     shape: str
@@ -66,7 +66,7 @@ class Scene:
 
     background: str
     pattern: str
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
 
     @property
     def background_words(self) -> str:
@@ -81,7 +81,7 @@ class Scene:
         things = " left of ".join(_article(thing.words) for thing in self.things)
         return f"{things} on {self.background_words}"
 
-    def with_thing(self, index: int, **changes: object) -> Scene:
+    def with_object(self, index: int, **changes: object) -> Scene:
         """A copy whose thing number `index` has other fields."""
         things = list(self.things)
         things[index] = replace(things[index], **changes)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def _star_distance(dx: np.ndarray, dy: np.ndarray, outer: float, inner: float) -
     return ((px - outer) * ey - py * ex) / norm
 
 
-def thing_mask(thing: Thing, size: int) -> np.ndarray:
+def thing_mask(thing: SceneObject, size: int) -> np.ndarray:
     """Coverage of `thing`, [size, size] in [0, 1], one pixel of anti-aliasing."""
     x, y = grid(size)
     distance = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius)
@@ -187,20 +187,20 @@ def sample_scene(rng: np.random.Generator, things: int | None = None) -> Scene:
         radius = rng.uniform(*SINGLE_RADIUS)
         margin = radius + 0.03
         x, y = rng.uniform(margin, 1 - margin, size=2)
-        return Scene(background, pattern, (_sample_thing(rng, float(x), float(y), float(radius)),))
+        return Scene(background, pattern, (_sample_object(rng, float(x), float(y), float(radius)),))
     left, right = (_sample_half(rng, side) for side in (0.0, 0.5))
     return Scene(background, pattern, (left, right))
 
 
-def _sample_half(rng: np.random.Generator, offset: float) -> Thing:
+def _sample_half(rng: np.random.Generator, offset: float) -> SceneObject:
     """A thing that lies wholly in the left (offset 0) or right (offset 0.5) half."""
     radius = rng.uniform(*PAIR_RADIUS)
     x = offset + rng.uniform(radius + 0.015, 0.5 - radius - 0.015)
     y = rng.uniform(radius + 0.04, 1 - radius - 0.04)
-    return _sample_thing(rng, float(x), float(y), float(radius))
+    return _sample_object(rng, float(x), float(y), float(radius))
 
 
-def _sample_thing(rng: np.random.Generator, x: float, y: float, radius: float) -> Thing:
+def _sample_object(rng: np.random.Generator, x: float, y: float, radius: float) -> SceneObject:
     shape = SHAPES[rng.integers(len(SHAPES))]
     colour = list(OBJECT_COLOURS)[rng.integers(len(OBJECT_COLOURS))]
-    return Thing(shape, colour, x, y, radius)
+    return SceneObject(shape, colour, x, y, radius)

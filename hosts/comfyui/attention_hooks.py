@@ -162,7 +162,7 @@ class NetworkCall:
             order=self.layers.order[place, number, depth],
             layers=len(self.layers.order),
             grid=_sides(extra["activations_shape"]),
-            cells=_sides(extra["original_shape"]),
+            latent_pixels=_sides(extra["original_shape"]),
             cross=kind == "attn2",
             sigma=self.sigma,
             rows=self.rows,

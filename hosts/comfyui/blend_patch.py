@@ -19,7 +19,7 @@ from ...pipelines.blended.blending import blend
 from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.masks import MaskSchedule
 from ...pipelines.core.shapes import check_latent, match_batch
-from .model_sampling import family_of, level_tensor
+from .model_sampling import family_of, sigma_tensor
 
 KEY = "editkit_blend"
 ABOVE = 1 + 3e-5  # just above a level of the grid, seen with the tolerance of `step_of_sigma`
@@ -139,7 +139,7 @@ class BlendedRun:
     def background(self, sigma: float | Tensor, *, noise: Tensor | None = None, clean: Tensor | None = None) -> Tensor:
         """The source at a level, model scale."""
         clean = self.clean if clean is None else clean
-        level = level_tensor(sigma, self.device)
+        level = sigma_tensor(sigma, self.device)
         return self.sampling.noise_scaling(
             level, self.fixed_noise if noise is None else noise, clean, max_denoise=False
         )
@@ -152,6 +152,6 @@ class BlendedRun:
         last = float(self.levels[-1])
         if last == 0:
             return blend(samples, self.source.to(samples), self.schedule.at(len(self.grid) - 2, self.grid).to(samples))
-        noised = self.sampling.inverse_noise_scaling(level_tensor(last, self.device), self.background(last))
+        noised = self.sampling.inverse_noise_scaling(sigma_tensor(last, self.device), self.background(last))
         outside = self.latent_format.process_out(noised).to(samples)
         return blend(samples, outside, self.mask(float(self.levels[-2])).to(samples))

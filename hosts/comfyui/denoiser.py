@@ -21,12 +21,12 @@ from torch import Tensor
 from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.shapes import check_latent
-from ...pipelines.learning.loss_scaling import GradientRange
+from ...pipelines.learning.loss_scaling import LossScaling
 from ..sockets import conditioning
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, name_of_prompt
 from .gradients import differentiable_attention, learnable, network_blocks, reserve
-from .model_sampling import NativeLevels, level_tensor
+from .model_sampling import NativeModelSampling, sigma_tensor
 
 GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
 
@@ -36,7 +36,7 @@ def native_denoiser(
     model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
 ) -> Iterator[NativeDenoiser]:
     """See `_host.open_denoiser`."""
-    levels = NativeLevels(model)
+    levels = NativeModelSampling(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {name_of_prompt(i): helpers.convert_cond(conditioning(context)) for i, context in enumerate(contexts)}
     hook_mode, loaded, denoiser = model.hook_mode, [], None
@@ -73,12 +73,12 @@ def _memory_shape(shape: tuple[int, ...], contexts: int) -> tuple[int, ...]:
     return (max(shape[0], -(-shape[0] * contexts // 2)), *shape[1:])
 
 
-class NativeDenoiser(NativeLevels):
+class NativeDenoiser(NativeModelSampling):
     """Valid inside `native_denoiser` only."""
 
     def __init__(
         self,
-        levels: NativeLevels,
+        levels: NativeModelSampling,
         patcher: Any,
         inner: Any,
         options: dict,
@@ -89,7 +89,7 @@ class NativeDenoiser(NativeLevels):
         self._conditions: Conditions | None = Conditions(inner, self.device, opened)
         self._layers: Layers | None = None  # looked for when a control first comes
 
-    def without_weights(self) -> NativeLevels:
+    def without_weights(self) -> NativeModelSampling:
         """The part that may outlive the run."""
         return self._levels
 
@@ -104,7 +104,7 @@ class NativeDenoiser(NativeLevels):
         Gradients follow the caller's mode; they need a denoiser that was opened for learning.
         """
         z = check_latent(z, "latent", self.channels).to(self.device, torch.float32)
-        span = GradientRange(None if control is not None else self._network_dtype())  # a control may learn inside it
+        span = LossScaling(None if control is not None else self._network_dtype())  # a control may learn inside it
         z, conds = span.enter(z), self._conds(span.contexts(contexts), z)
         options = self._options if control is None else self._controlled(control, sigma)
         return span.leave(evaluated(self._inner, conds, z, _levels(sigma, z), options))
@@ -140,7 +140,7 @@ class NativeDenoiser(NativeLevels):
 
 def _levels(sigma: float | Tensor, z: Tensor) -> Tensor:
     """A level for every row, float32 [B], in memory of its own: autograd may save it."""
-    return level_tensor(sigma, z.device).expand(z.shape[0]).clone()
+    return sigma_tensor(sigma, z.device).expand(z.shape[0]).clone()
 
 
 def evaluated(inner: Any, conds: list[Parts], z: Tensor, level: Tensor, options: dict) -> Tensor:

@@ -23,13 +23,13 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.learning.weight_deltas import SUFFIXES, Learner, TunePlan, learning_need
 from .denoiser import native_denoiser
 from .gradients import network_blocks
-from .model_sampling import NativeLevels
+from .model_sampling import NativeModelSampling
 
 NETWORK = "diffusion_model."
 KOHYA = "lora_unet_"
 
 
-class NativeTunable(NativeLevels):
+class NativeTunable(NativeModelSampling):
     """See `TunableDenoiser`; predicts through its clones only."""
 
     def __init__(self, model: Any, contexts: Sequence[Context]) -> None:

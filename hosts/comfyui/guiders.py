@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.sigmas import step_of_sigma
-from ...pipelines.core.trajectory import LEVEL_TOLERANCE, check_grid
+from ...pipelines.core.trajectory import SIGMA_TOLERANCE, check_grid
 from ...pipelines.inversion.negative_embeddings import Embeddings
 from ..sockets import conditioning
 from .denoiser import evaluated, guidance
-from .model_sampling import NativeLevels
+from .model_sampling import NativeModelSampling
 
 
 class EmbeddingsGuider(samplers.CFGGuider):
@@ -44,9 +44,9 @@ class EmbeddingsGuider(samplers.CFGGuider):
     ) -> Tensor:
         """As the host's. Raises MismatchError for another model, and for sigmas that are no part of the grid."""
         embeddings = self._embeddings
-        embeddings.check(NativeLevels(self.model_patcher))  # type: ignore[arg-type]  # all of a Denoiser that it reads
+        embeddings.check(NativeModelSampling(self.model_patcher))  # type: ignore[arg-type]  # all of a Denoiser that it reads
         if len(sigmas) > 1:
-            to_the_end = embeddings.sigmas >= float(sigmas[-1]) * (1 - LEVEL_TOLERANCE)
+            to_the_end = embeddings.sigmas >= float(sigmas[-1]) * (1 - SIGMA_TOLERANCE)
             check_grid(embeddings.sigmas[to_the_end], sigmas, "embeddings")
             embeddings.at_sigma(float(sigmas[0]))
         self._path = None if embeddings.path is None else embeddings.path.to(self.model_patcher.load_device)

@@ -50,7 +50,7 @@ class Evictable:
         return self.patcher.model.tensor.data.to(self.device)
 
 
-def rows_that_fit(model: Any, shape: Sequence[int]) -> int:
+def batch_that_fits(model: Any, shape: Sequence[int]) -> int:
     """See `_host.rows_that_fit`: by the host's own estimate, with the reserve that its sampler leaves.
 
     To be asked once the weights are loaded, because it looks at the memory that is free then.

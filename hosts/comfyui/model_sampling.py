@@ -48,7 +48,7 @@ def family_of(model: Any) -> str:
     return named or FAMILY_OF_CONTEXT.get(config.unet_config.get("context_dim"), "vp")
 
 
-class NativeLevels:
+class NativeModelSampling:
     """A MODEL's noise levels and latent scale; holds no weights, so that a LATENT may keep it (see `Denoiser`)."""
 
     def __init__(self, model: Any) -> None:
@@ -69,7 +69,7 @@ class NativeLevels:
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         """See `Denoiser.noise`; the host's own scaling, so that it fits whatever the MODEL was patched with."""
         clean, noise = torch.broadcast_tensors(clean, noise.to(clean))
-        return self.sampling.noise_scaling(level_tensor(sigma, clean.device), noise, clean, max_denoise=False)
+        return self.sampling.noise_scaling(sigma_tensor(sigma, clean.device), noise, clean, max_denoise=False)
 
     def scale_in(self, latent: Tensor) -> Tensor:
         """See `Denoiser.scale_in`."""
@@ -80,6 +80,6 @@ class NativeLevels:
         return self.latent_format.process_out(z)
 
 
-def level_tensor(sigma: float | Tensor, device: torch.device) -> Tensor:
+def sigma_tensor(sigma: float | Tensor, device: torch.device) -> Tensor:
     """A level as the host wants it: float32 [1] or [B]."""
     return torch.as_tensor(sigma, dtype=torch.float32).to(device).reshape(-1)

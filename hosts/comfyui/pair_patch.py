@@ -23,7 +23,7 @@ from ...pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs,
 from ...pipelines.core.attention_sites import Branch
 from ...pipelines.core.errors import MismatchError, ParameterError
 from .attention_hooks import KEY, Layers, attention_layers, controlled_options
-from .model_sampling import NativeLevels, level_tensor
+from .model_sampling import NativeModelSampling, sigma_tensor
 
 Wrappers = comfy.patcher_extension.WrappersMP
 BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers whose own noise is a Brownian path
@@ -62,7 +62,7 @@ class NativePairRun:
     def __init__(self, plan: PairPlan, layers: Layers, guider: Any, latent: Tensor, levels: Tensor) -> None:
         self.layers, self.guider = layers, guider
         self.device: torch.device = guider.model_patcher.load_device
-        self.levels, self.last = NativeLevels(guider.model_patcher), float(levels[-1])
+        self.levels, self.last = NativeModelSampling(guider.model_patcher), float(levels[-1])
         positive = guider.conds.get("positive") or []
         if not positive:
             raise MismatchError("this guider has no positive prompt, which an attention edit needs: use another one")
@@ -114,7 +114,7 @@ class NativePairRun:
         path = self.run.path
         if path is None or self.last == 0:
             return self.run.finished(samples)
-        noised = self.levels.sampling.inverse_noise_scaling(level_tensor(self.last, self.device), path.at(self.last))
+        noised = self.levels.sampling.inverse_noise_scaling(sigma_tensor(self.last, self.device), path.at(self.last))
         return interleave(self.levels.scale_out(noised).to(samples), separate(samples)[1])
 
 

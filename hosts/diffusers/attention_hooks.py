@@ -48,20 +48,20 @@ class _Block:
 class ControlledCall:
     """A control and the call it is in: says at every hook which site it is."""
 
-    def __init__(self, controlled: Controlled, sigma: float, cells: tuple[int, int]) -> None:
+    def __init__(self, controlled: Controlled, sigma: float, latent_pixels: tuple[int, int]) -> None:
         self.control, self.rows_of = controlled.control, controlled.rows
-        self.sigma, self.cells = sigma, cells
+        self.sigma, self.latent_pixels = sigma, latent_pixels
         self.rows: tuple[Row, ...] = ()
         """The rows of the network call that is about to run."""
 
     def grid(self, level: int) -> tuple[int, int]:
-        height, width = (-(-side // 2**level) for side in self.cells)
+        height, width = (-(-side // 2**level) for side in self.latent_pixels)
         return height, width
 
 
 @contextmanager
 def attention_hooks(
-    unet: Any, controlled: Controlled, sigma: float, cells: tuple[int, int]
+    unet: Any, controlled: Controlled, sigma: float, latent_pixels: tuple[int, int]
 ) -> Iterator[ControlledCall]:
     """Hooks in place inside the block, and gone after it in every outcome; set `rows` before each network call.
 
@@ -75,7 +75,7 @@ def attention_hooks(
         )
     blocks = list(_blocks(unet))
     layers = list(_layers(blocks))
-    call = ControlledCall(controlled, sigma, cells)
+    call = ControlledCall(controlled, sigma, latent_pixels)
     replaced: list[tuple[Any, bool, Any]] = []
     handles = []
     try:
@@ -173,7 +173,7 @@ def _sites(layers: list[_Layer], call: ControlledCall) -> Iterator[Site]:
     for layer, place in zip(layers, places, strict=True):
         yield Site(
             layer.place, layer.block, layer.blocks, layer.depth, order[place], len(order), call.grid(layer.level),
-            call.cells, layer.cross, call.sigma, (),
+            call.latent_pixels, layer.cross, call.sigma, (),
         )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def _feature_hook(call: ControlledCall, block: _Block) -> Any:
     """On the last convolution of a residual block: its output is what the skip is added to."""
 
     def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        site = FeatureSite(block.place, block.block, block.blocks, call.cells, call.sigma, call.rows)
+        site = FeatureSite(block.place, block.block, block.blocks, call.latent_pixels, call.sigma, call.rows)
         return call.control.features(output, site)
 
     return hook

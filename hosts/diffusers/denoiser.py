@@ -22,7 +22,7 @@ from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.guidance import mix
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.sigmas import leading_sigmas
-from ...pipelines.learning.loss_scaling import GradientRange
+from ...pipelines.learning.loss_scaling import LossScaling
 from ...pipelines.learning.weight_deltas import TunePlan
 from .attention_hooks import ControlledCall, attention_hooks
 from .finetune import DiffusersClone, network_blocks, with_changes
@@ -125,11 +125,11 @@ class DiffusersDenoiser:
             raise ShapeError(f"latent is {list(z.shape)}: this model takes [batch, {self.channels}, height, width]")
         if control is not None and len(control.rows.batch) != len(z):
             raise ShapeError(f"latent batch has {len(z)} rows but the control names {len(control.rows.batch)}")
-        span = GradientRange(self.dtype if control is None else None)  # a control may learn inside the network
+        span = LossScaling(self.dtype if control is None else None)  # a control may learn inside the network
         z, contexts = span.enter(z.to(self.device, torch.float32)), span.contexts(contexts)
         scale = (1 + sigma * sigma) ** -0.5
-        cells = (int(z.shape[-2]), int(z.shape[-1]))
-        hooks = nullcontext() if control is None else attention_hooks(self.unet, control, float(sigma), cells)
+        latent_pixels = (int(z.shape[-2]), int(z.shape[-1]))
+        hooks = nullcontext() if control is None else attention_hooks(self.unet, control, float(sigma), latent_pixels)
         with hooks as call:
             network = [self._network(z * scale, sigma, group, call) for group in _same_length(contexts)]
         out = torch.cat(network)
@@ -193,7 +193,7 @@ class DiffusersDenoiser:
                 torch.cuda.empty_cache()
                 log.warning("out of memory with %d rows in one call: trying %d", size, self.max_rows)
 
-    def _added(self, contexts: Sequence[Context], batch: int, cells: torch.Size) -> dict[str, Tensor]:
+    def _added(self, contexts: Sequence[Context], batch: int, latent_pixels: torch.Size) -> dict[str, Tensor]:
         """SDXL's pooled text and size embedding; other families take nothing."""
         if self.unet.config.get("addition_embed_type") != "text_time":
             return {}
@@ -204,7 +204,7 @@ class DiffusersDenoiser:
                     "this SDXL model needs pooled text embeddings: encode the prompt with its own text encoder"
                 )
             pooled.append(_rows(context.pooled, batch, "conditioning"))
-        height, width = (int(side) * self.factor for side in cells)
+        height, width = (int(side) * self.factor for side in latent_pixels)
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
         return {
             "text_embeds": torch.cat(pooled).to(self.device, self.dtype),

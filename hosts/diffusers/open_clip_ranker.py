@@ -101,8 +101,8 @@ def tower_tokens(tower: Any, pictures: Tensor) -> Tensor:
     if hasattr(tower, "attnpool"):
         for part in (tower.stem, tower.layer1, tower.layer2, tower.layer3, tower.layer4):
             pictures = part(pictures)
-        cells = pictures.flatten(2).transpose(1, 2)
-        return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
+        latent_pixels = pictures.flatten(2).transpose(1, 2)
+        return torch.cat([latent_pixels.mean(1, keepdim=True), latent_pixels], dim=1)
     if not hasattr(tower, "ln_post"):
         raise FamilyError(
             f"the image tower {type(tower).__name__} has no tokens to give: choose a CLIP ViT, such as ViT-B-16"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ...hosts import host as _host
 from ...pipelines.attention.cross_attention_maps import LayerChoice, attention_maps
-from ...pipelines.attention.map_drawing import chosen_words, map_pictures, normalised, spread_steps
+from ...pipelines.attention.map_drawing import chosen_words, map_images, normalised, spread_steps
 from ...pipelines.core.attention_sites import Place
 from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.noise import image_seeds, seeded_noise
 from ...pipelines.core.shapes import check_image
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import TrajectorySocket, io, preview, schema
-from .pairs import MAX_SEED, edit_in, edit_input, model_input, part_input
+from .pairs import MAX_SEED, edit_in, edit_input, fraction_input, model_input
 
 PLACES: dict[str, tuple[Place, ...]] = {
     "all": ("down", "mid", "up"),
@@ -55,8 +55,8 @@ class AttentionMaps(io.ComfyNode):
                     max=1000,
                     tooltip="How many noise levels are averaged; each costs one row.",
                 ),
-                part_input("start", 0.0, "First part of the run to look at, 0 (noisiest) to 1 (last step)."),
-                part_input("end", 1.0, "Last part of the run to look at, 0 (noisiest) to 1 (last step)."),
+                fraction_input("start", 0.0, "First part of the run to look at, 0 (noisiest) to 1 (last step)."),
+                fraction_input("end", 1.0, "Last part of the run to look at, 0 (noisiest) to 1 (last step)."),
                 io.Combo.Input(
                     "layers",
                     options=list(PLACES),
@@ -116,7 +116,7 @@ class AttentionMaps(io.ComfyNode):
         path = None if trajectory is None else _host.trajectory_in(trajectory)
         if path is None and (latent is None or sigmas is None):
             raise ParameterError("connect trajectory (a real picture), or latent and sigmas")
-        clean = _host.clean_samples(latent, "latent") if path is None else path.clean
+        clean = _host.unnoised_samples(latent, "latent") if path is None else path.clean
         table = check_sigmas(sigmas) if path is None else path.sigmas[path.first :]
         steps = spread_steps(len(table) - 1, levels, start, end)
         with _host.open_denoiser(model, clean.shape, [context], sigmas=table) as denoiser:
@@ -132,9 +132,9 @@ class AttentionMaps(io.ComfyNode):
                 layers=LayerChoice((grid,) if grid else (), PLACES[layers]), progress=_host.progress(len(states), model),
             )  # fmt: skip
         under = None if image is None else check_image(image, "image")
-        pictures = map_pictures(maps, [label for label, _ in chosen], under)
+        images = map_images(maps, [label for label, _ in chosen], under)
         masks = _host.to_host(normalised(maps).flatten(0, 1))
-        return io.NodeOutput(pictures, masks, ui=preview(cls, pictures))
+        return io.NodeOutput(images, masks, ui=preview(cls, images))
 
 
 NODES = [AttentionMaps]

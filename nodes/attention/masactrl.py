@@ -5,10 +5,10 @@ from __future__ import annotations
 from ...hosts import host as _host
 from ...pipelines.attention.masactrl import MasaCtrl as MasaCtrlControl
 from ...pipelines.attention.masactrl import MasaCtrlOptions
-from ...pipelines.attention.plug_and_play import FeatureInjection as FeatureInjectionControl
-from ...pipelines.attention.plug_and_play import InjectionOptions
+from ...pipelines.attention.plug_and_play import FeatureInjection as PlugAndPlayControl
+from ...pipelines.attention.plug_and_play import PlugAndPlayOptions
 from .._api import PromptEditSocket, io, schema
-from .pairs import edit_in, model_input, pair_inputs, pair_outputs, part_input, patched, prompt_inputs
+from .pairs import edit_in, fraction_input, model_input, pair_inputs, pair_outputs, patched, prompt_inputs
 
 AUTOMATIC = -1
 
@@ -36,7 +36,7 @@ class MasaCtrl(io.ComfyNode):
                     max=1000,
                     tooltip="First step, counted from 0, at which the target looks at the source; the layout is its own before.",
                 ),
-                part_input(
+                fraction_input(
                     "from_layer",
                     0.625,
                     "Part of the network's layers that stay as they are, 0 to 1; 0.625 as published (10 of 16).",
@@ -93,10 +93,10 @@ class FeatureInjection(io.ComfyNode):
             inputs=[
                 model_input(),
                 *prompt_inputs(),
-                part_input(
+                fraction_input(
                     "features_until", 0.8, "Part of the run with the source's residual features, 0 to 1; 0 = none."
                 ),
-                part_input(
+                fraction_input(
                     "attention_until", 0.5, "Part of the run with the source's self-attention maps, 0 to 1; 0 = none."
                 ),
                 *pair_inputs(),
@@ -133,11 +133,11 @@ class FeatureInjection(io.ComfyNode):
         last_step="inclusive", feature_block=AUTOMATIC, attention_from=AUTOMATIC,
     ) -> io.NodeOutput:  # fmt: skip
         chosen = (None if block == AUTOMATIC else block for block in (feature_block, attention_from))
-        options = InjectionOptions(features_until, attention_until, last_step == "inclusive", *chosen)
+        options = PlugAndPlayOptions(features_until, attention_until, last_step == "inclusive", *chosen)
         return io.NodeOutput(
             *patched(
                 model, _host.context(source, "source"), _host.context(target, "target"),
-                lambda grid: FeatureInjectionControl(grid, options), sigmas=sigmas, trajectory=trajectory,
+                lambda grid: PlugAndPlayControl(grid, options), sigmas=sigmas, trajectory=trajectory,
                 share_noise=share_noise,
             )
         )  # fmt: skip

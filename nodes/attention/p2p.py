@@ -10,7 +10,7 @@ from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.noise import image_seeds, seeded_noise
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import EmbeddingsSocket, TrajectorySocket, io, schema
-from .pairs import MAX_SEED, edit_in, edit_input, model_input, pair_inputs, pair_outputs, part_input, patched
+from .pairs import MAX_SEED, edit_in, edit_input, fraction_input, model_input, pair_inputs, pair_outputs, patched
 
 AUTOMATIC = 0
 
@@ -18,17 +18,17 @@ AUTOMATIC = 0
 def p2p_inputs(cross: float = 0.8, own: float = 0.4) -> list:
     """The gates of P2Plus, with defaults of tau_c and tau_s."""
     return [
-        part_input(
+        fraction_input(
             "tau_c",
             cross,
             "Part of the run in which words look where the source's words looked, 0 to 1 (cross-attention).",
         ),
-        part_input(
+        fraction_input(
             "tau_s",
             own,
             "Part of the run that keeps the source's layout, 0 to 1 (self-attention). Lower = freer shapes.",
         ),
-        part_input(
+        fraction_input(
             "tau_u",
             0.0,
             "Part of the run in which the unconditional branch has the source's layout too, 0 to 1: P2Plus. 0.5 for large "
@@ -227,7 +227,7 @@ def _start(path, latent, sigmas) -> tuple:
     elif latent is None or sigmas is None:
         raise ParameterError("connect trajectory (a real picture), or latent and sigmas (from noise)")
     else:
-        levels, clean = check_sigmas(sigmas), _host.clean_samples(latent, "latent")
+        levels, clean = check_sigmas(sigmas), _host.unnoised_samples(latent, "latent")
     if levels[-1] != 0:
         raise ParameterError(f"sigmas end at {float(levels[-1]):.4g}: this node gives finished pictures; end them at 0")
     return levels, clean

@@ -47,7 +47,7 @@ def prompt_inputs() -> list:
     ]
 
 
-def part_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+def fraction_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     """A part of the run, 0 to 1."""
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 

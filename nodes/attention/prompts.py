@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...hosts import host as _host
 from ...pipelines.attention.prompts.align import MODES, align_prompts
-from ...pipelines.attention.prompts.figure import alignment_picture
+from ...pipelines.attention.prompts.figure import alignment_figure
 from ...pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
 from .._api import PromptEditSocket, io, schema, show_text
 
@@ -98,8 +98,8 @@ class AlignPrompts(io.ComfyNode):
             keep_words=parse_words(keep_words),
             legacy_tail=legacy_tail,
         )
-        picture, report = _host.to_host(alignment_picture(edit)), "\n".join(edit.report)
-        return io.NodeOutput(edit, picture, report, ui=show_text(cls, picture, report))
+        image, report = _host.to_host(alignment_figure(edit)), "\n".join(edit.report)
+        return io.NodeOutput(edit, image, report, ui=show_text(cls, image, report))
 
 
 NODES = [AlignPrompts]

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ...hosts import host as _host
-from ...pipelines.blended.blending import BlendOptions, EditPrompts, blended_denoise, finished_latent, start_latent
+from ...pipelines.blended.blending import BlendOptions, blended_denoise, finished_latent
 from ...pipelines.core.errors import MismatchError, ParameterError
+from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import MaskSchedule, constant_schedule
-from ...pipelines.core.noise import image_seeds, seeded_noise
+from ...pipelines.core.noise import image_seeds, seeded_noise, start_latent
 from ...pipelines.core.shapes import check_latent, common_batch, match_batch
 from ...pipelines.core.sigmas import check_sigmas
 from ...pipelines.core.trajectory import Trajectory
@@ -124,7 +125,7 @@ class NoiseLatent(io.ComfyNode):
         return io.NodeOutput(_host.latent_out(z, denoiser, levels[step], like=latent))
 
 
-def source_path(trajectory: Any, source: Tensor) -> Trajectory:
+def source_trajectory_of(trajectory: Any, source: Tensor) -> Trajectory:
     """The trajectory of the source latent [B, C, h, w]. Raises ShapeError, and MismatchError for another picture's."""
     path = _host.trajectory_in(trajectory)
     common_batch(trajectory=path.clean, source_latent=source)
@@ -214,7 +215,7 @@ class BlendedDenoise(io.ComfyNode):
         levels, masks = check_sigmas(sigmas), as_schedule(schedule)
         start, source = _host.samples(latent), check_latent(_host.samples(source_latent), "source_latent")
         check_latent(start, "latent")
-        path = None if trajectory is None else source_path(trajectory, source)
+        path = None if trajectory is None else source_trajectory_of(trajectory, source)
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
         towards, against = _host.context(positive, "positive"), _host.negative_in(negative)
         prompts, opened = EditPrompts(towards, against, cfg), _host.opened_for(towards, against, cfg)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...hosts import host as _host
-from ...pipelines.blended.blending import EditPrompts
 from ...pipelines.core.errors import ParameterError
+from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.core.progress import Legs
 from ...pipelines.core.samplers import SAMPLERS
@@ -143,7 +143,7 @@ class InvertDDIM(io.ComfyNode):
         if image is not None and vae is None:
             raise ParameterError("image is connected but vae is not: connect vae to compare with the picture")
         options = InversionOptions(mode, iterations, damping, tolerance)
-        levels, clean = check_sigmas(sigmas), _host.clean_samples(latent, "latent")
+        levels, clean = check_sigmas(sigmas), _host.unnoised_samples(latent, "latent")
         source = _host.context(positive, "positive")
         against = None if negative is None else _host.context(negative, "negative")
         steps = executed(len(levels) - 1, encoding_ratio)
@@ -167,7 +167,7 @@ class InvertDDIM(io.ComfyNode):
         found = reconstruction_quality(_host.codec(vae), rebuilt, clean, image)
         psnr = NOT_MEASURED if found.with_vae is None else float(found.with_vae.min())
         text = _report(found)
-        shown = show_text(cls, _host.to_host(found.picture), text)
+        shown = show_text(cls, _host.to_host(found.image), text)
         return io.NodeOutput(trajectory, noised, psnr, float(found.without_vae.min()), text, ui=shown)
 
 
@@ -245,7 +245,7 @@ class SDEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, cfg, steps, strength, sampler, seed) -> io.NodeOutput:
-        clean = _host.clean_samples(latent, "latent")
+        clean = _host.unnoised_samples(latent, "latent")
         towards, against = _host.context(positive, "positive"), _host.negative_in(negative)
         if strength == 0:
             return io.NodeOutput(_host.finished_out(clean, like=latent))

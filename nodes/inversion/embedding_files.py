@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...hosts import host as _host
-from ...pipelines.stylediffusion.value_embeddings import load_learned, save_learned
+from ...hosts.embeddings import load_learned, save_learned
 from .._api import EmbeddingsSocket, io, schema
 
 

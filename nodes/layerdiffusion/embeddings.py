@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...hosts import host as _host
-from ...pipelines.blended.blending import EditPrompts
 from ...pipelines.core.errors import ParameterError
+from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.core.shapes import match_batch, pad_to_factor
 from ...pipelines.core.sigmas import check_sigmas
@@ -18,7 +18,7 @@ from ...pipelines.layerdiffusion.embeddings import (
     IterativeGuidance,
     layered_embeddings,
 )
-from ...pipelines.layerdiffusion.reference_background import fitted_picture, reference_from_text, subject_cells
+from ...pipelines.layerdiffusion.reference_background import fitted_image, object_latent_mask, reference_from_text
 from .._api import io, schema, show_text
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -71,7 +71,7 @@ def subject_mask(mask, latent):
     if mask is None:
         return None
     height, width, factor = _host.latent_grid(mask, latent, None)
-    return subject_cells(mask, height, width, factor)
+    return object_latent_mask(mask, height, width, factor)
 
 
 def conditioning_out(context):
@@ -128,10 +128,10 @@ class LayeredReference(io.ComfyNode):
     def execute(
         cls, vae, latent, image=None, model=None, positive=None, negative=None, steps=50, cfg=7.5, seed=0
     ) -> io.NodeOutput:
-        codec, like = _host.codec(vae), _host.clean_samples(latent, "latent")
-        factor, height, width = _host.picture_size(latent, vae)
+        codec, like = _host.codec(vae), _host.unnoised_samples(latent, "latent")
+        factor, height, width = _host.image_size(latent, vae)
         if image is not None:
-            made = codec.encode(pad_to_factor(fitted_picture(image, height, width), factor))
+            made = codec.encode(pad_to_factor(fitted_image(image, height, width), factor))
         elif model is None or positive is None:
             raise ParameterError("there is neither an image nor a model with positive text: connect one or the other")
         else:
@@ -236,11 +236,11 @@ class LayeredEmbeddings(io.ComfyNode):
         region="background", low_memory=False, precision="float32", patience=0,
     ) -> io.NodeOutput:  # fmt: skip
         options = EmbeddingOptions(steps, lr, alpha, join, region, patience, low_memory, PRECISIONS[precision])
-        clean, cells = _host.clean_samples(latent, "latent"), subject_mask(mask, latent)
+        clean, latent_pixels = _host.unnoised_samples(latent, "latent"), subject_mask(mask, latent)
         first, second = _host.context(object, "object"), _host.context(background, "background")
         with _host.open_denoiser(model, clean.shape, [first, second], learning=True) as denoiser:
             found = layered_embeddings(
-                denoiser, clean, first, second, cells, seeds=image_seeds(seed, len(clean), latent.get("batch_index")),
+                denoiser, clean, first, second, latent_pixels, seeds=image_seeds(seed, len(clean), latent.get("batch_index")),
                 options=options, progress=_host.progress(steps),
             )  # fmt: skip
         graph, report = curve(found.losses, "embeddings"), summary("embeddings", found.losses, found.stopped)

@@ -149,10 +149,10 @@ class LayeredTune(io.ComfyNode):
             object_weight=object_weight, background_weight=background_weight, normalise=normalise, patience=patience,
             low_memory=low_memory,
         )  # fmt: skip
-        clean, context = _host.clean_samples(latent, "latent"), _host.context(mixed, "mixed")
+        clean, context = _host.unnoised_samples(latent, "latent"), _host.context(mixed, "mixed")
         found = layered_tune(
             _host.tunable(model, [context]), clean,
-            None if reference is None else _host.clean_samples(reference, "reference"), context,
+            None if reference is None else _host.unnoised_samples(reference, "reference"), context,
             subject_mask(mask, latent), background_mask=subject_mask(background_mask, latent),
             seeds=image_seeds(seed, len(clean), latent.get("batch_index")), options=options,
             progress=_host.progress(steps),
@@ -238,7 +238,7 @@ class Imagic(io.ComfyNode):
             presets.LIGHT if METHODS[method] == "lora" else presets.PUBLISHED, method, rank, seed, precision,
             steps=_given(steps), lr=_given(lr), patience=patience, low_memory=low_memory,
         )  # fmt: skip
-        clean, context = _host.clean_samples(latent, "latent"), _host.context(target, "target")
+        clean, context = _host.unnoised_samples(latent, "latent"), _host.context(target, "target")
         found = imagic(
             _host.open_denoiser(model, clean.shape, [context], learning=True), _host.tunable(model, [context]), clean,
             context, eta=eta, seeds=image_seeds(seed, len(clean), latent.get("batch_index")), embeddings=first,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ...hosts import host as _host
-from ...pipelines.attention.plug_and_play import InjectionOptions
+from ...pipelines.attention.plug_and_play import PlugAndPlayOptions
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
 from .._api import EmbeddingsSocket, TrajectorySocket, io, schema
 from ..attention.p2p import AUTOMATIC, blend_inputs, p2p_inputs, p2p_options
-from ..attention.pairs import MAX_SEED, edit_in, edit_input, model_input, part_input
+from ..attention.pairs import MAX_SEED, edit_in, edit_input, fraction_input, model_input
 from .inversion import CATEGORY, cfg_input
 
 INJECTED = -1  # a block chosen by the size of the network
@@ -46,7 +46,7 @@ class StyleEdit(io.ComfyNode):
                 edit_input(),
                 _negative(),
                 cfg_input("Guidance scale; the one that the values were learned for."),
-                part_input(
+                fraction_input(
                     "tau_v",
                     0.5,
                     "Part of the run in which the edited picture has the picture's values, 0 to 1. Lower = further from its "
@@ -87,12 +87,12 @@ class StyleEdit(io.ComfyNode):
         cls, model, embeddings, edit, negative, cfg, tau_v, tau_c, tau_s, tau_u, sdedit_strength=0.0, seed=0, self_divisor=2,
         blend_start=0.2, blend_threshold=0.3, keep_threshold=0.3, blend_pool=3, blend_smooth=False, blend_divisor=AUTOMATIC,
     ) -> io.NodeOutput:  # fmt: skip
-        edit, against, values = edit_in(edit), _host.negative_in(negative), _host.values_in(embeddings)
+        edit, against, values = edit_in(edit), _host.negative_in(negative), _host.value_embeddings_in(embeddings)
         attention = p2p_options(
             tau_c, tau_s, tau_u, self_divisor, blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth,
             blend_divisor,
         )  # fmt: skip
-        path, rest = values.path, _host.values_rest(embeddings)
+        path, rest = values.path, _host.value_embeddings_rest(embeddings)
         seeds = image_seeds(seed, path.batch, rest.get("batch_index"))
         start = NoisedStart(sdedit_strength, seeds) if sdedit_strength > 0 else None
         shape, contexts = (
@@ -130,10 +130,12 @@ class StyleTransfer(io.ComfyNode):
                 ),
                 _negative(),
                 cfg_input("Guidance scale; the one that the values were learned for."),
-                part_input(
+                fraction_input(
                     "features_until", 0.8, "Part of the run with the content's residual features, 0 to 1; 0 = none."
                 ),
-                part_input("attention_until", 0.5, "Part of the run with the content's self-attention maps, 0 to 1."),
+                fraction_input(
+                    "attention_until", 0.5, "Part of the run with the content's self-attention maps, 0 to 1."
+                ),
                 io.Combo.Input(
                     "last_step",
                     options=["inclusive", "exclusive"],
@@ -171,9 +173,9 @@ class StyleTransfer(io.ComfyNode):
         last_step="inclusive", feature_block=INJECTED, attention_from=INJECTED,
     ) -> io.NodeOutput:  # fmt: skip
         blocks = (None if block == INJECTED else block for block in (feature_block, attention_from))
-        options = InjectionOptions(features_until, attention_until, last_step == "inclusive", *blocks)
+        options = PlugAndPlayOptions(features_until, attention_until, last_step == "inclusive", *blocks)
         values, path, against = (
-            _host.values_in(embeddings),
+            _host.value_embeddings_in(embeddings),
             _host.trajectory_in(trajectory),
             _host.negative_in(negative),
         )

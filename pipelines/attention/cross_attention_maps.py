@@ -31,7 +31,7 @@ class LayerChoice:
     places: tuple[Place, ...] = ("down", "mid", "up")
 
     def has(self, site: Site) -> bool:
-        divisors = self.divisors or (map_divisor(site.cells),)
+        divisors = self.divisors or (map_divisor(site.latent_pixels),)
         return site.cross and site.place in self.places and any(has_grid(site, divisor) for divisor in divisors)
 
 

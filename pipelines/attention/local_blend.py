@@ -13,7 +13,7 @@ from ..core.attention_sites import Role, Site
 from ..core.errors import ParameterError
 from ..core.shapes import match_batch
 from .prompts.prompt_edit import PromptEdit
-from .step_ranges import check_part, whole
+from .step_ranges import check_fraction, whole
 from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 
@@ -39,7 +39,7 @@ class LocalBlendOptions:
     divisor: int | None = None
 
     def __post_init__(self) -> None:
-        check_part("start", self.start)
+        check_fraction("start", self.start)
         if self.pool < 1 or self.pool % 2 == 0:
             raise ParameterError(f"pool is {self.pool}: give an odd number of cells (3 as published, 1 = off)")
         if self.divisor is not None and self.divisor < 1:
@@ -68,7 +68,7 @@ class LocalBlend:
         self._maps.clear()
 
     def wants(self, site: Site) -> bool:
-        divisor = self.options.divisor or map_divisor(site.cells)
+        divisor = self.options.divisor or map_divisor(site.latent_pixels)
         return site.cross and has_grid(site, divisor) and self._maps.wants(site.rows)
 
     def add(self, q: Tensor, k: Tensor, site: Site) -> None:
@@ -82,7 +82,7 @@ class LocalBlend:
         source = match_batch(source, len(target), "source latent", "latent")
         return torch.where(self.mask(len(target), (target.shape[2], target.shape[3])), target, source)
 
-    def mask(self, images: int, cells: tuple[int, int]) -> Tensor:
+    def mask(self, images: int, latent_pixels: tuple[int, int]) -> Tensor:
         """Where the target may differ so far, bool [images, 1, h, w]: where the words of either prompt look."""
         options = self.options
         change, keep = [], []
@@ -90,16 +90,16 @@ class LocalBlend:
             if blend or stay:
                 maps = self._maps.total(role, images)[0]
                 if blend:
-                    change.append(self._region(maps[:, :1], cells, options.threshold, options.pool))
+                    change.append(self._region(maps[:, :1], latent_pixels, options.threshold, options.pool))
                 if stay:
-                    keep.append(self._region(maps[:, 1:], cells, options.keep_threshold, 1))
+                    keep.append(self._region(maps[:, 1:], latent_pixels, options.keep_threshold, 1))
         mask = _either(change)
         return mask & ~_either(keep) if keep else mask
 
-    def _region(self, maps: Tensor, cells: tuple[int, int], threshold: float, pool: int) -> Tensor:
+    def _region(self, maps: Tensor, latent_pixels: tuple[int, int], threshold: float, pool: int) -> Tensor:
         if pool > 1:
             maps = F.max_pool2d(maps, pool, 1, pool // 2)
-        maps = F.interpolate(maps, size=cells, mode="bilinear" if self.options.smooth else "nearest")
+        maps = F.interpolate(maps, size=latent_pixels, mode="bilinear" if self.options.smooth else "nearest")
         return maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12) > threshold
 
 

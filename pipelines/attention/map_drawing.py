@@ -12,7 +12,7 @@ from ..core.errors import ParameterError
 from ..evaluation.drawing import sheet
 from .prompts.widget_syntax import parse_words
 from .prompts.words import Word, missing, occurrences
-from .step_ranges import check_part
+from .step_ranges import check_fraction
 
 TILE = 256  # pixels
 
@@ -39,7 +39,7 @@ def chosen_words(words: Sequence[Word], names: str, prompt: str) -> list[tuple[s
 
 def spread_steps(steps: int, count: int, start: float, end: float) -> list[int]:
     """At most `count` steps, evenly spread over the part `start` to `end` of a run of `steps`, first and last included."""
-    first, last = (round(check_part(name, part) * (steps - 1)) for name, part in (("start", start), ("end", end)))
+    first, last = (round(check_fraction(name, part) * (steps - 1)) for name, part in (("start", start), ("end", end)))
     if last < first:
         raise ParameterError(f"start is {start} and end is {end}: start must not lie behind end")
     count = min(count, last - first + 1)
@@ -51,7 +51,7 @@ def normalised(maps: Tensor) -> Tensor:
     return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
 
 
-def map_pictures(maps: Tensor, labels: Sequence[str], image: Tensor | None = None) -> Tensor:
+def map_images(maps: Tensor, labels: Sequence[str], image: Tensor | None = None) -> Tensor:
     """An IMAGE [B * words, H, W, 3]: for each picture of the batch one labelled heat map per word.
 
     Args:
@@ -68,10 +68,10 @@ def map_pictures(maps: Tensor, labels: Sequence[str], image: Tensor | None = Non
     return torch.cat(pages)
 
 
-def heat_over(heat: Tensor, picture: Tensor | None) -> Tensor:
+def heat_over(heat: Tensor, image: Tensor | None) -> Tensor:
     """Heat [h, w] from 0 to 1 in black, red, yellow and white, [h, w, 3]; or over a grey picture, thicker where it is hot."""
-    if picture is None:
+    if image is None:
         return (heat[..., None] * 3 - torch.arange(3)).clamp(0, 1)
-    heat = F.interpolate(heat[None, None], size=picture.shape[:2], mode="bilinear")[0, 0]
-    grey = picture.mean(-1, keepdim=True).expand_as(picture)
+    heat = F.interpolate(heat[None, None], size=image.shape[:2], mode="bilinear")[0, 0]
+    grey = image.mean(-1, keepdim=True).expand_as(image)
     return torch.lerp(grey, heat_over(heat, None), 0.8 * heat[..., None])

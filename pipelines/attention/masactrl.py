@@ -18,7 +18,7 @@ from ..core.attention_sites import Branch, Row, Site
 from ..core.errors import ParameterError
 from .pair_control import NOTHING, PairControl
 from .prompts.prompt_edit import PromptEdit
-from .step_ranges import check_part
+from .step_ranges import check_fraction
 from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 BOTH: frozenset[Branch] = frozenset({"cond", "uncond"})
@@ -40,8 +40,8 @@ class MasaCtrlOptions:
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        check_part("from_layer", self.from_layer)
-        check_part("threshold", self.threshold)
+        check_fraction("from_layer", self.from_layer)
+        check_fraction("threshold", self.threshold)
         if self.from_step < 0:
             raise ParameterError(f"from_step is {self.from_step}: give 0 or more (4 as published)")
 
@@ -86,7 +86,7 @@ class MasaCtrl(PairControl):
     def wants(self, site: Site) -> bool:
         """Self-attention from step and layer on, where there is a target; cross-attention only to collect the object's maps."""
         if site.cross:
-            at_grid = has_grid(site, map_divisor(site.cells))
+            at_grid = has_grid(site, map_divisor(site.latent_pixels))
             return self._collects and at_grid and self._maps is not None and self._maps.wants(site.rows)
         late = self.step(site.sigma) >= self.options.from_step
         deep = site.order >= math.ceil(self.options.from_layer * site.layers - 1e-9)

@@ -17,7 +17,7 @@ from ..core.errors import ParameterError
 from .local_blend import LocalBlend, LocalBlendOptions, blends
 from .pair_control import PairControl
 from .prompts.prompt_edit import PromptEdit
-from .step_ranges import check_part, folded_weights, gate_table, whole
+from .step_ranges import check_fraction, folded_weights, step_table, whole
 from .token_maps import check_tokens
 
 COND: tuple[Branch, ...] = ("cond",)
@@ -45,7 +45,7 @@ class P2POptions:
 
     def __post_init__(self) -> None:
         for name in ("cross_until", "self_until", "uncond_self_until"):
-            check_part(name, getattr(self, name))
+            check_fraction(name, getattr(self, name))
         if self.self_divisor < 1:
             raise ParameterError(f"self_divisor is {self.self_divisor}: give 1 (every layer) or more (2 as published)")
 
@@ -59,7 +59,7 @@ class P2PControl(PairControl):
         self.local = None
         if blends(edit, self.options.local_blend):
             self.local = LocalBlend(edit, self.steps, self.options.local_blend)
-        self._gates = gate_table(edit, self.options.cross_until, self.steps)
+        self._gates = step_table(edit, self.options.cross_until, self.steps)
         self._cross_open = self._gates.any(dim=1).tolist()
         self._weights: dict[tuple, tuple[Tensor | None, Tensor | None]] = {}
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..blended.blending import EditPrompts
 from ..core.attention_sites import Branch, Controlled
 from ..core.errors import MismatchError, ShapeError
-from ..core.guidance import one_positive
+from ..core.guidance import EditPrompts, one_positive
 from ..core.protocols import Context, Denoiser
 from ..core.samplers import Predict
 from ..core.trajectory import Trajectory

@@ -10,14 +10,14 @@ from torch import Tensor
 from ..core.attention_sites import Branch, FeatureSite, Place, Site
 from ..core.errors import ParameterError
 from .pair_control import NOTHING, PairControl
-from .step_ranges import check_part, whole
+from .step_ranges import check_fraction, whole
 
 BOTH: frozenset[Branch] = frozenset({"cond", "uncond"})
 SOURCE: frozenset[Branch] = frozenset({"cond"})
 
 
 @dataclass(frozen=True)
-class InjectionOptions:
+class PlugAndPlayOptions:
     """Defaults as published.
 
     Attributes:
@@ -36,7 +36,7 @@ class InjectionOptions:
 
     def __post_init__(self) -> None:
         for name in ("features_until", "attention_until"):
-            check_part(name, getattr(self, name))
+            check_fraction(name, getattr(self, name))
         for name in ("feature_block", "attention_from"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -48,9 +48,9 @@ class FeatureInjection(PairControl):
 
     shared_source = True
 
-    def __init__(self, sigmas: Tensor, options: InjectionOptions | None = None) -> None:
+    def __init__(self, sigmas: Tensor, options: PlugAndPlayOptions | None = None) -> None:
         super().__init__(sigmas)
-        self.options = options or InjectionOptions()
+        self.options = options or PlugAndPlayOptions()
 
     def _open(self, part: float, step: int) -> bool:
         end = whole(self.steps * part)

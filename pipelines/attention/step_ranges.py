@@ -15,7 +15,7 @@ from ..core.errors import ParameterError
 from .prompts.prompt_edit import PromptEdit
 
 
-def check_part(name: str, value: float) -> float:
+def check_fraction(name: str, value: float) -> float:
     """A part of the run as a float. Raises ParameterError outside 0 to 1."""
     if not 0 <= value <= 1:
         raise ParameterError(f"{name} is {value}: give a part of the run from 0 (never) to 1 (all of it)")
@@ -27,7 +27,7 @@ def whole(value: float) -> int:
     return math.floor(value + 1e-9)
 
 
-def gate_table(edit: PromptEdit, cross_until: float, steps: int) -> Tensor:
+def step_table(edit: PromptEdit, cross_until: float, steps: int) -> Tensor:
     """Whether the cross-attention of a target token is edited at a step: float32 [steps, T] in {0, 1}, on the CPU."""
     table = torch.zeros(steps, edit.token_count)
     for token in range(edit.token_count):

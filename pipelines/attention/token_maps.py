@@ -42,14 +42,14 @@ def check_tokens(keys: int, count: int) -> None:
         )
 
 
-def map_divisor(cells: tuple[int, int], floor: int = FLOOR) -> int:
+def map_divisor(latent_pixels: tuple[int, int], floor: int = FLOOR) -> int:
     """By how much a latent is divided for maps: 4 as published (16 x 16 of 64 x 64), less where that has no `floor` cells."""
-    return next((d for d in (4, 2) if all(-(-side // d) >= floor for side in cells)), 1)
+    return next((d for d in (4, 2) if all(-(-side // d) >= floor for side in latent_pixels)), 1)
 
 
 def has_grid(site: Site, divisor: int) -> bool:
     """Whether the site's grid is exactly 1 / `divisor` of the latent on both sides."""
-    return all(side == -(-whole // divisor) for side, whole in zip(site.grid, site.cells, strict=True))
+    return all(side == -(-whole // divisor) for side, whole in zip(site.grid, site.latent_pixels, strict=True))
 
 
 def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ParameterError, ShapeError
-from ..core.guidance import Negative, Positive, check_negative, guided
+from ..core.guidance import EditPrompts, check_negative, guided
 from ..core.masks import MaskSchedule
 from ..core.noise import seeded_noise
 from ..core.progress import Progress, silent
 from ..core.protocols import Denoiser
 from ..core.shapes import match_batch
-from ..core.sigmas import ancestral_levels, check_sigmas, euler_step
+from ..core.sigmas import ancestral_sigmas, check_sigmas, euler_step
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,7 @@ class BlendOptions:
             raise ParameterError(f"eta is {self.eta}: give 0 (deterministic) to 1 (as much noise as DDPM)")
 
 
-@dataclass(frozen=True)
-class EditPrompts:
-    """What to denoise towards: positive and negative (one, or one per step), and the guidance scale."""
-
-    positive: Positive
-    negative: Negative | None
-    guidance_scale: float
-
-
-class SourcePath(Protocol):
+class SourceTrajectory(Protocol):
     """The source at every level, known beforehand: a `Trajectory`. It takes the place of a noised background."""
 
     @property
@@ -73,7 +64,7 @@ class SourcePath(Protocol):
     def at(self, sigma: float, step: int = 0) -> Tensor:
         """The source at level `sigma`; at 0 the clean source itself."""
 
-    def fitted(self, denoiser: Denoiser, sigmas: Tensor, like: Tensor) -> SourcePath:
+    def fitted(self, denoiser: Denoiser, sigmas: Tensor, like: Tensor) -> SourceTrajectory:
         """The path for the latent batch `like`. Raises MismatchError for another model, grid or size."""
 
 
@@ -83,25 +74,11 @@ def blend(edited: Tensor, background: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask >= 1, edited, torch.where(mask <= 0, background, mixed))
 
 
-def start_latent(
-    denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True
-) -> Tensor:
-    """The latent an edit starts from: the source noised to `sigma` (algorithm 1), or noise alone.
-
-    `from_source=False` is the published SD2 script's start (section 16, row 3): unit Gaussian in the network's own
-    input scale, whatever the level, so the first call sees an image that is too clean for its timestep.
-    """
-    if from_source:
-        return denoiser.noise(source, noise, sigma)
-    # unit variance at the network's input: VP models divide z by sqrt(1 + sigma^2); flow models take z as it is
-    return noise * (1.0 if denoiser.flow else (1 + sigma * sigma) ** 0.5)
-
-
 @torch.no_grad()
 def blended_denoise(
     denoiser: Denoiser,
     z: Tensor,
-    source: Tensor | SourcePath,
+    source: Tensor | SourceTrajectory,
     sigmas: Tensor,
     schedule: MaskSchedule,
     prompts: EditPrompts,
@@ -146,8 +123,13 @@ def blended_denoise(
 
 
 def _background(
-    denoiser: Denoiser, source: Tensor | SourcePath, sigmas: Tensor, z: Tensor, seeds: list[int], options: BlendOptions
-) -> Background | SourcePath:
+    denoiser: Denoiser,
+    source: Tensor | SourceTrajectory,
+    sigmas: Tensor,
+    z: Tensor,
+    seeds: list[int],
+    options: BlendOptions,
+) -> Background | SourceTrajectory:
     """What lies outside the mask, for the latent batch `z`."""
     fresh = options.background_noise == "fresh"
     if not isinstance(source, Tensor):
@@ -168,7 +150,7 @@ def _advance(
 ) -> Tensor:
     """One DDIM step, with fresh noise where eta is above 0 (drawn from the seeds and the step: ranges compose)."""
     sigma, target = levels[step], levels[step + 1]
-    down, up = ancestral_levels(sigma, target, eta, flow=denoiser.flow)
+    down, up = ancestral_sigmas(sigma, target, eta, flow=denoiser.flow)
     z = euler_step(z, clean, sigma, down)
     if up == 0:
         return z

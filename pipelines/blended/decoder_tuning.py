@@ -166,9 +166,9 @@ class _Task:
         edited = None if self.edited is None else own(self.edited, device)
         return _Task(self.latent, own(self.source, device), edited, own(self.mask, device))
 
-    def crop(self, picture: Tensor) -> Tensor:
+    def crop(self, image: Tensor) -> Tensor:
         height, width = self.mask.shape[-2:]
-        return picture[..., :height, :width]
+        return image[..., :height, :width]
 
     def target(self, first: Tensor) -> Tensor:
         """What the edit should stay: the given one, or the plain decode `first`."""
@@ -200,21 +200,24 @@ def _task(codec: LatentCodec, latent: Tensor, source: Tensor, edited: Tensor | N
         same_size(edited, source, "edited", "source")
     batch = common_batch(**sized)
     height, width = source.shape[1:3]
-    cells = padded_length(height, codec.factor) // codec.factor, padded_length(width, codec.factor) // codec.factor
-    if tuple(latent.shape[-2:]) != cells:
+    latent_pixels = (
+        padded_length(height, codec.factor) // codec.factor,
+        padded_length(width, codec.factor) // codec.factor,
+    )
+    if tuple(latent.shape[-2:]) != latent_pixels:
         raise ShapeError(
             f"latent is {latent.shape[3]} x {latent.shape[2]} cells but source, {width} x {height} pixels, needs"
-            f" {cells[1]} x {cells[0]} with this VAE: encode the same picture, or resize source and mask"
+            f" {latent_pixels[1]} x {latent_pixels[0]} with this VAE: encode the same picture, or resize source and mask"
         )
     return _Task(
         match_batch(latent, batch, "latent", "source"),
-        _picture(source, batch),
-        None if edited is None else _picture(edited, batch),
+        _image(source, batch),
+        None if edited is None else _image(edited, batch),
         match_batch(mask, batch, "mask", "source")[:, None],
     )
 
 
-def _picture(image: Tensor, batch: int) -> Tensor:
+def _image(image: Tensor, batch: int) -> Tensor:
     return match_batch(image, batch, "image", "latent").movedim(-1, 1) * 2 - 1
 
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.guidance import EditPrompts
 from ..core.masks import dilation_schedule, downsample
-from ..core.noise import image_seeds, seeded_noise
+from ..core.noise import image_seeds, seeded_noise, start_latent
 from ..core.progress import Progress, silent
 from ..core.protocols import Denoiser, LatentCodec, Ranker, TextEncoder
 from ..core.shapes import check_image, check_mask, crop_to, match_batch, pad_to_factor, same_size
 from ..evaluation.clip_ranking import rank_by_text
 from ..evaluation.metrics import psnr_outside
-from .blending import BlendOptions, EditPrompts, blended_denoise, finished_latent, start_latent
+from .blending import BlendOptions, blended_denoise, finished_latent
 from .composite import composite_source
 from .decoder_tuning import DecoderSettings, tune_decoder
 
@@ -104,11 +105,11 @@ def edit_latents(
     same_size(image, mask, "image", "mask")
     source = codec.encode(pad_to_factor(image, codec.factor))
     height, width = source.shape[-2:]
-    cells = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
-    for index in cells.lost:
+    latent_pixels = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
+    for index in latent_pixels.lost:
         log.warning("the stroke of mask %d is gone on the latent grid: use mask mode 'max' or a thicker stroke", index)
     schedule = dilation_schedule(
-        cells.mask, settings.kernels, scale_with_size=settings.scale_kernels, division=settings.mask_division
+        latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, division=settings.mask_division
     )
     positive = text.encode(prompt)
     prompts = EditPrompts(

@@ -80,7 +80,7 @@ class Site:
     order: int
     layers: int
     grid: tuple[int, int]
-    cells: tuple[int, int]
+    latent_pixels: tuple[int, int]
     cross: bool
     sigma: float
     rows: tuple[Row, ...]
@@ -91,7 +91,7 @@ class Site:
 
     def within(self, divisor: int) -> bool:
         """Whether the grid is at most 1 / `divisor` of the latent on both sides (sizes that do not divide round up)."""
-        return all(side <= -(-whole // divisor) for side, whole in zip(self.grid, self.cells, strict=True))
+        return all(side <= -(-whole // divisor) for side, whole in zip(self.grid, self.latent_pixels, strict=True))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class FeatureSite:
     place: Place
     block: int
     blocks: int
-    cells: tuple[int, int]
+    latent_pixels: tuple[int, int]
     sigma: float
     rows: tuple[Row, ...]
 

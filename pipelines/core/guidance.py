@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from torch import Tensor
@@ -90,3 +91,12 @@ def check_negative(negative: Negative | None, denoiser: Denoiser, sigmas: Tensor
     """Raises MismatchError if `negative` was made for another model or grid; a plain prompt fits everywhere."""
     if negative is not None and not isinstance(negative, Context):
         negative.check(denoiser, sigmas)
+
+
+@dataclass(frozen=True)
+class EditPrompts:
+    """What to denoise towards: positive and negative (one, or one per step), and the guidance scale."""
+
+    positive: Positive
+    negative: Negative | None
+    guidance_scale: float

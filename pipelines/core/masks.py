@@ -64,10 +64,10 @@ def downsample(
     if height < 1 or width < 1:
         raise ShapeError(f"the latent grid is {width} x {height} cells: connect a LATENT or VAE with a picture")
     blocks = _on_blocks(mask, height, width, factor)[:, None]
-    cells = _reduce(blocks, height, width, mode)[:, 0]
+    latent_pixels = _reduce(blocks, height, width, mode)[:, 0]
     if threshold > 0:
-        cells = (cells >= threshold).to(mask.dtype)
-    return DownsampledMask(cells, _kept(blocks[:, 0], cells))
+        latent_pixels = (latent_pixels >= threshold).to(mask.dtype)
+    return DownsampledMask(latent_pixels, _kept(blocks[:, 0], latent_pixels))
 
 
 def _on_blocks(mask: Tensor, height: int, width: int, factor: int | None) -> Tensor:
@@ -91,10 +91,10 @@ def _reduce(mask: Tensor, height: int, width: int, mode: str) -> Tensor:
     return F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=False)
 
 
-def _kept(mask: Tensor, cells: Tensor) -> Tensor:
+def _kept(mask: Tensor, latent_pixels: Tensor) -> Tensor:
     """Share of the stroke's pixels whose cell is marked."""
     stroke = (mask >= 0.5).float()
-    cover = F.interpolate(cells[:, None], mask.shape[1:], mode="nearest-exact")[:, 0]
+    cover = F.interpolate(latent_pixels[:, None], mask.shape[1:], mode="nearest-exact")[:, 0]
     total = stroke.sum(dim=(1, 2))
     share = (stroke * (cover > 0)).sum(dim=(1, 2)) / total.clamp(min=1)
     return torch.where(total > 0, share, torch.ones_like(share))
@@ -110,11 +110,11 @@ def dilate(mask: Tensor, kernel: int) -> Tensor:
     return F.max_pool2d(flat, kernel, stride=1, padding=kernel // 2).reshape(mask.shape)
 
 
-def remove_islands(mask: Tensor, cells: int) -> Tensor:
+def remove_islands(mask: Tensor, latent_pixels: int) -> Tensor:
     """A binary mask [B, h, w] without its connected parts of fewer than `cells` cells (corners connect)."""
-    if cells < 0:
-        raise ParameterError(f"smallest island is {cells} cells: give 0 (keep all) or more")
-    if cells <= 1:
+    if latent_pixels < 0:
+        raise ParameterError(f"smallest island is {latent_pixels} cells: give 0 (keep all) or more")
+    if latent_pixels <= 1:
         return mask
     batch, height, width = mask.shape
     inside = (mask >= 0.5).float()[:, None]
@@ -128,7 +128,7 @@ def remove_islands(mask: Tensor, cells: int) -> Tensor:
             break
     labels = number.flatten(1).long()
     sizes = torch.zeros(batch, height * width + 1, device=mask.device).scatter_add_(1, labels, inside.flatten(1))
-    return mask * (sizes.gather(1, labels) >= cells).view(mask.shape)
+    return mask * (sizes.gather(1, labels) >= latent_pixels).view(mask.shape)
 
 
 @dataclass(frozen=True)
@@ -197,17 +197,21 @@ class MaskSchedule:
         masks = match_batch(self.masks.transpose(0, 1), batch, "schedule", "the latent").transpose(0, 1)
         return replace(self, masks=masks)
 
-    def preview(self, cell: int = 8) -> Tensor:
+    def preview(self, latent_pixel: int = 8) -> Tensor:
         """A strip [1, H, W, 3]: one row per image, one column per part, `cell` pixels a latent cell, grey gaps.
 
         A release has one part; its columns are the steps of a run of STAGES.
         """
         masks = torch.stack([self._released(i / STAGES) for i in range(STAGES)]) if self.release else self.masks
         parts, batch = masks.shape[:2]
-        tiles = masks[:, :, 0].repeat_interleave(cell, -1).repeat_interleave(cell, -2)
-        tiles = F.pad(tiles, (cell, 0, cell, 0), value=0.5)
+        tiles = masks[:, :, 0].repeat_interleave(latent_pixel, -1).repeat_interleave(latent_pixel, -2)
+        tiles = F.pad(tiles, (latent_pixel, 0, latent_pixel, 0), value=0.5)
         strip = tiles.permute(1, 2, 0, 3).reshape(batch * tiles.shape[-2], parts * tiles.shape[-1])
-        return F.pad(strip, (0, cell, 0, cell), value=0.5)[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
+        return (
+            F.pad(strip, (0, latent_pixel, 0, latent_pixel), value=0.5)[None, :, :, None]
+            .expand(-1, -1, -1, 3)
+            .contiguous()
+        )
 
 
 def _noise_gone(step: int, sigmas: Tensor) -> float:
@@ -297,7 +301,7 @@ def parse_kernels(text: str) -> tuple[int, ...]:
         raise ParameterError(f"kernels is {text!r}: write odd numbers with commas, for example 7,5,3,1") from None
 
 
-def scaled_kernel(kernel: int, cells: int) -> int:
+def scaled_kernel(kernel: int, latent_pixels: int) -> int:
     """A kernel that was tuned on 32 cells, for `cells`: its radius keeps its share of the side, at least 1 cell."""
     radius = (kernel - 1) // 2
-    return 1 if radius == 0 else 2 * max(1, round(radius * cells / 32)) + 1
+    return 1 if radius == 0 else 2 * max(1, round(radius * latent_pixels / 32)) + 1

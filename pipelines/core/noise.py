@@ -1,4 +1,4 @@
-"""Seeded noise: drawn on the CPU, one generator per image, so that neither device nor batch split changes a result."""
+"""Seeded noise, drawn on the CPU with one generator per image: neither device nor batch split changes a result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .protocols import Denoiser
 
 STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit seeds
 
@@ -46,3 +48,17 @@ def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None)
     """Image b of a batch has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
     index = list(range(batch)) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]
     return [(seed + i) % 2**64 for i in index]
+
+
+def start_latent(
+    denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True
+) -> Tensor:
+    """The latent an edit starts from: the source noised to `sigma` (algorithm 1), or noise alone.
+
+    `from_source=False` is the published SD2 script's start (section 16, row 3): unit Gaussian in the network's own
+    input scale, whatever the level, so the first call sees an image that is too clean for its timestep.
+    """
+    if from_source:
+        return denoiser.noise(source, noise, sigma)
+    # unit variance at the network's input: VP models divide z by sqrt(1 + sigma^2); flow models take z as it is
+    return noise * (1.0 if denoiser.flow else (1 + sigma * sigma) ** 0.5)

@@ -1,4 +1,4 @@
-"""Deterministic samplers for the headless host, and the blended edit as something any sampler can call.
+"""Deterministic samplers for the headless host.
 
 ComfyUI brings its own samplers; these exist so that a workflow with KSampler also runs without it.
 """
@@ -11,10 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..blended.blending import Background, EditPrompts, blend
 from .errors import ParameterError
-from .guidance import guided
-from .masks import MaskSchedule
+from .guidance import EditPrompts, guided
 from .progress import Progress, silent
 from .protocols import Denoiser
 from .sigmas import check_sigmas, euler_step
@@ -25,21 +23,6 @@ Predict = Callable[[Tensor, float], Tensor]
 def predictor(denoiser: Denoiser, prompts: EditPrompts) -> Predict:
     """The guided clean prediction as a function of latent and level."""
     return lambda z, sigma: guided(denoiser, z, sigma, prompts.positive, prompts.negative, prompts.guidance_scale)
-
-
-def blended_predictor(predict: Predict, background: Background, schedule: MaskSchedule, sigmas: Tensor) -> Predict:
-    """A predictor that keeps the outside on the source's path, before and after the model (methods.md, section 1).
-
-    Before: the outside of z becomes the source at that level. After: the outside of the prediction becomes the source.
-    """
-
-    def blended(z: Tensor, sigma: float) -> Tensor:
-        mask = schedule.at_sigma(sigma, sigmas)
-        arrived = schedule.at_sigma(sigma * (1 + 3e-5), sigmas)  # what was blended when this level was reached
-        clean = predict(blend(z, background.at(sigma), arrived), sigma)
-        return blend(clean, background.source, mask)
-
-    return blended
 
 
 def euler(predict: Predict, z: Tensor, sigmas: Tensor, progress: Progress = silent) -> Tensor:

@@ -94,7 +94,7 @@ def euler_step(z: Tensor, clean: Tensor, sigma: float, target: float) -> Tensor:
     return ratio * z + (1 - ratio) * clean
 
 
-def ancestral_levels(sigma: float, target: float, eta: float, *, flow: bool = False) -> tuple[float, float]:
+def ancestral_sigmas(sigma: float, target: float, eta: float, *, flow: bool = False) -> tuple[float, float]:
     """Split a stochastic DDIM step into a deterministic step to `down` and fresh noise of deviation `up`.
 
     After the step to `down`, z is rescaled by signal(target) / signal(down), then `up` x noise is added. In the ratio

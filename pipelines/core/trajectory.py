@@ -16,7 +16,7 @@ from .errors import MismatchError
 from .protocols import Context, Denoiser
 from .shapes import match_batch
 
-LEVEL_TOLERANCE = 1e-5  # relative; a sampler may hand a level back in another precision
+SIGMA_TOLERANCE = 1e-5  # relative; a sampler may hand a level back in another precision
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Trajectory:
         """
         levels = self.sigmas[self.first :].tolist()
         for index, level in enumerate(levels):
-            if abs(sigma - level) <= LEVEL_TOLERANCE * level:
+            if abs(sigma - level) <= SIGMA_TOLERANCE * level:
                 return self.latents[index]
             if level < sigma:
                 if index == 0:
@@ -147,7 +147,7 @@ def context_digest(context: Context) -> str:
 def check_grid(own: Tensor, sigmas: Tensor, name: str) -> None:
     """Raises MismatchError unless `sigmas` is the grid `own` or the last part of it; `name` is what was made on it."""
     given, own = sigmas.detach().float().cpu(), own.detach().float().cpu()
-    if len(given) > len(own) or not torch.allclose(given, own[len(own) - len(given) :], rtol=LEVEL_TOLERANCE, atol=0):
+    if len(given) > len(own) or not torch.allclose(given, own[len(own) - len(given) :], rtol=SIGMA_TOLERANCE, atol=0):
         raise MismatchError(
             f"{name} was made on {_grid(own)} but is used on {_grid(given)}: connect the same SIGMAS, or the last part of them"
         )
@@ -155,3 +155,12 @@ def check_grid(own: Tensor, sigmas: Tensor, name: str) -> None:
 
 def _grid(sigmas: Tensor) -> str:
     return f"{len(sigmas) - 1} steps from sigma {float(sigmas[0]):.4g} to {float(sigmas[-1]):.4g}"
+
+
+def check_model(family: str, fingerprint: str | None, denoiser: Denoiser) -> None:
+    """Raises MismatchError unless embeddings of this model suit `denoiser`; after loading the family alone is known."""
+    if family != denoiser.family or fingerprint not in (None, denoiser.fingerprint):
+        raise MismatchError(
+            f"embeddings were made with another model (family {family!r}, {fingerprint or 'from a file'}) than the one"
+            f" connected ({denoiser.family!r}, {denoiser.fingerprint}): make them again with this model"
+        )

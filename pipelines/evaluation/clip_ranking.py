@@ -146,12 +146,12 @@ def _widen(box: tuple[int, int], side: int, length: int) -> slice:
     return slice(begin, begin + side)
 
 
-def _square(picture: Tensor) -> Tensor:
+def _square(image: Tensor) -> Tensor:
     """Black bars to a square, so that no ranker crops or squeezes what it should judge."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(height, width)
     above, left = (side - height) // 2, (side - width) // 2
-    return F.pad(picture, (0, 0, left, side - width - left, above, side - height - above))
+    return F.pad(image, (0, 0, left, side - width - left, above, side - height - above))
 
 
 def blur(images: Tensor, sigma_px: float) -> Tensor:
@@ -173,8 +173,8 @@ def _scores(views: list[Tensor], text: str, ranker: Ranker, chunk: int) -> Tenso
         first = _first_equal(views)
         scores: dict[int, Tensor] = {}
         for group in _groups(first, views, chunk):
-            pictures = torch.stack([views[i] for i in group]).to(ranker.device)
-            vectors = F.normalize(ranker.embed_images(pictures).float(), dim=-1)
+            images = torch.stack([views[i] for i in group]).to(ranker.device)
+            vectors = F.normalize(ranker.embed_images(images).float(), dim=-1)
             scores.update(zip(group, vectors @ words, strict=True))
     values = torch.stack([scores[i] for i in first])
     if not torch.isfinite(values).all():

@@ -21,7 +21,7 @@ def to_pil(image: Tensor) -> Any:
     return Image.fromarray(array)
 
 
-def save_picture(image: Tensor, path: Path) -> Path:
+def save_image(image: Tensor, path: Path) -> Path:
     """Write one picture as PNG; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     to_pil(image).save(path)

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..blended.blending import EditPrompts
 from ..core.errors import FamilyError, ParameterError
-from ..core.guidance import Negative, check_negative
+from ..core.guidance import EditPrompts, Negative, check_negative
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser, LatentCodec
 from ..core.samplers import Predict, predictor, sample
@@ -206,7 +205,7 @@ class ReconstructionQuality:
     """
 
     without_vae: Tensor
-    picture: Tensor
+    image: Tensor
     with_vae: Tensor | None = None
     vae_only: Tensor | None = None
 

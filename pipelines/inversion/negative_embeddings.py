@@ -5,7 +5,6 @@ What null-text inversion and negative-prompt inversion leave behind. It stands w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import LoadError, MismatchError
+from ..core.errors import MismatchError
 from ..core.guidance import guided
 from ..core.protocols import Context, Denoiser
 from ..core.sigmas import step_of_sigma
-from ..core.trajectory import Trajectory, check_grid
+from ..core.tensor_files import incomplete, read_tensors, write_tensors
+from ..core.trajectory import Trajectory, check_grid, check_model
 from .proximal import Proximal
 
 FORMAT = "editkit-embeddings-1"
@@ -103,15 +103,6 @@ class Embeddings:
         return replace(self, tokens=tokens, path=None if self.path is None else self.path.to(device))
 
 
-def check_model(family: str, fingerprint: str | None, denoiser: Denoiser) -> None:
-    """Raises MismatchError unless embeddings of this model suit `denoiser`; after loading the family alone is known."""
-    if family != denoiser.family or fingerprint not in (None, denoiser.fingerprint):
-        raise MismatchError(
-            f"embeddings were made with another model (family {family!r}, {fingerprint or 'from a file'}) than the one"
-            f" connected ({denoiser.family!r}, {denoiser.fingerprint}): make them again with this model"
-        )
-
-
 def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
     """Write a safetensors file; folders are made. What a host attached to the prompt (areas, ControlNets) is not saved."""
     base, source = embeddings.base, embeddings.path
@@ -130,6 +121,11 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
 def load_embeddings(path: Path) -> Embeddings:
     """Read what `save_embeddings` wrote. Raises LoadError for any other file."""
     _, tensors, about = read_tensors(path, (FORMAT,))
+    return read_embeddings(path, tensors, about)
+
+
+def read_embeddings(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Embeddings:
+    """The embeddings of a file's `tensors` and facts. Raises LoadError where something is missing; `path` names it."""
     try:
         base = Context(tensors["base"], tensors.get("pooled"), about["text"])
         sigmas, proximal = tensors["sigmas"], about["proximal"]
@@ -142,37 +138,3 @@ def load_embeddings(path: Path) -> Embeddings:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise incomplete(path, error) from error
-
-
-def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor | None], about: dict[str, Any]) -> Path:
-    """A safetensors file of float32 tensors (None is left out) and facts that JSON can hold; folders are made."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = torch.contiguous_format
-    given = {name: value for name, value in tensors.items() if value is not None}
-    held = {name: value.detach().float().cpu().clone(memory_format=whole) for name, value in given.items()}
-    save_file(held, path, metadata={"format": kind, "embeddings": json.dumps(about)})
-    return path
-
-
-def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote: its kind, one of `kinds`, its tensors and facts. Raises LoadError for any other file."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise LoadError(f"{path} does not exist: choose a file that EditKit saved")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            kind = str(header.get("format"))
-            if kind not in kinds:
-                raise LoadError(f"{path} holds no embeddings of EditKit: choose a file that its save node wrote")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file is no dict
-            return kind, tensors, json.loads(header["embeddings"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise LoadError(f"{path} cannot be read ({error}): choose a file that EditKit saved") from error
-
-
-def incomplete(path: Path, error: Exception) -> LoadError:
-    return LoadError(f"{path} is incomplete ({error}): save the embeddings again")

@@ -25,7 +25,7 @@ from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser
 from ..core.shapes import check_latent, check_mask, match_batch
 from ..core.sigmas import step_of_sigma
-from ..core.trajectory import LEVEL_TOLERANCE, check_grid
+from ..core.trajectory import SIGMA_TOLERANCE, check_grid
 from ..learning.denoising_loss import NoiseError, masked_mean
 from ..learning.memory import measured
 from ..learning.optimise import (
@@ -212,7 +212,7 @@ def on_grid(mask: Tensor, latent: Tensor, socket: str) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
-def takes_subject(step: int, steps: int, phase: int = 0) -> bool:
+def takes_object(step: int, steps: int, phase: int = 0) -> bool:
     """Whether `step` (from 0) of a run of `steps` follows the subject's embedding alone (equation 8).
 
     t counts down from `steps` to 1, and even t do; so a run of 50 begins with it and ends with the mix. `phase` 1 swaps.
@@ -237,13 +237,13 @@ class IterativeGuidance:
     def check(self, sigmas: Tensor) -> None:
         """Raises MismatchError unless `sigmas` is the grid, or neighbouring levels of it."""
         if len(sigmas) > 1:
-            to_there = self.sigmas >= float(sigmas[-1]) * (1 - LEVEL_TOLERANCE)
+            to_there = self.sigmas >= float(sigmas[-1]) * (1 - SIGMA_TOLERANCE)
             check_grid(self.sigmas[to_there], sigmas, "the alternating guider")
 
     def at_sigma(self, sigma: float) -> Context:
         """The condition of the step that moves through `sigma`, whatever else the sampler evaluates there."""
         step = step_of_sigma(float(sigma), self.sigmas)
-        return self.subject if takes_subject(step, len(self.sigmas) - 1, self.phase) else self.mixed
+        return self.subject if takes_object(step, len(self.sigmas) - 1, self.phase) else self.mixed
 
 
 # ------------------------------------------------------------------------------------------------------------- learning

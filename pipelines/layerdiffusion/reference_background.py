@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blended.blending import EditPrompts
+from ..core.guidance import EditPrompts
 from ..core.masks import downsample
 from ..core.noise import seeded_noise
 from ..core.progress import Progress, silent
@@ -24,7 +24,7 @@ from ..core.shapes import check_image, check_mask
 log = logging.getLogger("editkit")
 
 
-def subject_cells(mask: Tensor, height: int, width: int, factor: int | None = None) -> Tensor:
+def object_latent_mask(mask: Tensor, height: int, width: int, factor: int | None = None) -> Tensor:
     """A subject's MASK [B, H, W] on a latent grid, [B, height, width] of 0 and 1: cells that it covers by half or more.
 
     A subject too thin for that keeps every cell that it touches, and a warning is logged. `factor` as in `downsample`.
@@ -40,7 +40,7 @@ def subject_cells(mask: Tensor, height: int, width: int, factor: int | None = No
     return torch.where(lost.view(-1, 1, 1), touched, covered.mask)
 
 
-def fitted_picture(image: Tensor, height: int, width: int) -> Tensor:
+def fitted_image(image: Tensor, height: int, width: int) -> Tensor:
     """IMAGE [B, H, W, 3] scaled until it covers `height` x `width` pixels, and cut at the centre; one that fits stays."""
     image = check_image(image, "image")
     if tuple(image.shape[1:3]) == (height, width):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.protocols import Context
 
 
-class GradientRange:
+class LossScaling:
     """The factor of one evaluation: inside the network, the largest gradient at its output is about 1.
 
     Idle unless gradients are asked for and the network computes in float16.

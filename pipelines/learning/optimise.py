@@ -24,7 +24,7 @@ from ..core.errors import EditError, ParameterError
 from ..core.progress import LossProgress, Progress, silent
 from ..core.protocols import Context
 
-LOOK_EVERY = 25  # iterations between two readings of the history from the device
+OBSERVE_EVERY = 25  # iterations between two readings of the history from the device
 
 
 class StopRule(Protocol):
@@ -152,7 +152,7 @@ def optimise(
         try:
             for step in range(steps):
                 history.append(_step(parameters, loss(step), adam, _rate(lr, step)))
-                if (step + 1) % (stop.every if stop else LOOK_EVERY) == 0 or step + 1 == steps:
+                if (step + 1) % (stop.every if stop else OBSERVE_EVERY) == 0 or step + 1 == steps:
                     values = _read(history)
                     stopped = stop is not None and step + 1 < steps and stop(values)
                     show_losses(progress, values)

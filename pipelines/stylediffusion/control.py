@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.pair_control import NOTHING, PairControl
-from ..attention.step_ranges import check_part, whole
+from ..attention.step_ranges import check_fraction, whole
 from ..attention.token_maps import check_tokens
 from ..core.attention_sites import Branch, FeatureSite, Place, Role, Site
 from .networks import values
@@ -32,7 +32,7 @@ class StyleControl(PairControl):
         """
         super().__init__(embeddings.sigmas)
         self.embeddings, self.inner, self.source = embeddings, inner or PairControl(embeddings.sigmas), source
-        self.target_until = check_part("value_until", target_until)
+        self.target_until = check_fraction("value_until", target_until)
         self.shared_source = self.inner.shared_source
         self._last: tuple[Tensor, Site, Tensor] | None = None
 

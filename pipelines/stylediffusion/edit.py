@@ -12,12 +12,11 @@ import torch
 
 from ..attention.p2p import P2PControl, P2POptions
 from ..attention.pair_loop import PairPrompts, PairResult, pair_edit
-from ..attention.plug_and_play import FeatureInjection, InjectionOptions
+from ..attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
 from ..attention.prompts.prompt_edit import PromptEdit
-from ..blended.blending import start_latent
 from ..core.errors import MismatchError, ShapeError
 from ..core.guidance import Negative
-from ..core.noise import seeded_noise
+from ..core.noise import seeded_noise, start_latent
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser
 from ..core.sigmas import executed
@@ -76,7 +75,7 @@ def style_edit(
             whole grid in both cases.
     Raises: MismatchError, ShapeError, ParameterError, FamilyError.
     """
-    options, path = options or StyleEditOptions(), embeddings.path_for(denoiser)
+    options, path = options or StyleEditOptions(), embeddings.trajectory_for(denoiser)
     if context_digest(edit.source) != path.prompt:
         raise MismatchError(
             "the edit's source prompt is not the one that the values were learned with: align from the same text"
@@ -117,7 +116,7 @@ def style_transfer(
     negative: Negative | None,
     *,
     guidance_scale: float | None = None,
-    options: InjectionOptions | None = None,
+    options: PlugAndPlayOptions | None = None,
     progress: Progress = silent,
 ) -> PairResult:
     """The content picture in the style of the one that `embeddings` were learned from (section 5.2.7).

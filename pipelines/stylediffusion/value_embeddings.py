@@ -4,8 +4,10 @@ the networks are needed any more: an edit reads these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +15,8 @@ from torch import Tensor
 from ..core.errors import MismatchError, ShapeError
 from ..core.protocols import Context, Denoiser
 from ..core.sigmas import step_of_sigma
-from ..core.trajectory import Trajectory, check_grid
-from ..inversion.negative_embeddings import (
-    FORMAT,
-    Embeddings,
-    check_model,
-    incomplete,
-    load_embeddings,
-    read_tensors,
-    save_embeddings,
-    write_tensors,
-)
+from ..core.tensor_files import incomplete, write_tensors
+from ..core.trajectory import Trajectory, check_grid, check_model
 
 VALUES_FORMAT = "editkit-values-1"
 
@@ -48,7 +41,7 @@ class ValueEmbeddings:
     path: Trajectory = field(repr=False)
     guidance_scale: float
     fingerprint: str | None
-    picture: tuple[int, int, int] | None = None
+    image: tuple[int, int, int] | None = None
 
     @property
     def family(self) -> str:
@@ -95,7 +88,7 @@ class ValueEmbeddings:
                 " source prompt's length"
             )
 
-    def path_for(self, denoiser: Denoiser) -> Trajectory:
+    def trajectory_for(self, denoiser: Denoiser) -> Trajectory:
         """The trajectory, as one that `denoiser` made. Raises MismatchError unless it did, as far as is known."""
         self.check(denoiser)
         return replace(self.path, fingerprint=denoiser.fingerprint).to(denoiser.device)
@@ -105,10 +98,8 @@ class ValueEmbeddings:
         return replace(self, scale=scale, shift=self.shift.to(device), path=self.path.to(device))
 
 
-def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
-    """Write a safetensors file that `load_learned` reads; folders are made. See `save_embeddings`."""
-    if isinstance(embeddings, Embeddings):
-        return save_embeddings(embeddings, path)
+def save_value_embeddings(embeddings: ValueEmbeddings, path: Path) -> Path:
+    """Write a safetensors file; folders are made. What a host attached to the prompt is not saved."""
     base, source = embeddings.base, embeddings.path
     tensors = {
         "base": base.tokens, "pooled": base.pooled, "scale": embeddings.scale, "shift": embeddings.shift,
@@ -116,23 +107,18 @@ def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
     }  # fmt: skip
     about = {
         "family": source.family, "prompt": source.prompt, "text": base.text, "guidance_scale": embeddings.guidance_scale,
-        "picture": embeddings.picture,
+        "picture": embeddings.image,
     }  # fmt: skip
     return write_tensors(path, VALUES_FORMAT, tensors, about)
 
 
-def load_learned(path: Path) -> Embeddings | ValueEmbeddings:
-    """Negatives or value embeddings, whichever the file holds. Raises LoadError for any other file."""
-    kind, tensors, about = read_tensors(path, (FORMAT, VALUES_FORMAT))
-    if kind == FORMAT:
-        return load_embeddings(path)
+def read_value_embeddings(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> ValueEmbeddings:
+    """The value embeddings of a file's `tensors` and facts. Raises LoadError where something is missing."""
     try:
-        source = Trajectory(
-            tensors["sigmas"], tensors["path"], tensors["clean"], about["family"], "", about["prompt"]
-        )  # fmt: skip
+        source = Trajectory(tensors["sigmas"], tensors["path"], tensors["clean"], about["family"], "", about["prompt"])
         base = Context(tensors["base"], tensors.get("pooled"), about["text"])
-        picture = tuple(about["picture"]) if about["picture"] else None
+        image = tuple(about["picture"]) if about["picture"] else None
         scale = tensors.get("scale")
-        return ValueEmbeddings(base, scale, tensors["shift"], source, about["guidance_scale"], None, picture)
+        return ValueEmbeddings(base, scale, tensors["shift"], source, about["guidance_scale"], None, image)
     except (KeyError, TypeError) as error:
         raise incomplete(path, error) from error

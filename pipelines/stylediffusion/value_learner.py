@@ -90,7 +90,7 @@ class ValueLearner(Passive):
 def compared(site: Site) -> bool:
     """Whether a layer's maps are part of the loss: cross-attention on the way down and up, at a quarter of the latent's
     grid (16 x 16 of 64 x 64 as published; at half of it where that would have fewer than 6 cells per side)."""
-    return site.cross and site.place != "mid" and has_grid(site, map_divisor(site.cells, FLOOR))
+    return site.cross and site.place != "mid" and has_grid(site, map_divisor(site.latent_pixels, FLOOR))
 
 
 def amplified(x: Tensor, gain: float) -> Tensor:

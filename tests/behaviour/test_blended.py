@@ -62,7 +62,7 @@ def test_decoder_fine_tune_brings_the_background_back_and_keeps_the_edit(model):
         tuned = tune_decoder(model.codec, latent, source, None, mask, settings=DecoderSettings()).image
         gain = psnr_outside(tuned, source, mask) - psnr_outside(plain, source, mask)
         assert float(gain) >= 5
-        assert t.new_thing_right(tuned[0], trial) == t.new_thing_right(plain[0], trial)
+        assert t.new_object_right(tuned[0], trial) == t.new_object_right(plain[0], trial)
 
 
 def test_ranker_prefers_the_picture_that_shows_the_words(model, ranker):

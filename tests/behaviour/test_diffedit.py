@@ -31,18 +31,18 @@ def few(model):
 
 
 def quality(model, work, z):
-    return float(psnr(model.codec.decode(model.denoiser.scale_out(z)), work.pictures).mean())
+    return float(psnr(model.codec.decode(model.denoiser.scale_out(z)), work.images).mean())
 
 
 def test_oracle_cannot_pass_blindly(work):
     for trial in work.trials:
         source, target = (torch.from_numpy(t.render(scene, t.SIZE)) for scene in (trial.before, trial.target))
-        assert not t.new_colour_right(source, trial) and not t.new_thing_right(source, trial)
-        assert t.new_colour_right(target, trial) and t.new_thing_right(target, trial)
+        assert not t.new_colour_right(source, trial) and not t.new_object_right(source, trial)
+        assert t.new_colour_right(target, trial) and t.new_object_right(target, trial)
 
 
 def test_the_mask_is_where_the_thing_is(model, work):
-    true = claims.true_cells(model, work)
+    true = claims.true_latent_mask(model, work)
     assert float(claims.overlap(torch.ones_like(true), true).mean()) < 0.4
     assert float(claims.overlap(true.roll(1, 0), true).mean()) < 0.4  # the mask of another scene
     many, one = (claims.overlaps(model, work, maps) for maps in (10, 1))
@@ -53,7 +53,7 @@ def test_the_thing_becomes_what_the_prompt_says_and_the_rest_stays(model, work):
     edited, change, change_px = claims.edit(model, work, QUICK)
     pairs = list(zip(edited, work.trials, strict=True))
     assert sum(t.new_colour_right(*pair) for pair in pairs) >= 0.8 * COUNT
-    assert sum(t.new_thing_right(*pair) for pair in pairs) >= 0.6 * COUNT
+    assert sum(t.new_object_right(*pair) for pair in pairs) >= 0.6 * COUNT
     assert change == 0 and change_px == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editkit.headless.runner import Run, run_workflow
-from editkit.hosts.bundled.example_images import load_example, load_picture
+from editkit.hosts.bundled.example_images import load_example, load_image
 from editkit.hosts.bundled.oracle import read
 from editkit.pipelines.evaluation.metrics import psnr
 from editkit.tests.workflows import shipped
@@ -31,7 +31,7 @@ def saved(name, folder) -> dict[str, torch.Tensor]:
         for key in node["inputs"]:
             node["inputs"][key] = HALF.get((node["class_type"], key), node["inputs"][key])
     run = run_workflow(workflow, Run(folder, folder))
-    return {path.stem.rpartition("_")[0]: load_picture(path) for path in run.saved}
+    return {path.stem.rpartition("_")[0]: load_image(path) for path in run.saved}
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_the_edit_is_what_the_prompt_says(name, background, thing, tmp_path):
 
 def test_null_text_brings_the_picture_back_and_edits_it(tmp_path):
     name, source = "null_text_reconstruction", load_example("red_circle").image
-    pictures = saved(name, tmp_path)
-    plain, back = (float(psnr(pictures[f"{name}_{which}"], source)) for which in ("plain", "reconstructed"))
+    images = saved(name, tmp_path)
+    plain, back = (float(psnr(images[f"{name}_{which}"], source)) for which in ("plain", "reconstructed"))
     assert back >= plain + 3
-    seen = read(pictures[f"{name}_edited"][0].numpy())
+    seen = read(images[f"{name}_edited"][0].numpy())
     assert (seen.background, seen.pattern) == ("mint", "striped")
     assert [found.words for found in seen.things] == ["red circle"]

@@ -11,9 +11,9 @@ from editkit.pipelines.blended.pipeline import EditSettings, blended_edit
 
 def photograph(name: str, height: int, width: int) -> torch.Tensor:
     """A crop of one of scikit-image's photographs, [1, height, width, 3]."""
-    picture = torch.from_numpy(getattr(data, name)()).float()[None] / 255
-    top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
-    return picture[:, top : top + height, left : left + width].contiguous()
+    image = torch.from_numpy(getattr(data, name)()).float()[None] / 255
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width].contiguous()
 
 
 @pytest.mark.parametrize("name, height, width", [("astronaut", 131, 97), ("coffee", 100, 150), ("chelsea", 90, 113)])

@@ -35,14 +35,14 @@ def test_oracle_cannot_pass_blindly(learned):
         source, target = (torch.from_numpy(t.render(scene, t.SIZE)) for scene in (trial.before, trial.target))
         assert not t.object_right(source, trial) and t.object_right(target, trial)
         assert t.object_overlap(source, trial) > 0.95
-        moved = torch.from_numpy(t.render(trial.before.with_thing(0, x=0.5, y=0.5, radius=0.1), t.SIZE))
+        moved = torch.from_numpy(t.render(trial.before.with_object(0, x=0.5, y=0.5, radius=0.1), t.SIZE))
         assert t.object_overlap(moved, trial) < 0.4
 
 
 def test_guided_sampling_gives_the_picture_back(model, learned):
-    work, source = learned.work, claims.pictures(model, learned.path.source)
+    work, source = learned.work, claims.images(model, learned.path.source)
     plain = reconstruct(model.denoiser, learned.path, work.source, negative=work.null, guidance_scale=claims.SCALE)
-    found, before = (psnr(claims.pictures(model, z), source) for z in (learned.style.rebuilt, plain))
+    found, before = (psnr(claims.images(model, z), source) for z in (learned.style.rebuilt, plain))
     assert float(found.min()) > 30 and float((found - before).min()) > 5
 
 

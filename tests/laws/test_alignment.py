@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editkit.pipelines.attention.prompts.align import MODES, align_prompts
-from editkit.pipelines.attention.prompts.figure import COLOURS, WIDTH, alignment_picture
+from editkit.pipelines.attention.prompts.figure import COLOURS, WIDTH, alignment_figure
 from editkit.pipelines.attention.prompts.report import groups
 from editkit.pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
 from editkit.pipelines.attention.prompts.words import prompt_words
@@ -115,7 +115,7 @@ def test_any_text_is_aligned_or_refused(source, target, mode, option, legacy):
         assert len(str(error)) > 20
         return
     check(edit)
-    assert torch.equal(alignment_picture(edit), alignment_picture(edit))
+    assert torch.equal(alignment_figure(edit), alignment_figure(edit))
 
 
 @settings(max_examples=40, deadline=None)
@@ -232,9 +232,9 @@ def test_equal_prompts_are_encoded_once():
 
 
 # ------------------------------------------------------------------------------------------------------------ picture
-def colours(picture: torch.Tensor) -> set[str]:
+def colours(image: torch.Tensor) -> set[str]:
     """Kinds whose colour is drawn above the legend."""
-    pixels = (picture[0, :-40] * 255).round().int()
+    pixels = (image[0, :-40] * 255).round().int()
     return {kind for kind, colour in COLOURS.items() if (pixels == torch.tensor(colour)).all(-1).any()}
 
 
@@ -247,12 +247,12 @@ def test_the_picture_shows_every_kind_in_its_colour():
         ("big cat now", "small cat"),
     ):
         edit = align(*texts)
-        assert colours(alignment_picture(edit)) == {group.kind for group in groups(edit)}
+        assert colours(alignment_figure(edit)) == {group.kind for group in groups(edit)}
 
 
 def test_lines_join_what_is_matched():
     """Between the two rows of boxes there is ink for every pair, and none for a word that is alone."""
-    joined, alone = (alignment_picture(align(*texts)) for texts in (("cat", "dog"), ("cat", "")))
+    joined, alone = (alignment_figure(align(*texts)) for texts in (("cat", "dog"), ("cat", "")))
     middle = slice(14 + 58 + 5, 14 + 58 + 40)
     assert (joined[0, middle] < 0.9).any() and not (alone[0, middle] < 0.9).any()
 
@@ -267,7 +267,7 @@ def test_lines_join_what_is_matched():
     ],
 )
 def test_pictures_of_long_prompts_are_wrapped(texts):
-    picture = alignment_picture(align(*texts))
-    assert picture.shape[0] == 1 and picture.shape[2] <= WIDTH and picture.shape[3] == 3
-    assert picture.dtype == torch.float32 and picture.min() >= 0 and picture.max() <= 1
-    assert (picture[0, :, -13:] == 1).all()  # nothing is cut at the right
+    image = alignment_figure(align(*texts))
+    assert image.shape[0] == 1 and image.shape[2] <= WIDTH and image.shape[3] == 3
+    assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
+    assert (image[0, :, -13:] == 1).all()  # nothing is cut at the right

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from editkit.pipelines.attention import p2p
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.attention.step_ranges import folded_weights, gate_table, whole
+from editkit.pipelines.attention.step_ranges import folded_weights, step_table, whole
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import ExplicitEdit, context, refine_edit, replace_edit, rows_of, site
 from editkit.tests.toys import random_latent
@@ -42,7 +42,7 @@ def qkv(rows, keys=7, queries=6, dtype=torch.float64):
 
 def explicit(edit, options, control):
     return ExplicitEdit(
-        edit, control.step, gate_table(edit, options.cross_until, control.steps), control.self_branches,
+        edit, control.step, step_table(edit, options.cross_until, control.steps), control.self_branches,
         options.self_divisor,
     )  # fmt: skip
 
@@ -164,7 +164,7 @@ def test_weights_are_columns_of_the_target():
     [(50, 0.8, 40), (50, 0.6, 30), (30, 0.6, 18), (30, 0.3, 9), (50, 1.0, 50), (50, 0.0, 0)],
 )
 def test_published_count_of_cross_attention_steps(steps, until, count):
-    table = gate_table(edits()["replace"], until, steps)
+    table = step_table(edits()["replace"], until, steps)
     assert table.shape == (steps, 7) and table.sum(1).bool().sum() == count and table[:count].all()
 
 
@@ -180,7 +180,7 @@ def test_published_count_of_self_attention_steps(steps, until, count):
 
 def test_words_have_windows_of_their_own():
     edit = replace_edit(context(1), context(2), windows={2: (0.5, 1.0), 4: (0.0, 0.2)})
-    table = gate_table(edit, 0.8, 50)
+    table = step_table(edit, 0.8, 50)
     assert [int(table[:, token].sum()) for token in (0, 2, 4)] == [40, 25, 10]
     assert table[:25, 2].sum() == 0 and table[40:, 2].all()
 
@@ -204,7 +204,7 @@ def test_steps_are_found_by_sigma():
 
 # --------------------------------------------------------------------------------------------------------------- layers
 @pytest.mark.parametrize(
-    ("cells", "replaced", "kept"),
+    ("latent_pixels", "replaced", "kept"),
     [
         ((64, 64), [(32, 32), (16, 16), (8, 8)], [(64, 64)]),  # as published: at most 32 x 32 tokens
         ((128, 128), [(64, 64), (32, 32)], [(128, 128)]),
@@ -213,12 +213,16 @@ def test_steps_are_found_by_sigma():
         ((12, 12), [(6, 6), (3, 3)], [(12, 12)]),
     ],
 )
-def test_layers_whose_self_attention_is_replaced(cells, replaced, kept):
+def test_layers_whose_self_attention_is_replaced(latent_pixels, replaced, kept):
     control = P2PControl(edits()["replace"], SIGMAS)
-    wants = {g: control.wants(site(ROWS, 3.0, cross=False, cells=cells, grid=g)) for g in [*replaced, *kept]}
+    wants = {
+        g: control.wants(site(ROWS, 3.0, cross=False, latent_pixels=latent_pixels, grid=g)) for g in [*replaced, *kept]
+    }
     assert wants == {**dict.fromkeys(replaced, True), **dict.fromkeys(kept, False)}
     every = P2PControl(edits()["replace"], SIGMAS, P2POptions(self_divisor=1))
-    assert all(every.wants(site(ROWS, 3.0, cross=False, cells=cells, grid=g)) for g in [*replaced, *kept])
+    assert all(
+        every.wants(site(ROWS, 3.0, cross=False, latent_pixels=latent_pixels, grid=g)) for g in [*replaced, *kept]
+    )
 
 
 def test_what_a_loop_must_evaluate():

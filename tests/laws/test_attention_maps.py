@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, blends
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
 from editkit.pipelines.attention.token_maps import WordMaps, columns, map_divisor, word_weights
 from editkit.pipelines.core.attention_sites import FeatureSite
 from editkit.pipelines.core.errors import MismatchError, ParameterError
@@ -79,10 +79,11 @@ def test_maps_that_never_came_are_missed():
 
 
 @pytest.mark.parametrize(
-    ("cells", "divisor"), [((64, 64), 4), ((128, 96), 4), ((32, 32), 4), ((28, 32), 2), ((15, 15), 2), ((12, 12), 1)]
+    ("latent_pixels", "divisor"),
+    [((64, 64), 4), ((128, 96), 4), ((32, 32), 4), ((28, 32), 2), ((15, 15), 2), ((12, 12), 1)],
 )
-def test_maps_are_read_at_a_quarter_unless_that_is_too_coarse(cells, divisor):
-    assert map_divisor(cells) == divisor
+def test_maps_are_read_at_a_quarter_unless_that_is_too_coarse(latent_pixels, divisor):
+    assert map_divisor(latent_pixels) == divisor
 
 
 # ----------------------------------------------------------------------------------------------------------- LocalBlend
@@ -94,7 +95,7 @@ def blended(edit, options, source_map, target_map, *, step=3, steps=5):
     q = torch.stack([torch.zeros(2, 6), torch.logit(maps.flatten(1).clamp(1e-6, 1 - 1e-6))], -1)[:, None] * 2**0.5
     k = torch.eye(2).expand(2, 1, 2, 2)
     rows = rows_of("sc0", "tc0")
-    place = site(rows, grid=(2, 3), cells=(4, 6))
+    place = site(rows, grid=(2, 3), latent_pixels=(4, 6))
     assert local.wants(place)
     local.add(q, k, place)
     return local.blend(torch.zeros(1, 4, 4, 6), torch.ones(1, 4, 4, 6), step)[0, 0]
@@ -109,8 +110,8 @@ RIGHT = LEFT.flip(1)
 POINT = LocalBlendOptions(start=0.0, pool=1, divisor=2)
 
 
-def big(cells):
-    return torch.tensor(cells, dtype=torch.float32).repeat_interleave(2, 0).repeat_interleave(2, 1)
+def big(latent_pixels):
+    return torch.tensor(latent_pixels, dtype=torch.float32).repeat_interleave(2, 0).repeat_interleave(2, 1)
 
 
 def test_target_differs_only_where_the_words_look():
@@ -164,13 +165,13 @@ def test_nothing_is_collected_that_nobody_reads():
     wanted = [
         name
         for name, fields in {
-            "quarter": {"grid": (8, 8), "cells": (32, 32)}, "half": {"grid": (16, 16), "cells": (32, 32)},
-            "self": {"grid": (8, 8), "cells": (32, 32), "cross": False},
+            "quarter": {"grid": (8, 8), "latent_pixels": (32, 32)}, "half": {"grid": (16, 16), "latent_pixels": (32, 32)},
+            "self": {"grid": (8, 8), "latent_pixels": (32, 32), "cross": False},
         }.items()
         if control.wants(site(PAIR, **fields))
     ]  # fmt: skip
     assert wanted == ["quarter"]
-    assert not control.wants(site(rows_of("sc0", "tu0"), grid=(8, 8), cells=(32, 32)))
+    assert not control.wants(site(rows_of("sc0", "tu0"), grid=(8, 8), latent_pixels=(32, 32)))
     assert control.active(3) and not control.needs(3)  # the target's own maps are enough
     with pytest.raises(ParameterError, match="may change"):
         blends(replace_edit(context(1), context(2), keep_target=(2,)), LocalBlendOptions())
@@ -213,15 +214,15 @@ def test_masactrl_keeps_object_and_background_apart():
     edit = two_token_edit(blend_source=(1,), blend_target=(1,))
     control = MasaCtrl(SIGMAS, MasaCtrlOptions(from_step=0, threshold=0.5), edit)
     q, k, v = qkv(PAIR, keys=6)
-    place = deep(PAIR, 3.0, grid=(2, 3), cells=(4, 6))
+    place = deep(PAIR, 3.0, grid=(2, 3), latent_pixels=(4, 6))
     plain = MasaCtrl(SIGMAS, MasaCtrlOptions(from_step=0)).attend(q, k, v, place)
     assert torch.equal(control.attend(q, k, v, place), plain)  # no step is done: nobody knows where the object is
     maps = torch.stack([LEFT, RIGHT, LEFT, RIGHT])
     cross_q = torch.stack([torch.zeros(4, 6), torch.logit(maps.flatten(1).clamp(1e-6, 1 - 1e-6))], -1)[:, None] * 2**0.5
-    cross = site(PAIR, 3.0, grid=(2, 3), cells=(4, 6))
+    cross = site(PAIR, 3.0, grid=(2, 3), latent_pixels=(4, 6))
     assert not control.wants(cross)  # 4 x 6 cells are too few to be halved
     control.attend(cross_q, torch.eye(2).expand(4, 1, 2, 2), torch.zeros(4, 1, 2, 2), cross)
-    out = control.attend(q, k, v, deep(PAIR, 2.0, grid=(2, 3), cells=(4, 6)))
+    out = control.attend(q, k, v, deep(PAIR, 2.0, grid=(2, 3), latent_pixels=(4, 6)))
     theirs, mine = (LEFT > 0.5).flatten(), (RIGHT > 0.5).flatten()
     for target, source in ((1, 0), (3, 2)):
         logits = q[target] @ k[source].transpose(-1, -2) * 5**-0.5
@@ -247,7 +248,7 @@ def up(block, sigma, blocks=12, rows=PAIR):
 @pytest.mark.parametrize(("inclusive", "features", "attention"), [(True, 41, 26), (False, 40, 25)])
 def test_injection_ends_as_published(inclusive, features, attention):
     sigmas = torch.linspace(50, 0, 51)
-    control = FeatureInjection(sigmas, InjectionOptions(inclusive=inclusive))
+    control = FeatureInjection(sigmas, PlugAndPlayOptions(inclusive=inclusive))
     x = random_latent(4, 3, 2, 2)
     changed = [
         not torch.equal(control.features(x, FeatureSite("up", 4, 12, (4, 4), float(sigma), PAIR)), x)
@@ -255,7 +256,7 @@ def test_injection_ends_as_published(inclusive, features, attention):
     ]
     assert changed == [True] * features + [False] * (50 - features)
     assert [control.wants(up(4, float(s))) for s in sigmas[:-1]] == [True] * attention + [False] * (50 - attention)
-    off = FeatureInjection(sigmas, InjectionOptions(features_until=0, attention_until=0))
+    off = FeatureInjection(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0))
     assert not off.wants(up(4, 50.0)) and not off.wants_features("up", 4, 12) and not off.needs(0)
 
 
@@ -275,7 +276,7 @@ def test_injection_starts_a_third_of_the_way_up(blocks, first):
     assert [b for b in range(blocks) if control.wants_features("up", b, blocks)] == [first]
     assert [b for b in range(blocks) if control.wants(up(b, 3.0, blocks))] == list(range(first, blocks))
     assert not control.wants_features("down", first, blocks)
-    chosen = FeatureInjection(SIGMAS, InjectionOptions(feature_block=5, attention_from=1))
+    chosen = FeatureInjection(SIGMAS, PlugAndPlayOptions(feature_block=5, attention_from=1))
     assert chosen.wants_features("up", 5, blocks) and chosen.wants(up(1, 3.0, blocks))
     with pytest.raises(ParameterError, match="feature_block"):
-        FeatureInjection(SIGMAS, InjectionOptions(feature_block=12)).wants_features("up", 0, blocks)
+        FeatureInjection(SIGMAS, PlugAndPlayOptions(feature_block=12)).wants_features("up", 0, blocks)

@@ -7,17 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.blended.blending import (
-    BlendOptions,
-    EditPrompts,
-    blend,
-    blended_denoise,
-    finished_latent,
-    start_latent,
-)
+from editkit.pipelines.blended.blending import BlendOptions, blend, blended_denoise, finished_latent
 from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.core.noise import image_seeds, seeded_noise
+from editkit.pipelines.core.noise import image_seeds, seeded_noise, start_latent
 from editkit.tests.toys import ToyDenoiser, linear, neighbourly, point, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5

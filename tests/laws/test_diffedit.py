@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.protocols import Context

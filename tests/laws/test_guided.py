@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.core.guidance import guided
+from editkit.pipelines.core.guidance import EditPrompts, guided
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.core.samplers import predictor, sample

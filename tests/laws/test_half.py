@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editkit.pipelines.core.protocols import Context
-from editkit.pipelines.learning.loss_scaling import GradientRange
+from editkit.pipelines.learning.loss_scaling import LossScaling
 from editkit.tests.toys import random_latent
 
 SMALL = 1e-9  # far below float16's smallest number, 6e-8
@@ -17,7 +17,7 @@ def gradients(dtype: torch.dtype, *, help_it: bool = True, factor: float = SMALL
     """Of a small loss behind a little network, with respect to its input and to the prompt."""
     weight, text = random_latent(6, 6, seed=1) / 3, random_latent(6, 6, seed=2) / 3
     z, tokens = random_latent(2, 6, seed=3).requires_grad_(True), random_latent(1, 2, 6, seed=4).requires_grad_(True)
-    span = GradientRange(dtype if help_it else None)
+    span = LossScaling(dtype if help_it else None)
     x, (context,) = span.enter(z), span.contexts([Context(tokens)])
     inside = torch.tanh(x.to(dtype) @ weight.to(dtype)) + context.tokens[0].to(dtype) @ text.to(dtype)
     loss = factor * span.leave(x - inside.float()).square().sum()
@@ -45,7 +45,7 @@ def test_a_gradient_of_zero_stays_zero():
 def test_it_leaves_alone_what_needs_no_help():
     z, context = random_latent(1, 4).requires_grad_(True), Context(random_latent(1, 2, 3))
     for dtype in (torch.float32, torch.bfloat16, None):
-        assert GradientRange(dtype).enter(z) is z
+        assert LossScaling(dtype).enter(z) is z
     with torch.no_grad():
-        assert GradientRange(torch.float16).enter(z) is z
-    assert GradientRange(torch.float16).contexts([context])[0] is context
+        assert LossScaling(torch.float16).enter(z) is z
+    assert LossScaling(torch.float16).contexts([context])[0] is context

@@ -8,10 +8,12 @@ import math
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import BlendOptions, EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
+from editkit.pipelines.blended.prediction import blended_predictor
 from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.core.samplers import blended_predictor, predictor, sample
+from editkit.pipelines.core.samplers import predictor, sample
 from editkit.pipelines.core.trajectory import Trajectory, context_digest
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.tests.toys import ToyDenoiser, gaussian, linear, point, prompt, random_latent

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.samplers import predictor, sample
-from editkit.pipelines.layerdiffusion.embeddings import IterativeGuidance, takes_subject
+from editkit.pipelines.layerdiffusion.embeddings import IterativeGuidance, takes_object
 from editkit.pipelines.layerdiffusion.finetune import REFERENCE_SEED, TuneOptions, layered_tune
 from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
 from editkit.pipelines.learning.weight_deltas import TunePlan, apply_changes, attention_layers, copied
@@ -24,15 +24,15 @@ MASK = subject_mask(8, 8)
 MIXED = network_text(5)
 
 
-def picture(seed: int = 0, batch: int = 1) -> torch.Tensor:
+def image(seed: int = 0, batch: int = 1) -> torch.Tensor:
     return random_latent(batch, 4, 8, 8, seed=seed)
 
 
 def tune(denoiser=None, *, latent=None, reference=None, context=MIXED, mask=MASK, seeds=SEEDS, outside=None, **options):
     return layered_tune(
         denoiser or network(),
-        picture(1) if latent is None else latent,
-        picture(2) if reference is None else reference,
+        image(1) if latent is None else latent,
+        image(2) if reference is None else reference,
         context,
         mask,
         background_mask=outside,
@@ -52,8 +52,8 @@ def test_the_two_losses():
     denoiser = network()
     found = tune(denoiser, steps=1, object_weight=2.0, background_weight=0.5)
     for losses, latent, seed, where, weight in (
-        (found.object_losses, picture(1), 21, MASK[:, None], 2.0),
-        (found.background_losses, picture(2), (21 + REFERENCE_SEED) % 2**64, 1 - MASK[:, None], 0.5),
+        (found.object_losses, image(1), 21, MASK[:, None], 2.0),
+        (found.background_losses, image(2), (21 + REFERENCE_SEED) % 2**64, 1 - MASK[:, None], 0.5),
     ):
         error = NoiseError(denoiser, latent, [seed])
         with torch.no_grad():
@@ -70,7 +70,7 @@ def test_normalised_losses_do_not_depend_on_the_subjects_size():
 def test_another_mask_may_say_where_the_reference_counts():
     elsewhere = torch.ones(1, 8, 8)
     elsewhere[:, 4:] = 0
-    found, error = tune(steps=1, outside=elsewhere), NoiseError(network(), picture(2), [(21 + REFERENCE_SEED) % 2**64])
+    found, error = tune(steps=1, outside=elsewhere), NoiseError(network(), image(2), [(21 + REFERENCE_SEED) % 2**64])
     with torch.no_grad():
         expected = float(masked_mean(error(0, [MIXED])[0], elsewhere[:, None]))
     assert found.background_losses == pytest.approx([expected], rel=1e-4)
@@ -80,7 +80,7 @@ def test_another_mask_may_say_where_the_reference_counts():
 def test_a_weight_of_0_leaves_a_picture_out(plan):
     """Nothing of the reference is looked at, or evaluated; the other picture's draws are as before."""
     found = {}
-    for name, reference in (("none", None), ("some", picture(7)), ("other", picture(8))):
+    for name, reference in (("none", None), ("some", image(7)), ("other", image(8))):
         denoiser, rows = network(), []
         make = denoiser.model_clone
 
@@ -91,7 +91,7 @@ def test_a_weight_of_0_leaves_a_picture_out(plan):
 
         denoiser.model_clone = clone
         options = TuneOptions(plan=plan, steps=3, lr=1e-2, background_weight=0.0)
-        found[name] = layered_tune(denoiser, picture(1), reference, MIXED, MASK, seeds=SEEDS, options=options)
+        found[name] = layered_tune(denoiser, image(1), reference, MIXED, MASK, seeds=SEEDS, options=options)
         assert set(rows) == {1}
     for name in ("some", "other"):
         assert all(torch.equal(change, found[name].changes[key]) for key, change in found["none"].changes.items())
@@ -126,16 +126,16 @@ def test_learning_lowers_both_losses(plan):
         with torch.no_grad():
             return sum(float(masked_mean(error(step, [MIXED])[0], where)) for step in range(40))
 
-    for latent, where in ((picture(1), MASK[:, None]), (picture(2), 1 - MASK[:, None])):
+    for latent, where in ((image(1), MASK[:, None]), (image(2), 1 - MASK[:, None])):
         assert mean(tuned, latent, where) < 0.9 * mean(denoiser, latent, where)
 
 
 def test_images_of_a_batch_share_one_copy():
-    found = tune(latent=torch.cat([picture(1), picture(3)]), seeds=[21, 22], steps=1)
-    each = [tune(latent=picture(1), seeds=[21], steps=1), tune(latent=picture(3), seeds=[22], steps=1)]
+    found = tune(latent=torch.cat([image(1), image(3)]), seeds=[21, 22], steps=1)
+    each = [tune(latent=image(1), seeds=[21], steps=1), tune(latent=image(3), seeds=[22], steps=1)]
     for losses in ("object_losses", "background_losses"):
         assert getattr(found, losses)[0] == pytest.approx(sum(getattr(one, losses)[0] for one in each) / 2, rel=1e-4)
-    rows = tune(latent=torch.cat([picture(1), picture(1)]), seeds=[21, 21], context=network_text(5, rows=2), steps=1)
+    rows = tune(latent=torch.cat([image(1), image(1)]), seeds=[21, 21], context=network_text(5, rows=2), steps=1)
     assert rows.object_losses[0] == pytest.approx(
         sum(
             tune(context=MIXED.with_tokens(network_text(5, rows=2).tokens[b : b + 1]), steps=1).object_losses[0]
@@ -206,7 +206,7 @@ def test_changes_give_the_model_that_learned(plan):
     with torch.no_grad():
         for i, value in enumerate(clone.parameters):
             value += (0.02 if plan is FULL else 0.3) * random_latent(*value.shape, seed=i)
-    tuned, z = denoiser.with_changes(clone.changes()), picture(4)
+    tuned, z = denoiser.with_changes(clone.changes()), image(4)
     with torch.no_grad():
         learned, plain = clone.denoiser.denoise(z, 2.0, [MIXED]), denoiser.denoise(z, 2.0, [MIXED])
         torch.testing.assert_close(tuned.denoise(z, 2.0, [MIXED]), learned, atol=1e-3, rtol=1e-3)
@@ -280,11 +280,11 @@ def test_blocks_that_compute_again_give_the_same_bits():
 
 # --------------------------------------------------------------------------------------------------------------- sampling
 def test_t16_the_sequence_of_conditions():
-    fifty = [takes_subject(step, 50) for step in range(50)]
+    fifty = [takes_object(step, 50) for step in range(50)]
     assert fifty == [True, False] * 25  # t = 50 is even; t = 1 follows the mix
     assert sum(fifty) == 25
-    assert [takes_subject(step, 5) for step in range(5)] == [False, True, False, True, False]  # t = 5, 4, 3, 2, 1
-    assert [takes_subject(step, 50, 1) for step in range(50)] == [False, True] * 25
+    assert [takes_object(step, 5) for step in range(5)] == [False, True, False, True, False]  # t = 5, 4, 3, 2, 1
+    assert [takes_object(step, 50, 1) for step in range(50)] == [False, True] * 25
 
 
 def test_conditions_are_found_by_level():
@@ -309,12 +309,12 @@ def test_conditions_are_found_by_level():
 def run(positive, scale=3.0, name="euler"):
     denoiser = ToyDenoiser(pointwise())
     predict = predictor(denoiser, EditPrompts(positive, prompt(0.0), scale))
-    return sample(name, predict, 8 * picture(6), denoiser.schedule(6))
+    return sample(name, predict, 8 * image(6), denoiser.schedule(6))
 
 
 def test_alternation_in_a_loop():
     sigmas, rule = ToyDenoiser(pointwise()).schedule(6), pointwise()
-    z, levels = 8 * picture(6), sigmas.tolist()
+    z, levels = 8 * image(6), sigmas.tolist()
     for i in range(6):
         value = 1.0 if i % 2 == 0 else 2.0
         clean = rule(z, levels[i], 0.0) + 3 * (rule(z, levels[i], value) - rule(z, levels[i], 0.0))
@@ -334,7 +334,7 @@ def test_equal_conditions_are_plain_sampling():
 # --------------------------------------------------------------------------------------------------------------- refusals
 def test_refusals():
     with pytest.raises(ParameterError, match="no reference"):
-        layered_tune(network(), picture(1), None, MIXED, MASK, seeds=SEEDS)
+        layered_tune(network(), image(1), None, MIXED, MASK, seeds=SEEDS)
     with pytest.raises(ShapeError, match="reference has"):
         tune(reference=random_latent(1, 4, 6, 8))
     with pytest.raises(ShapeError, match="background_mask"):

@@ -17,7 +17,7 @@ from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layere
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.learning import memory as module
 from editkit.pipelines.learning.memory import MemoryNeed, measured
-from editkit.pipelines.learning.optimise import LOOK_EVERY, Levelled, autocast, optimise, recomputing  # fmt: skip
+from editkit.pipelines.learning.optimise import OBSERVE_EVERY, Levelled, autocast, optimise, recomputing  # fmt: skip
 from editkit.pipelines.learning.weight_deltas import TunePlan, learning_need
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 from editkit.tests.toy_layered import digest, network, network_text, patched, subject_mask
@@ -175,22 +175,26 @@ class Curves:
 def test_the_loss_curve_is_shown_while_it_falls():
     value, curves = torch.ones(1), Curves()
     assert isinstance(curves, LossProgress) and not isinstance(silent, LossProgress)
-    steps = 2 * LOOK_EVERY + 3
+    steps = 2 * OBSERVE_EVERY + 3
     result = optimise(
         [value], lambda step: torch.stack([value.sum(), 2 * value.sum()]), steps=steps, lr=0.1, progress=curves
     )
-    assert [count for kind, count in curves.told if kind == "losses"] == [LOOK_EVERY, 2 * LOOK_EVERY, steps]
+    assert [count for kind, count in curves.told if kind == "losses"] == [OBSERVE_EVERY, 2 * OBSERVE_EVERY, steps]
     assert [count for kind, count in curves.told if kind == "step"] == list(range(1, steps + 1))
     assert curves.last == result.losses
 
 
 def test_a_part_of_a_run_shows_its_curve_too():
     curves = Curves()
-    second = Legs(curves, (10, LOOK_EVERY))(1)
+    second = Legs(curves, (10, OBSERVE_EVERY))(1)
     optimise(
-        [torch.ones(1)], lambda step: torch.ones(1, requires_grad=True).sum(), steps=LOOK_EVERY, lr=0.1, progress=second
+        [torch.ones(1)],
+        lambda step: torch.ones(1, requires_grad=True).sum(),
+        steps=OBSERVE_EVERY,
+        lr=0.1,
+        progress=second,
     )
-    assert curves.told[-2:] == [("losses", LOOK_EVERY), ("step", 10 + LOOK_EVERY)]
+    assert curves.told[-2:] == [("losses", OBSERVE_EVERY), ("step", 10 + OBSERVE_EVERY)]
     assert not isinstance(Legs(silent, (1, 2))(0), LossProgress)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.masks import remove_islands
-from editkit.pipelines.diffedit import MaskRule, heat_picture, mask_in_pixels
+from editkit.pipelines.diffedit import MaskRule, heat_image, mask_in_pixels
 from editkit.tests.toys import random_latent
 
 
@@ -69,5 +69,5 @@ def test_pictures_of_mask_and_heat():
     mask = torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])
     pixels = mask_in_pixels(mask, 3, 5, 6)
     assert pixels.shape == (1, 5, 6) and pixels[0, :3, 3:].eq(1).all() and pixels[0, 3:, :3].eq(0.5).all()
-    picture = heat_picture(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0]]]), 1, 1, 4)
-    assert torch.allclose(picture[0, 0], torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]), atol=1e-6)
+    image = heat_image(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0]]]), 1, 1, 4)
+    assert torch.allclose(image[0, 0], torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]), atol=1e-6)

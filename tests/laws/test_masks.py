@@ -152,16 +152,16 @@ def test_area_is_the_exact_coverage():
 def test_odd_sizes_keep_whole_cells(factor):
     mask = torch.zeros(1, 20, 13)
     mask[0, 8:16, 0:8] = 1  # exactly one cell of factor 8 on a 3 x 2 grid
-    cells = downsample(mask, 3, 2, "area", threshold=0, factor=factor).mask[0]
-    assert cells[1, 0] == 1 and cells[0].sum() == 0 and cells[1, 1] == 0
+    latent_pixels = downsample(mask, 3, 2, "area", threshold=0, factor=factor).mask[0]
+    assert latent_pixels[1, 0] == 1 and latent_pixels[0].sum() == 0 and latent_pixels[1, 1] == 0
 
 
 def test_a_touching_pixel_marks_its_cell_only():
     for y, x in [(0, 0), (7, 7), (8, 8), (31, 24)]:
         mask = torch.zeros(1, 32, 32)
         mask[0, y, x] = 1
-        cells = downsample(mask, 4, 4, "max").mask[0]
-        assert cells.sum() == 1 and cells[y // 8, x // 8] == 1
+        latent_pixels = downsample(mask, 4, 4, "max").mask[0]
+        assert latent_pixels.sum() == 1 and latent_pixels[y // 8, x // 8] == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,6 +197,6 @@ def test_schedules_refuse_another_size_or_batch():
 
 
 def test_preview_shows_every_part_of_every_image():
-    strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(cell=2)
+    strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(latent_pixel=2)
     assert strip.shape == (1, 2 * (64 + 2) + 2, 4 * (64 + 2) + 2, 3)
     assert strip[0, 2 + 2 * 16, 2 + 2 * 12, 0] == 1 and strip[0, 0, 0, 0] == 0.5

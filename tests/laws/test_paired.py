@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.pipelines.attention.map_drawing import chosen_words, heat_over, map_pictures, normalised, spread_steps
+from editkit.pipelines.attention.map_drawing import chosen_words, heat_over, map_images, normalised, spread_steps
 from editkit.pipelines.attention.pair_batch import interleave, separate
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
 from editkit.pipelines.attention.pair_sampling import PairPlan, paired_context, paired_predictor, shared_noise
 from editkit.pipelines.attention.prompts.words import prompt_words
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.protocols import Context, Token
 from editkit.pipelines.core.samplers import sample
 from editkit.pipelines.core.trajectory import context_digest
@@ -198,13 +198,13 @@ def test_words_are_chosen_by_name():
 
 def test_pictures_of_maps():
     maps = torch.rand(2, 3, 4, 5) * 0.1
-    pictures = map_pictures(maps, ["one", "two", "three"])
-    assert pictures.shape[0] == 6 and pictures.shape[-1] == 3
-    assert torch.equal(pictures[4], map_pictures(maps[1:, 1:2], ["two"])[0]), "image by image, word by word"
+    images = map_images(maps, ["one", "two", "three"])
+    assert images.shape[0] == 6 and images.shape[-1] == 3
+    assert torch.equal(images[4], map_images(maps[1:, 1:2], ["two"])[0]), "image by image, word by word"
     assert normalised(maps).amax((2, 3)).eq(1).all() and normalised(maps * 0).eq(0).all()
     heat = torch.tensor([[0.0, 1 / 3], [2 / 3, 1.0]])
     black_red_yellow_white = torch.tensor([[[0.0, 0, 0], [1, 0, 0]], [[1, 1, 0], [1, 1, 1]]])
     torch.testing.assert_close(heat_over(heat, None), black_red_yellow_white)
-    picture = torch.rand(8, 8, 3)
-    cold = heat_over(torch.zeros(2, 2), picture)
-    torch.testing.assert_close(cold, picture.mean(-1, keepdim=True).expand(8, 8, 3))
+    image = torch.rand(8, 8, 3)
+    cold = heat_over(torch.zeros(2, 2), image)
+    torch.testing.assert_close(cold, image.mean(-1, keepdim=True).expand(8, 8, 3))

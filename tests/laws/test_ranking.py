@@ -91,10 +91,10 @@ def test_only_the_region_decides():
 
 
 def test_each_image_has_its_own_mask():
-    picture = flat(GREEN)
-    picture[:, :, :4] = torch.tensor(RED)
+    image = flat(GREEN)
+    image[:, :, :4] = torch.tensor(RED)
     masks = torch.cat([box(1, 8, 8, (0, 8), (4, 8)), box(1, 8, 8, (0, 8), (0, 4))])
-    assert rank_by_text(picture.expand(2, -1, -1, -1), "red", ColourRanker(), mask=masks).order.tolist() == [1, 0]
+    assert rank_by_text(image.expand(2, -1, -1, -1), "red", ColourRanker(), mask=masks).order.tolist() == [1, 0]
 
 
 def test_crop_is_a_square_around_the_box():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.samplers import predictor, sample

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from editkit.pipelines.blended.blending import BlendOptions, EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, release_schedule
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent

@@ -7,17 +7,19 @@ import math
 import pytest
 import torch
 
-from editkit.pipelines.blended.blending import Background, EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import Background, blended_denoise
+from editkit.pipelines.blended.prediction import blended_predictor
 from editkit.pipelines.core.errors import ParameterError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.core.samplers import blended_predictor, dpmpp_2m, euler, predictor, sample
+from editkit.pipelines.core.samplers import dpmpp_2m, euler, predictor, sample
 from editkit.tests.toys import ToyDenoiser, neighbourly, prompt, random_latent, sd_table
 
 SIGMAS = torch.tensor([14.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.0])
 PROMPTS = EditPrompts(prompt(1.0), prompt(0.0), 3.0)
 
 
-def cells() -> torch.Tensor:
+def latent_pixels() -> torch.Tensor:
     mask = torch.zeros(1, 12, 12)
     mask[:, 5:7, 3:8] = 1
     return mask
@@ -41,7 +43,7 @@ def test_t3_second_order_beats_twice_the_euler_steps():
 @pytest.mark.parametrize("flow", [False, True])
 def test_euler_through_the_predictor_is_the_blended_loop(flow):
     denoiser, source = ToyDenoiser(neighbourly(), flow=flow), random_latent(2, 4, 12, 12, seed=1)
-    sigmas, schedule = SIGMAS / 14 * (0.95 if flow else 14), dilation_schedule(cells(), (5, 3, 1))
+    sigmas, schedule = SIGMAS / 14 * (0.95 if flow else 14), dilation_schedule(latent_pixels(), (5, 3, 1))
     background = Background(denoiser, source, [3, 4])
     start = background.at(float(sigmas[0]))
     loop = blended_denoise(denoiser, start, source, sigmas, schedule, PROMPTS, seeds=[3, 4])
@@ -52,10 +54,10 @@ def test_euler_through_the_predictor_is_the_blended_loop(flow):
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
 def test_outside_ends_at_the_source(name):
     denoiser, source = ToyDenoiser(neighbourly()), random_latent(1, 4, 12, 12, seed=2)
-    background, schedule = Background(denoiser, source, [9]), constant_schedule(cells())
+    background, schedule = Background(denoiser, source, [9]), constant_schedule(latent_pixels())
     predict = blended_predictor(predictor(denoiser, PROMPTS), background, schedule, SIGMAS)
     out = sample(name, predict, background.at(14.0), SIGMAS)
-    outside = (cells() == 0).expand_as(out)
+    outside = (latent_pixels() == 0).expand_as(out)
     assert (out - source)[outside].abs().max() < 1e-5 and not torch.allclose(out[~outside], source[~outside])
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.sigmas import (
-    ancestral_levels,
+    ancestral_sigmas,
     check_sigmas,
     euler_step,
     even_sigmas,
@@ -100,7 +100,7 @@ def test_t5_sigma_space_is_ddim():
 
 def test_t5_ancestral_split():
     sigma, target = (math.sqrt((1 - a) / a) for a in (0.3, 0.6))
-    down, up = ancestral_levels(sigma, target, 0.7)
+    down, up = ancestral_sigmas(sigma, target, 0.7)
     assert up == pytest.approx(0.48305, abs=1e-5) and down == pytest.approx(0.65828, abs=1e-5)
     vp = 0.7 * math.sqrt((1 - 0.6) / (1 - 0.3) * (1 - 0.3 / 0.6))
     assert up == pytest.approx(vp / math.sqrt(0.6), abs=1e-12)
@@ -109,7 +109,7 @@ def test_t5_ancestral_split():
 @given(st.floats(0.05, 1), st.floats(0.01, 0.95), st.floats(0, 1))
 def test_ancestral_split_of_a_flow_keeps_the_variance(sigma, share, eta):
     target = sigma * share
-    down, up = ancestral_levels(sigma, target, eta, flow=True)
+    down, up = ancestral_sigmas(sigma, target, eta, flow=True)
     rescale = (1 - target) / (1 - down)
     assert (rescale * down) ** 2 + up**2 == pytest.approx(target**2, rel=1e-6, abs=1e-12)
 

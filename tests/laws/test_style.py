@@ -287,7 +287,7 @@ def test_features_of_another_width_keep_their_geometry(width):
 
 
 @pytest.mark.parametrize(
-    "cells, grid",
+    "latent_pixels, grid",
     [
         ((64, 64), (16, 16)),
         ((96, 64), (24, 16)),
@@ -297,14 +297,20 @@ def test_features_of_another_width_keep_their_geometry(width):
         ((9, 9), (9, 9)),
     ],
 )
-def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_cells(cells, grid):
+def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_cells(latent_pixels, grid):
     for place, cross in (("down", True), ("up", True), ("mid", True), ("up", False)):
         chosen = [
             divisor
             for divisor in (1, 2, 4, 8)
             if compared(
-                site((), place=place, cross=cross, cells=cells, grid=tuple(-(-side // divisor) for side in cells))
+                site(
+                    (),
+                    place=place,
+                    cross=cross,
+                    latent_pixels=latent_pixels,
+                    grid=tuple(-(-side // divisor) for side in latent_pixels),
+                )
             )
         ]
-        wanted = [-(-cells[0] // grid[0])] if cross and place != "mid" else []
+        wanted = [-(-latent_pixels[0] // grid[0])] if cross and place != "mid" else []
         assert chosen == wanted

@@ -7,20 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from editkit.hosts.embeddings import load_learned, save_learned
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
-from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.inversion.null_text import negative_prompt
 from editkit.pipelines.sdedit import sdedit
 from editkit.pipelines.stylediffusion.control import StyleControl
 from editkit.pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
 from editkit.pipelines.stylediffusion.inversion import StyleOptions, style_invert
-from editkit.pipelines.stylediffusion.value_embeddings import ValueEmbeddings, load_learned, save_learned
+from editkit.pipelines.stylediffusion.value_embeddings import ValueEmbeddings
 from editkit.tests.toy_attention import replace_edit, rows_of, site
 from editkit.tests.toy_values import NULL, SOURCE, TARGET, AttentionDenoiser, B, D, T, inverted, text
 from editkit.tests.toys import random_latent
@@ -265,7 +266,7 @@ def content(denoiser, **kwargs):
 
 def test_transfer_without_style_is_feature_injection():
     denoiser = AttentionDenoiser()
-    plain, options = embeddings(denoiser, plain=True, batch=1), InjectionOptions(0.8, 0.5)
+    plain, options = embeddings(denoiser, plain=True, batch=1), PlugAndPlayOptions(0.8, 0.5)
     path = content(denoiser)
     ours = style_transfer(denoiser, plain, path, text(50), TARGET, NULL, options=options)
     prompts = PairPrompts(text(50), TARGET, NULL, 7.5)
@@ -275,7 +276,7 @@ def test_transfer_without_style_is_feature_injection():
 
 def test_transfer_starts_from_the_content_with_the_values_of_the_style():
     denoiser = AttentionDenoiser()
-    style, path, off = embeddings(denoiser, batch=1), content(denoiser), InjectionOptions(0, 0)
+    style, path, off = embeddings(denoiser, batch=1), content(denoiser), PlugAndPlayOptions(0, 0)
     ours = style_transfer(denoiser, style, path, text(50), TARGET, NULL, options=off).edited
     moved = replace(style, path=replace(path, prompt=style.path.prompt))
     alone = style_edit(denoiser, moved, EDIT, NULL, options=StyleEditOptions(1.0, CLOSED)).edited

@@ -41,8 +41,8 @@ def blended_chain(
     steps, seed, copies, cfg = (options.get(k, d) for k, d in (("steps", 6), ("seed", 3), ("copies", 2), ("cfg", 4.0)))
     text = _encode(clip)
     latent = call("EncodeImage", image=image, vae=vae)[0]
-    cells, kept = call("LatentMask", mask=mask, latent=latent)
-    schedule, strip = call("DilationSchedule", latent_mask=cells)
+    latent_pixels, kept = call("LatentMask", mask=mask, latent=latent)
+    schedule, strip = call("DilationSchedule", latent_mask=latent_pixels)
     sigmas = call("EditSigmas", model=model, steps=steps, strength=options.get("strength", 1.0))[0]
     noised = call("NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)[0]
     positive, negative = text(prompt), text("")

@@ -38,7 +38,7 @@ def sigmas(loaded):
 
 
 @pytest.fixture(scope="module")
-def picture(loaded, text, sigmas):
+def image(loaded, text, sigmas):
     """LATENT, trajectory and noised LATENT of an example."""
     latent = call("EncodeImage", image=load_example("red_circle").image, vae=loaded[2])[0]
     return latent, *call("InvertDDIM", model=loaded[0], positive=text(SOURCE), latent=latent, sigmas=sigmas)[:2]
@@ -55,10 +55,10 @@ def empty(batch: int = 1) -> dict:
 def stock(name: str, **inputs):
     """A stock node's headless stand-in."""
     from editkit.headless.run import Run
-    from editkit.headless.stock_nodes import STANDINS
+    from editkit.headless.stock_nodes import STOCK_NODES
 
     with torch.inference_mode():
-        return STANDINS[name](Run(Path(), Path()), **inputs)
+        return STOCK_NODES[name](Run(Path(), Path()), **inputs)
 
 
 def ksampler(model, positive, negative, latent=None, **more):
@@ -138,8 +138,8 @@ def test_identical_prompts_give_the_identical_picture(loaded, text, kind):
 
 
 @pytest.mark.parametrize("kind", ["P2Plus", "MasaCtrl", "FeatureInjection"])
-def test_a_real_picture_comes_back_bit_for_bit_beside_its_edit(loaded, text, sigmas, picture, kind):
-    latent, path, noised = picture
+def test_a_real_picture_comes_back_bit_for_bit_beside_its_edit(loaded, text, sigmas, image, kind):
+    latent, path, noised = image
     edit = {"edit": aligned(loaded)} if kind == "P2Plus" else {"source": text(SOURCE), "target": text(TARGET)}
     more = {"from_step": 1, "from_layer": 0.5} if kind == "MasaCtrl" else {}
     model, pair = call(kind, model=loaded[0], trajectory=path, **edit, **more)
@@ -148,8 +148,8 @@ def test_a_real_picture_comes_back_bit_for_bit_beside_its_edit(loaded, text, sig
     assert torch.equal(source, latent["samples"][0]) and not close(target, source, 0.05)
 
 
-def test_the_whole_edit_of_a_real_picture(loaded, text, sigmas, picture):
-    latent, path, noised = picture
+def test_the_whole_edit_of_a_real_picture(loaded, text, sigmas, image):
+    latent, path, noised = image
     edit, negative = aligned(loaded, blend_words="circle"), text("")
     source, edited = whole_edit(loaded, edit, negative, tau_s=0.6, trajectory=path)
     assert torch.equal(source["samples"], latent["samples"]) and source["editkit_size"] == (96, 96)
@@ -166,29 +166,29 @@ def test_the_whole_edit_of_a_real_picture(loaded, text, sigmas, picture):
     assert not close(swapped, unguided, 0.01)
 
 
-def test_maps_show_the_thing(loaded, picture):
+def test_maps_show_the_thing(loaded, image):
     example = load_example("red_circle")
     thing = (example.image[0] - example.image[0, 0, 0]).abs().amax(-1).reshape(12, 8, 12, 8).amax((1, 3)) > 0.2
-    pictures, masks = call(
-        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=picture[1], words="red, circle", levels=4
+    images, masks = call(
+        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], words="red, circle", levels=4
     )  # fmt: skip
-    assert pictures.shape[0] == masks.shape[0] == 2 and masks.shape[1:] == (12, 12)
+    assert images.shape[0] == masks.shape[0] == 2 and masks.shape[1:] == (12, 12)
     assert masks.min() >= 0 and masks.max() == 1
     for mask in masks:
         assert mask[thing].mean() > 2 * mask[~thing].mean()
     every, _ = call(
-        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=picture[1], levels=1, prompt="target"
+        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], levels=1, prompt="target"
     )
     assert len(every) == len(TARGET.split())
     over, _ = call(
-        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=picture[1], words="red, circle", levels=4,
+        "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], words="red, circle", levels=4,
         image=example.image,
     )  # fmt: skip
-    assert over.shape == pictures.shape and not torch.equal(over, pictures)
+    assert over.shape == images.shape and not torch.equal(over, images)
 
 
-def test_maps_of_a_batch_of_latents(loaded, sigmas, picture):
-    latent = {"samples": picture[0]["samples"].repeat(2, 1, 1, 1)}
+def test_maps_of_a_batch_of_latents(loaded, sigmas, image):
+    latent = {"samples": image[0]["samples"].repeat(2, 1, 1, 1)}
     given = {
         "model": loaded[0],
         "edit": aligned(loaded),
@@ -198,17 +198,17 @@ def test_maps_of_a_batch_of_latents(loaded, sigmas, picture):
         "levels": 2,
     }
     _, both = call("AttentionMaps", latent=latent, **given)
-    _, one = call("AttentionMaps", latent=picture[0], **given)
+    _, one = call("AttentionMaps", latent=image[0], **given)
     assert len(both) == 2 and torch.allclose(both[0], one[0], atol=1e-5) and not torch.equal(both[0], both[1])
 
 
-def test_five_edits_leave_what_one_leaves(loaded, text, sigmas, picture):
+def test_five_edits_leave_what_one_leaves(loaded, text, sigmas, image):
     edit, negative = aligned(loaded, blend_words="circle"), text("")
 
     def run() -> int:
-        whole_edit(loaded, edit, negative, tau_u=0.5, trajectory=picture[1])
-        model, pair = call("P2Plus", model=loaded[0], edit=edit, trajectory=picture[1])
-        custom(model, pair, negative, sigmas, stock("RepeatLatentBatch", samples=picture[2], amount=2)[0])
+        whole_edit(loaded, edit, negative, tau_u=0.5, trajectory=image[1])
+        model, pair = call("P2Plus", model=loaded[0], edit=edit, trajectory=image[1])
+        custom(model, pair, negative, sigmas, stock("RepeatLatentBatch", samples=image[2], amount=2)[0])
         del model, pair
         gc.collect()
         return sum(o.numel() * o.element_size() for o in gc.get_objects() if isinstance(o, torch.Tensor))
@@ -236,7 +236,7 @@ def test_a_cancel_leaves_the_network_as_it_was(loaded, text, sigmas):
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
 
 
-def test_misfits_are_refused_by_name(loaded, text, sigmas, picture):
+def test_misfits_are_refused_by_name(loaded, text, sigmas, image):
     edit, negative = aligned(loaded), text("")
     model, pair = call("P2Plus", model=loaded[0], edit=edit)
     with pytest.raises(ShapeError, match="batch_size to 2"):
@@ -252,13 +252,13 @@ def test_misfits_are_refused_by_name(loaded, text, sigmas, picture):
     with pytest.raises(ParameterError, match="trajectory"):
         whole_edit(loaded, edit, negative)
     with pytest.raises(ParameterError, match="both connected"):
-        whole_edit(loaded, edit, negative, trajectory=picture[1], latent=empty())
+        whole_edit(loaded, edit, negative, trajectory=image[1], latent=empty())
     with pytest.raises(ParameterError, match="end them at 0"):
         whole_edit(loaded, edit, negative, latent=empty(), sigmas=sigmas[:-1])
     with pytest.raises(ParameterError, match="yellow"):
-        call("AttentionMaps", model=loaded[0], edit=edit, words="yellow", trajectory=picture[1])
+        call("AttentionMaps", model=loaded[0], edit=edit, words="yellow", trajectory=image[1])
     with pytest.raises(ParameterError, match="start must not lie behind end"):
-        call("AttentionMaps", model=loaded[0], edit=edit, start=0.8, end=0.2, trajectory=picture[1])
+        call("AttentionMaps", model=loaded[0], edit=edit, start=0.8, end=0.2, trajectory=image[1])
     with pytest.raises(EditError, match="trajectory is a dict"):
         call("FeatureInjection", model=loaded[0], source=negative, target=negative, trajectory=empty())
     two = [[torch.cat([negative[0][0]] * 2), {}]]

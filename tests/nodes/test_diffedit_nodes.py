@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from editkit.hosts import host as _host
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.diffedit import MaskRule, diffedit_mask, mask_in_pixels, masked_decode, strength_sigma
 from editkit.tests.nodes.graph import call
@@ -18,7 +18,7 @@ from editkit.tests.toy_codec import ToyCodec, box
 from editkit.tests.toys import prompt
 
 HEIGHT, WIDTH = 24, 20  # 6 x 5 cells
-CELLS = (HEIGHT // 4, WIDTH // 4)
+LATENT_PIXELS = (HEIGHT // 4, WIDTH // 4)
 
 
 def local(z, sigma, value):
@@ -40,8 +40,8 @@ def decoded(host, trajectory, mask, **options):
 
 
 @pytest.fixture
-def cells():
-    return box(1, *CELLS, (2, 4), (1, 4))
+def latent_pixels():
+    return box(1, *LATENT_PIXELS, (2, 4), (1, 4))
 
 
 # the mask
@@ -122,9 +122,9 @@ def test_a_foreign_latent_needs_the_vae_for_the_size():
 def test_the_mask_goes_into_the_mask_nodes(mode, height, width):
     host, (_, latent) = model(local), encoded(2, height, width)
     mask, latent_mask, *_ = found(host, latent)
-    cells, kept = call("LatentMask", mask=mask, latent=latent, mode=mode)
-    assert torch.equal(cells, latent_mask) and kept == 1
-    schedule = call("DilationSchedule", latent_mask=cells, kernels="3,1")[0]
+    latent_pixels, kept = call("LatentMask", mask=mask, latent=latent, mode=mode)
+    assert torch.equal(latent_pixels, latent_mask) and kept == 1
+    schedule = call("DilationSchedule", latent_mask=latent_pixels, kernels="3,1")[0]
     assert (
         torch.equal(schedule.at(9, torch.linspace(1, 0, 11))[:, 0], latent_mask)
         and schedule.at(0, torch.linspace(1, 0, 11)).sum() > latent_mask.sum()
@@ -134,66 +134,69 @@ def test_the_mask_goes_into_the_mask_nodes(mode, height, width):
 # the masked decode
 
 
-def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(cells):
+def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(latent_pixels):
     host, (_, latent) = model(local, scale=0.3), encoded(2)
     held = inverted(host, latent)[0]
-    ours = decoded(host, held, cells, encoding_ratio=0.5)
+    ours = decoded(host, held, latent_pixels, encoding_ratio=0.5)
     path = _host.trajectory_in(held)
     wanted = masked_decode(
-        host.editkit_denoiser, path, constant_schedule(cells), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
+        host.editkit_denoiser, path, constant_schedule(latent_pixels), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
     )  # fmt: skip
-    outside = (cells[:, None] == 0).expand_as(wanted)
+    outside = (latent_pixels[:, None] == 0).expand_as(wanted)
     assert torch.allclose(ours["samples"], host.editkit_denoiser.scale_out(wanted))
     assert torch.equal(ours["samples"][outside], latent["samples"][outside])
     assert (ours["samples"][~outside] - latent["samples"][~outside]).abs().min() > 1e-3
 
 
-def test_the_decode_counts_its_rows(cells):
+def test_the_decode_counts_its_rows(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent, encoding_ratio=0.5)[0]
     before = host.editkit_denoiser.rows
-    decoded(host, held, cells, encoding_ratio=0.5)
+    decoded(host, held, latent_pixels, encoding_ratio=0.5)
     assert host.editkit_denoiser.rows - before == 2 * 3
-    decoded(host, held, cells, encoding_ratio=0.5, cfg=1.0)
+    decoded(host, held, latent_pixels, encoding_ratio=0.5, cfg=1.0)
     assert host.editkit_denoiser.rows - before == 3 * 3
 
 
-def test_the_published_offset_ends_one_level_early(cells):
+def test_the_published_offset_ends_one_level_early(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent)[0]
-    ours, outside = decoded(host, held, cells, legacy_offset=True)["samples"], (cells == 0)[0]
+    ours, outside = decoded(host, held, latent_pixels, legacy_offset=True)["samples"], (latent_pixels == 0)[0]
     path = _host.trajectory_in(held)
     assert torch.equal(ours[..., outside], path.level(path.steps - 1)[..., outside])
     assert not torch.equal(ours[..., outside], latent["samples"][..., outside])
 
 
-def test_the_decode_keeps_the_pictures_own_size(cells):
+def test_the_decode_keeps_the_pictures_own_size(latent_pixels):
     host, (_, latent) = model(local), encoded(1, 21, 19)
-    edited = decoded(host, inverted(host, latent)[0], cells)
+    edited = decoded(host, inverted(host, latent)[0], latent_pixels)
     assert call("DecodeLatent", latent=edited, vae=_host.HeadlessVae(ToyCodec()))[0].shape == (1, 21, 19, 3)
 
 
 def test_one_picture_and_many_masks():
     host, (_, latent) = model(local), encoded()
-    held, masks = inverted(host, latent)[0], torch.cat([box(1, *CELLS, (0, 2), (0, 2)), torch.zeros(1, *CELLS)])
+    held, masks = (
+        inverted(host, latent)[0],
+        torch.cat([box(1, *LATENT_PIXELS, (0, 2), (0, 2)), torch.zeros(1, *LATENT_PIXELS)]),
+    )
     edited = decoded(host, held, masks)["samples"]
     assert torch.equal(edited[1:], latent["samples"]) and not torch.equal(edited[:1], latent["samples"])
     assert torch.equal(edited[:1], decoded(host, held, masks[:1])["samples"])
 
 
-def test_a_trajectory_of_something_else_is_refused(cells):
+def test_a_trajectory_of_something_else_is_refused(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent, encoding_ratio=0.5)[0]
     other = model(local)
     other.editkit_denoiser.fingerprint = "other"
     with pytest.raises(MismatchError, match="another model"):
-        decoded(other, held, cells, encoding_ratio=0.5)
+        decoded(other, held, latent_pixels, encoding_ratio=0.5)
     with pytest.raises(MismatchError, match="larger encoding ratio"):
-        decoded(host, held, cells, encoding_ratio=0.8)
+        decoded(host, held, latent_pixels, encoding_ratio=0.8)
     with pytest.raises(ShapeError, match="schedule is made for 4 x 4"):
         decoded(host, held, torch.ones(1, 4, 4), encoding_ratio=0.5)
     with pytest.raises(EditError, match="trajectory is a DeviceLatent: connect"):
-        decoded(host, latent, cells)
+        decoded(host, latent, latent_pixels)
 
 
 # the whole method
@@ -239,16 +242,16 @@ def test_another_prompt_may_invert():
 # negatives that an inversion made
 
 
-def test_embeddings_stand_in_for_the_negative(cells):
+def test_embeddings_stand_in_for_the_negative(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held, noised, *_ = inverted(host, latent)
     borrowed = call("NegativePrompt", model=host, trajectory=held, positive=text(1.0))[0]
     both = dict(model=host, positive=text(2.0), cfg=3.0)
     runs = {
-        "MaskedDecode": dict(trajectory=held, latent_mask=cells, encoding_ratio=0.5, **both),
+        "MaskedDecode": dict(trajectory=held, latent_mask=latent_pixels, encoding_ratio=0.5, **both),
         "SDEdit": dict(latent=latent, steps=STEPS, strength=0.5, **both),
         "BlendedDenoise": dict(
-            sigmas=sigmas(host), latent=noised, source_latent=latent, schedule=cells, trajectory=held, **both
+            sigmas=sigmas(host), latent=noised, source_latent=latent, schedule=latent_pixels, trajectory=held, **both
         ),
         "DiffEdit": dict(
             model=host, latent=latent, source=text(0.0), target=text(2.0), cfg=3.0, steps=STEPS, encoding_ratio=0.5
@@ -271,48 +274,48 @@ def along(host, latent, held, noised, mask, **options):
     )[0]  # fmt: skip
 
 
-def test_the_blended_loop_follows_the_trajectory_and_draws_no_noise(cells):
+def test_the_blended_loop_follows_the_trajectory_and_draws_no_noise(latent_pixels):
     host, (_, latent) = model(local, scale=0.3), encoded(2)
     held, noised, *_ = inverted(host, latent)
-    ours = along(host, latent, held, noised, cells)
-    assert torch.equal(ours["samples"], decoded(host, held, cells)["samples"])
-    assert torch.equal(ours["samples"], along(host, latent, held, noised, cells, seed=99)["samples"])
-    half = along(host, latent, held, noised, cells, end_step=3)
-    path, outside = _host.trajectory_in(held), (cells == 0)[0]
+    ours = along(host, latent, held, noised, latent_pixels)
+    assert torch.equal(ours["samples"], decoded(host, held, latent_pixels)["samples"])
+    assert torch.equal(ours["samples"], along(host, latent, held, noised, latent_pixels, seed=99)["samples"])
+    half = along(host, latent, held, noised, latent_pixels, end_step=3)
+    path, outside = _host.trajectory_in(held), (latent_pixels == 0)[0]
     assert torch.equal(half.z[..., outside], path.level(3)[..., outside])
-    whole = along(host, latent, held, half, cells, start_step=3)
+    whole = along(host, latent, held, half, latent_pixels, start_step=3)
     assert torch.equal(whole["samples"], ours["samples"])
 
 
-def test_a_grid_that_ends_above_0_ends_at_the_source_too(cells):
+def test_a_grid_that_ends_above_0_ends_at_the_source_too(latent_pixels):
     host, (_, latent) = model(local), encoded()
     grid = sigmas(host)[:-1]
     held, noised, *_ = inverted(host, latent, grid=grid)
-    ours, outside = along(host, latent, held, noised, cells, sigmas=grid), (cells == 0)[0]
+    ours, outside = along(host, latent, held, noised, latent_pixels, sigmas=grid), (latent_pixels == 0)[0]
     assert torch.equal(ours["samples"][..., outside], latent["samples"][..., outside])
 
 
-def test_what_does_not_fit_the_trajectory_is_refused(cells):
+def test_what_does_not_fit_the_trajectory_is_refused(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held, noised, *_ = inverted(host, latent)
     with pytest.raises(ParameterError, match="trajectory, which draws no noise"):
-        along(host, latent, held, noised, cells, background_noise="fresh")
+        along(host, latent, held, noised, latent_pixels, background_noise="fresh")
     with pytest.raises(MismatchError, match="trajectory was made on 6 steps"):
         start = call("NoiseLatent", model=host, latent=latent, sigmas=sigmas(host, 5))[0]
-        along(host, latent, held, start, cells, sigmas=sigmas(host, 5))
+        along(host, latent, held, start, latent_pixels, sigmas=sigmas(host, 5))
     other = encoded(seed=5)[1]
     with pytest.raises(MismatchError, match="another picture than source_latent"):
-        along(host, other, held, noised, cells)
+        along(host, other, held, noised, latent_pixels)
     small = encoded(1, 16, 16)[1]
     with pytest.raises(MismatchError, match="another picture than source_latent"):
-        along(host, small, held, noised, cells)
+        along(host, small, held, noised, latent_pixels)
     stranger = model(local)
     stranger.editkit_denoiser.fingerprint = "other"
     with pytest.raises(MismatchError, match="another model"):
-        along(stranger, latent, held, {"samples": latent["samples"]}, cells)
+        along(stranger, latent, held, {"samples": latent["samples"]}, latent_pixels)
     pair = encoded(2)[1]
     with pytest.raises(ShapeError, match="trajectory has 2, source_latent has 3"):
-        along(host, encoded(3)[1], inverted(host, pair)[0], noised, cells)
+        along(host, encoded(3)[1], inverted(host, pair)[0], noised, latent_pixels)
 
 
 # change by degrees
@@ -320,12 +323,15 @@ def test_what_does_not_fit_the_trajectory_is_refused(cells):
 
 def test_a_soft_map_releases_cells_by_degrees():
     host, (_, latent) = model(local), encoded()
-    soft = torch.linspace(0, 1, CELLS[1]).expand(1, *CELLS)
+    soft = torch.linspace(0, 1, LATENT_PIXELS[1]).expand(1, *LATENT_PIXELS)
     schedule, strip = call("ReleaseSchedule", latent_mask=soft)
     free = [schedule.at(i, torch.linspace(1, 0, 5))[0, 0, 0].tolist() for i in range(4)]
     assert free == [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
-    assert strip.shape == (1, 8 * (CELLS[0] + 1) + 8, 8 * 8 * (CELLS[1] + 1) + 8, 3)  # eight columns
-    shown = [[float(strip[0, 12, 8 * (i * (CELLS[1] + 1) + c + 1) + 4, 0]) for c in range(CELLS[1])] for i in range(8)]
+    assert strip.shape == (1, 8 * (LATENT_PIXELS[0] + 1) + 8, 8 * 8 * (LATENT_PIXELS[1] + 1) + 8, 3)  # eight columns
+    shown = [
+        [float(strip[0, 12, 8 * (i * (LATENT_PIXELS[1] + 1) + c + 1) + 4, 0]) for c in range(LATENT_PIXELS[1])]
+        for i in range(8)
+    ]
     assert shown == [schedule.at(i, torch.linspace(1, 0, 9))[0, 0, 0].tolist() for i in range(8)]
     noised = call("NoiseLatent", model=host, latent=latent, sigmas=sigmas(host))[0]
     edited = call(

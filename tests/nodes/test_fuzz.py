@@ -53,8 +53,8 @@ def test_the_whole_chain(height, width, images, masks, fill, dtype, same, parts)
     )
     try:
         latent = call("EncodeImage", image=image, vae=vae)[0]
-        cells, kept = call("LatentMask", mask=mask, latent=latent)
-        schedule = call("DilationSchedule", latent_mask=cells, parts=parts)[0]
+        latent_pixels, kept = call("LatentMask", mask=mask, latent=latent)
+        schedule = call("DilationSchedule", latent_mask=latent_pixels, parts=parts)[0]
         sigmas = call("EditSigmas", model=model, steps=2)[0]
         noised = call("NoiseLatent", model=model, latent=latent, sigmas=sigmas)[0]
         edited = call(
@@ -123,7 +123,7 @@ def test_the_diffedit_chain(height, width, images, masks, fill, dtype, ratio, ma
     image = filled((images, height, width, 3), "random", dtype)
     try:
         latent = call("EncodeImage", image=image, vae=vae)[0]
-        mask, cells, heat, soft = call(
+        mask, latent_pixels, heat, soft = call(
             "DiffEditMask", model=model, latent=latent, source=[[torch.zeros(1, 4, 5), {}]], target=text(), maps=maps, smooth=3,
             threshold=0.33,
         )  # fmt: skip
@@ -134,8 +134,8 @@ def test_the_diffedit_chain(height, width, images, masks, fill, dtype, ratio, ma
         )  # fmt: skip
         assert mask.shape == (images, height, width) and heat.shape == (images, height, width, 3)
         assert noised["samples"].shape == latent["samples"].shape and psnr <= 100
-        other = filled((masks, *cells.shape[1:]), fill, dtype)
-        for under in (cells, other, call("ReleaseSchedule", latent_mask=soft)[0]):
+        other = filled((masks, *latent_pixels.shape[1:]), fill, dtype)
+        for under in (latent_pixels, other, call("ReleaseSchedule", latent_mask=soft)[0]):
             edited = call(
                 "MaskedDecode", model=model, positive=text(), negative=text(), trajectory=trajectory, latent_mask=under,
                 encoding_ratio=ratio,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from editkit.hosts import host as _host
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.nodes.graph import call
@@ -103,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 def test_a_sampler_that_adds_no_noise_goes_back_the_same_way():
     """Word swap: the stock sampler takes up the noised LATENT at its own level, on the inversion's SIGMAS."""
-    from editkit.headless.stock_nodes import STANDINS
+    from editkit.headless.stock_nodes import STOCK_NODES
 
     host, (_, latent) = model(), encoded()
     held, noised, *_ = inverted(host, latent, mode="implicit", iterations=60, damping=0.7, tolerance=1e-7)
@@ -111,15 +111,15 @@ def test_a_sampler_that_adds_no_noise_goes_back_the_same_way():
         model=host, add_noise=False, noise_seed=0, negative=text(), sampler="euler", sigmas=sigmas(host),
         latent_image=noised,
     )  # fmt: skip
-    same = STANDINS["SamplerCustom"](None, cfg=1.0, positive=text(1.0), **custom)[0]
+    same = STOCK_NODES["SamplerCustom"](None, cfg=1.0, positive=text(1.0), **custom)[0]
     assert torch.allclose(same["samples"], latent["samples"], atol=2e-3) and same.sigma == 0
-    swapped = STANDINS["SamplerCustom"](None, cfg=3.0, positive=text(2.0), **custom)[0]
+    swapped = STOCK_NODES["SamplerCustom"](None, cfg=3.0, positive=text(2.0), **custom)[0]
     wanted = reconstruct(
         host.editkit_denoiser, _host.trajectory_in(held), prompt(2.0), negative=prompt(), guidance_scale=3.0
     )  # fmt: skip
     assert torch.equal(swapped["samples"], wanted) and not torch.allclose(wanted, latent["samples"], atol=0.1)
     with pytest.raises(MismatchError, match="same sigmas"):
-        STANDINS["SamplerCustom"](None, cfg=1.0, positive=text(1.0), **{**custom, "sigmas": sigmas(host, 6, 0.5)})
+        STOCK_NODES["SamplerCustom"](None, cfg=1.0, positive=text(1.0), **{**custom, "sigmas": sigmas(host, 6, 0.5)})
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])

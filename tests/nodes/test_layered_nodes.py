@@ -13,7 +13,7 @@ from editkit.hosts.diffusers.loading import load_bundled
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import LIGHT, layered_tune
-from editkit.pipelines.layerdiffusion.reference_background import fitted_picture, subject_cells
+from editkit.pipelines.layerdiffusion.reference_background import fitted_image, object_latent_mask
 from editkit.pipelines.learning.weight_deltas import TunePlan, load_changes
 from editkit.tests.nodes.graph import call
 
@@ -28,8 +28,8 @@ def start():
 
     example = load_example("red_circle")
     latent = call("EncodeImage", image=example.image, vae=vae)[0]
-    reference, picture = call("LayeredReference", vae=vae, latent=latent, image=load_example("thin_stroke").image)
-    return model, text, vae, example, latent, reference, picture
+    reference, image = call("LayeredReference", vae=vae, latent=latent, image=load_example("thin_stroke").image)
+    return model, text, vae, example, latent, reference, image
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +55,18 @@ def predict(model, conditioning) -> torch.Tensor:
 def test_nodes_equal_the_headless_functions(start, learned):
     model, text, _, example, latent, reference, _ = start
     (*embeddings, curve, report), (tuned, lora, _, _) = learned
-    cells = subject_cells(example.mask, 12, 12, 8)
+    latent_pixels = object_latent_mask(example.mask, 12, 12, 8)
     free = load_bundled()
     pair = [_host.context(text(words), "text") for words in ("a blue shape", "a cream background")]
     fitted = layered_embeddings(
-        free.denoiser, reference["samples"], *pair, cells, seeds=[4], options=EmbeddingOptions(steps=2, lr=0.01)
+        free.denoiser, reference["samples"], *pair, latent_pixels, seeds=[4], options=EmbeddingOptions(steps=2, lr=0.01)
     )
     for ours, theirs in zip(embeddings, (fitted.subject, fitted.background, fitted.mixed), strict=True):
         torch.testing.assert_close(ours[0][0], theirs.tokens, atol=1e-4, rtol=1e-4)
     options = replace(LIGHT, plan=TunePlan("lora", 2, 4), steps=2, lr=1e-3)
     mixed = _host.context(embeddings[2], "mixed")
     found = layered_tune(
-        free.denoiser, latent["samples"], reference["samples"], mixed, cells, seeds=[4], options=options
+        free.denoiser, latent["samples"], reference["samples"], mixed, latent_pixels, seeds=[4], options=options
     )
     assert lora.keys() == found.changes.keys()
     moved, same = (predict(_host.tuned_model(model, changes), embeddings[2]) for changes in (lora, found.changes))
@@ -84,9 +84,9 @@ def test_the_users_model_predicts_as_before(start, learned):
 
 
 def test_the_reference_is_fitted_or_made(start):
-    model, text, vae, _, latent, reference, picture = start
-    assert reference["samples"].shape == latent["samples"].shape and picture.shape == (1, 96, 96, 3)
-    assert (picture - load_example("thin_stroke").image).abs().mean() < 0.05
+    model, text, vae, _, latent, reference, image = start
+    assert reference["samples"].shape == latent["samples"].shape and image.shape == (1, 96, 96, 3)
+    assert (image - load_example("thin_stroke").image).abs().mean() < 0.05
     made = call(
         "LayeredReference", vae=vae, latent=latent, model=model, positive=text("a sky background"), negative=text(""),
         steps=4, cfg=3.0, seed=1,
@@ -112,22 +112,22 @@ def test_the_reference_is_fitted_or_made(start):
 def test_pictures_of_any_shape_are_scaled_to_cover():
     wide = torch.zeros(1, 10, 40, 3)
     wide[:, :, 15:25] = 1  # what the centre cut keeps
-    assert torch.equal(fitted_picture(wide, 10, 40), wide)
-    assert torch.equal(fitted_picture(wide, 10, 10), torch.ones(1, 10, 10, 3))
-    assert fitted_picture(wide, 33, 7).shape == (1, 33, 7, 3)
-    assert fitted_picture(torch.rand(2, 9, 5, 3), 64, 64).shape == (2, 64, 64, 3)
+    assert torch.equal(fitted_image(wide, 10, 40), wide)
+    assert torch.equal(fitted_image(wide, 10, 10), torch.ones(1, 10, 10, 3))
+    assert fitted_image(wide, 33, 7).shape == (1, 33, 7, 3)
+    assert fitted_image(torch.rand(2, 9, 5, 3), 64, 64).shape == (2, 64, 64, 3)
 
 
 def test_a_thin_subject_keeps_the_cells_it_touches():
     mask = torch.zeros(2, 32, 32)
     mask[0, 8:24, 8:24] = 1
     mask[1, :, 3] = 1
-    cells = subject_cells(mask, 4, 4, 8)
-    assert cells[0].sum() == 4 and cells[1, :, 0].tolist() == [1] * 4 and cells[1].sum() == 4
+    latent_pixels = object_latent_mask(mask, 4, 4, 8)
+    assert latent_pixels[0].sum() == 4 and latent_pixels[1, :, 0].tolist() == [1] * 4 and latent_pixels[1].sum() == 4
 
 
 def test_alternating_guidance_from_noise(start, learned):
-    from editkit.headless.stock_nodes import STANDINS
+    from editkit.headless.stock_nodes import STOCK_NODES
 
     model, text, _, _, latent, _, _ = start
     fitted, (tuned, *_) = learned
@@ -138,15 +138,15 @@ def test_alternating_guidance_from_noise(start, learned):
     guidance = guider.prompts.positive
     assert isinstance(guidance, IterativeGuidance) and guidance.phase == 0
     empty = {"samples": torch.zeros(1, 4, 12, 12)}
-    out = STANDINS["SamplerCustomAdvanced"](None, 5, guider, "euler", sigmas, empty)[0]["samples"]
+    out = STOCK_NODES["SamplerCustomAdvanced"](None, 5, guider, "euler", sigmas, empty)[0]["samples"]
     swapped = call(
         "IterativeGuidance", model=tuned, object=fitted[0], mixed=fitted[2], negative=text(""), cfg=3.0, sigmas=sigmas,
         swap=True,
     )[0]  # fmt: skip
-    other = STANDINS["SamplerCustomAdvanced"](None, 5, swapped, "euler", sigmas, empty)[0]["samples"]
+    other = STOCK_NODES["SamplerCustomAdvanced"](None, 5, swapped, "euler", sigmas, empty)[0]["samples"]
     assert out.shape == latent["samples"].shape and not torch.equal(out, other)
     with pytest.raises(MismatchError):
-        STANDINS["SamplerCustomAdvanced"](None, 5, guider, "euler", sigmas * 0.9, empty)
+        STOCK_NODES["SamplerCustomAdvanced"](None, 5, guider, "euler", sigmas * 0.9, empty)
 
 
 def test_what_was_learned_is_saved_as_a_lora(start, learned, tmp_path):

@@ -30,7 +30,7 @@ def toy():
 
 
 def test_the_node_gives_what_the_function_gives(clip):
-    edit, picture, report = call(
+    edit, image, report = call(
         "AlignPrompts", clip=clip, **TEXTS, mode="refine", weights="circle: 2, green: .5", windows="green: 0.1-0.4",
         blend_words="circle\nsource:red", keep_words="background",
     )  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_node_gives_what_the_function_gives(clip):
     assert edit.keep_source == edit.keep_target == (7,)
     assert edit.windows == {2: (0.1, 0.4)}
     assert report.splitlines() == list(edit.report) and report.startswith("same: a\nremoved: red\nadded: green")
-    assert picture.shape[0] == 1 and picture.shape[-1] == 3 and picture.device.type == "cpu"
+    assert image.shape[0] == 1 and image.shape[-1] == 3 and image.device.type == "cpu"
 
 
 def test_modes_and_the_published_tail_differ(clip):
@@ -78,13 +78,13 @@ def test_errors_name_the_widget(clip, widget, text, message):
 @given(WORDS, WORDS, st.sampled_from(MODES), OPTIONS, OPTIONS, OPTIONS, st.booleans())
 def test_anything_may_be_written(source, target, mode, weights, windows, places, tail):
     try:
-        edit, picture, report = call(
+        edit, image, report = call(
             "AlignPrompts", clip=toy(), source_text=source, target_text=target, mode=mode, weights=weights, windows=windows,
             blend_words=places, keep_words="", legacy_tail=tail,
         )  # fmt: skip
     except EditError as error:
         assert str(error)
         return
-    assert torch.isfinite(edit.mapper).all() and torch.isfinite(picture).all()
+    assert torch.isfinite(edit.mapper).all() and torch.isfinite(image).all()
     assert edit.source.tokens.shape[1] == edit.target.tokens.shape[1] == edit.token_count
     assert bool(report) == bool(edit.source_words or edit.target_words)

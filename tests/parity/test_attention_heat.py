@@ -28,8 +28,8 @@ class WholeMaps(Passive):
         self.maps.append((site, maps.transpose(1, 2).unflatten(-1, site.grid)))
 
 
-def levels_of(*sigmas, images=2, cells=(12, 8)):
-    return [(sigma, random_latent(images, 4, *cells, seed=int(10 * sigma))) for sigma in sigmas]
+def levels_of(*sigmas, images=2, latent_pixels=(12, 8)):
+    return [(sigma, random_latent(images, 4, *latent_pixels, seed=int(10 * sigma))) for sigma in sigmas]
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "bundled"])

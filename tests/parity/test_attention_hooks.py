@@ -38,9 +38,9 @@ class Spy(Passive):
         return x if self.change is None else self.change(x, site)
 
 
-def call(model, control, images=2, branches=("cond", "uncond"), cells=(8, 8), **fields):
+def call(model, control, images=2, branches=("cond", "uncond"), latent_pixels=(8, 8), **fields):
     contexts = [nets.prompt(seed, model.family) for seed in range(1, 1 + len(branches))]
-    z = random_latent(images, 4, *cells, seed=9) * 2
+    z = random_latent(images, 4, *latent_pixels, seed=9) * 2
     controlled = None if control is None else Controlled(control, single_rows(images, branches))
     return model.denoise(z, 2.0, contexts, controlled, **fields)
 
@@ -80,14 +80,14 @@ def test_sites_are_numbered_as_in_the_original_files(family, down, up, depths, c
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cells", [(8, 8), (13, 9)])
-def test_sites_know_their_grid(family, cells):
+@pytest.mark.parametrize("latent_pixels", [(8, 8), (13, 9)])
+def test_sites_know_their_grid(family, latent_pixels):
     spy = Spy()
-    call(nets.denoiser(family), spy, cells=cells)
+    call(nets.denoiser(family), spy, latent_pixels=latent_pixels)
     for site, (q, k, _) in zip(spy.sites, spy.seen, strict=True):
-        assert site.tokens == q[2] and site.cells == cells and k[2] == (7 if site.cross else q[2])
+        assert site.tokens == q[2] and site.latent_pixels == latent_pixels and k[2] == (7 if site.cross else q[2])
     grids = {site.grid for site in spy.sites}
-    assert all(tuple(-(-side // 2**level) for side in cells) in grids for level in (1, 2)), grids
+    assert all(tuple(-(-side // 2**level) for side in latent_pixels) in grids for level in (1, 2)), grids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -84,7 +84,7 @@ def test_the_mask_is_the_published_rule():
     magnitude = guidance_map.mean() * 3.0
     heat = guidance_map.clamp(0, magnitude) / magnitude
     ours = diffedit_mask(model, latent, source, target, seeds=seeds, maps=maps)
-    assert (ours.heat - heat).abs().max() < 1e-5
+    assert (ours.heat - heat).abs().max() < 3e-5  # float32 in another order; a map is about 0.3
     assert torch.equal(ours.mask, torch.where(heat <= 0.5, 0.0, 1.0)) and 0 < ours.mask.mean() < 1
 
 

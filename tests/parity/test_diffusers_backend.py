@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler
 from editkit.hosts.diffusers.denoiser import DiffusersCodec, DiffusersDenoiser
 from editkit.hosts.diffusers.loading import load_folder, sigma_table
 from editkit.hosts.diffusers.text_encoder import ClipBpe, ClipTextEncoder, ClipTower
-from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import EditError, FamilyError, LoadError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncoder
 from editkit.tests.parity import tiny

@@ -13,11 +13,11 @@ from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, InjectionOptions
-from editkit.pipelines.attention.step_ranges import gate_table
-from editkit.pipelines.blended.blending import EditPrompts
+from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
+from editkit.pipelines.attention.step_ranges import step_table
 from editkit.pipelines.core.attention_sites import Controlled
 from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.samplers import predictor, sample
 from editkit.pipelines.inversion.ddim import invert, reconstruct
 from editkit.pipelines.inversion.negative_embeddings import Embeddings
@@ -93,7 +93,7 @@ def test_closed_gates_are_plain_sampling_of_the_target(from_path):
     closed = {
         "p2p": P2PControl(edits(source, target)["refine"], sigmas, P2POptions(0, 0, 0)),
         "masactrl": MasaCtrl(sigmas, MasaCtrlOptions(from_step=STEPS)),
-        "injection": FeatureInjection(sigmas, InjectionOptions(features_until=0, attention_until=0)),
+        "injection": FeatureInjection(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0)),
         "everywhere": P2PControl(
             replace_edit(source, target, **LINES), sigmas,
             P2POptions(0, 0, 0, local_blend=LocalBlendOptions(start=0, threshold=-1, divisor=2)),
@@ -174,7 +174,7 @@ def test_folded_attention_equals_whole_maps(family, kind):
     edit, options = edits(source, target)[kind], P2POptions(0.7, 0.5, 0.25)
     sigmas = model.schedule(4)
     control = P2PControl(edit, sigmas, options)
-    table = gate_table(edit, options.cross_until, 4)
+    table = step_table(edit, options.cross_until, 4)
     explicit = ExplicitEdit(edit, control.step, table, control.self_branches)
     z = interleave(random_latent(1, 4, 8, 8, seed=1), random_latent(1, 4, 8, 8, seed=2)) * 3
     contexts, rows = [pair_context(source, target, 1), negative], pair_rows(1, ("cond", "uncond"))

@@ -14,14 +14,14 @@ from editkit.tests.parity.attention_nets import denoiser, prompt
 from editkit.tests.toy_attention import replace_edit
 from editkit.tests.toys import random_latent
 
-CELLS, FEATURES = 24, random_latent(1, 9, 16, seed=5)
+LATENT_PIXELS, FEATURES = 24, random_latent(1, 9, 16, seed=5)
 OPTIONS = StyleOptions(inner=12, inner_decay=0.0, init="identity", tolerance=0.0, tolerance_growth=0.0)
 
 
 def scene(model, family: str):
     source, null = prompt(1, family), prompt(2, family)
     with torch.no_grad():
-        path = invert(model, random_latent(1, 4, CELLS, CELLS, seed=3), source, model.schedule(3))
+        path = invert(model, random_latent(1, 4, LATENT_PIXELS, LATENT_PIXELS, seed=3), source, model.schedule(3))
     return source, null, path
 
 

@@ -121,10 +121,10 @@ def test_layout_fits_both_hosts() -> None:
 @needs_weights
 def test_the_autoencoder_and_the_text_encoder_load() -> None:
     from editkit.hosts.diffusers.loading import load_bundled
-    from editkit.training.measures import held_out, pictures_of, psnr
+    from editkit.training.measures import held_out, images_of, psnr
 
     model = load_bundled()
-    images = pictures_of(held_out(4, None, 90), 96)
+    images = images_of(held_out(4, None, 90), 96)
     assert psnr(model.codec.decode(model.codec.encode(images)), images).min() > 28
     one, other = (model.text.encode(f"a {colour} circle on a pink background").tokens for colour in ("red", "blue"))
     assert one.shape == (1, 77, 128)
@@ -153,11 +153,11 @@ def test_open_clip_loads_the_ranker_from_the_folder_alone(tmp_path: Path, monkey
 
 
 def _first_of_eight(model: Any, tokenizer: Any) -> float:
-    from editkit.training.measures import held_out, pictures_of
+    from editkit.training.measures import held_out, images_of
     from editkit.training.ranker import eight_captions, normalise
 
     scenes = held_out(32, None, 91)
-    images = normalise(pictures_of(scenes, 96).movedim(-1, 1))
+    images = normalise(images_of(scenes, 96).movedim(-1, 1))
     with torch.no_grad():
         vectors = model.encode_image(images, normalize=True)
         hits = []

@@ -10,9 +10,9 @@ import torch
 from editkit.headless.cli import main
 from editkit.headless.run import Run
 from editkit.headless.runner import check_workflow, execution_order, run_workflow
-from editkit.hosts.bundled.example_images import FOLDER, load_example, load_mask, load_picture
+from editkit.hosts.bundled.example_images import FOLDER, load_example, load_image, load_mask
 from editkit.pipelines.core.errors import EditError, LoadError
-from editkit.pipelines.evaluation.drawing import save_picture
+from editkit.pipelines.evaluation.drawing import save_image
 
 
 def edit(tmp_path, *more):
@@ -31,8 +31,8 @@ def test_edit_writes_everything_and_changes_nothing_outside(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     assert report["largest_change_outside"] == 0 and len(report["scores"]) == 2
     source, result, mask = (
-        load_picture(out / "source.png"),
-        load_picture(out / "result.png"),
+        load_image(out / "source.png"),
+        load_image(out / "result.png"),
         load_mask(out / "mask.png"),
     )
     assert torch.equal(source[mask == 0], result[mask == 0]) and not torch.equal(source, result)
@@ -68,7 +68,7 @@ def test_wrong_arguments_are_exit_code_2():
 
 
 def test_another_size_of_mask_is_refused(tmp_path, capsys):
-    save_picture(torch.ones(10, 12), tmp_path / "mask.png")
+    save_image(torch.ones(10, 12), tmp_path / "mask.png")
     assert edit(tmp_path, "--mask", str(tmp_path / "mask.png")) == 1
     assert "12 x 10" in capsys.readouterr().err
 
@@ -76,9 +76,9 @@ def test_another_size_of_mask_is_refused(tmp_path, capsys):
 def test_transparent_pixels_are_the_mask(tmp_path):
     from PIL import Image
 
-    picture = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
-    picture.putpixel((1, 0), (10, 20, 30, 0))
-    picture.save(tmp_path / "a.png")
+    image = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    image.save(tmp_path / "a.png")
     mask = load_mask(tmp_path / "a.png")
     assert mask.tolist() == [[[0, 1, 0], [0, 0, 0]]]
 
@@ -96,9 +96,9 @@ def workflow() -> dict:
 
 def test_a_workflow_runs_in_order_of_its_links(tmp_path):
     example = load_example("empty_side")
-    save_picture(1 - example.image[0], tmp_path / "other.png")
+    save_image(1 - example.image[0], tmp_path / "other.png")
     run = run_workflow(workflow(), Run(tmp_path, tmp_path / "out"))
-    made = load_picture(run.saved[0])
+    made = load_image(run.saved[0])
     assert torch.allclose(made[example.mask == 0], example.image[example.mask == 0], atol=3e-3)
     assert torch.allclose(made[example.mask == 1], 1 - example.image[example.mask == 1], atol=5e-3)
 
@@ -115,7 +115,7 @@ def test_a_workflow_runs_in_order_of_its_links(tmp_path):
     ],
 )
 def test_broken_workflows_name_the_node(tmp_path, change, word):
-    save_picture(load_example("empty_side").image[0], tmp_path / "other.png")
+    save_image(load_example("empty_side").image[0], tmp_path / "other.png")
     with pytest.raises(EditError, match=word):
         run_workflow({**workflow(), **change}, Run(tmp_path, tmp_path / "out"))
 
@@ -132,7 +132,7 @@ def test_order_is_topological():
 
 
 def test_pictures_may_not_be_saved_outside(tmp_path):
-    save_picture(load_example("empty_side").image[0], tmp_path / "other.png")
+    save_image(load_example("empty_side").image[0], tmp_path / "other.png")
     bad = workflow()
     bad["4"]["inputs"]["filename_prefix"] = "../../elsewhere"
     with pytest.raises(EditError, match="filename_prefix"):

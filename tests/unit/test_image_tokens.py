@@ -69,9 +69,9 @@ def test_transformers_tower_from_a_folder(tmp_path):
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     encoder = load_vision_tokens(tmp_path)
     tokens = encoder.image_tokens(IMAGE)
-    pictures = encoder.processor(images=list(IMAGE.numpy()), return_tensors="pt", do_rescale=False)["pixel_values"]
+    images = encoder.processor(images=list(IMAGE.numpy()), return_tensors="pt", do_rescale=False)["pixel_values"]
     with torch.no_grad():
-        pooled = model(pictures).pooler_output
+        pooled = model(images).pooler_output
     assert tokens.shape == (2, 17, 16) and torch.allclose(tokens[:, 0], pooled, atol=1e-5)
     with pytest.raises(LoadError, match="CLIP vision model"):
         load_vision_tokens(tmp_path / "missing")

@@ -89,9 +89,9 @@ class Spy(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def encode_image(self, pictures):
-        self.seen = pictures
-        return pictures.flatten(1)
+    def encode_image(self, images):
+        self.seen = images
+        return images.flatten(1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 32), (20, 50), (32, 32)])

@@ -15,7 +15,7 @@ from editkit.hosts.bundled.scenes import (
     PATTERNS,
     SHAPES,
     Scene,
-    Thing,
+    SceneObject,
     object_mask,
     render,
     render_background,
@@ -33,7 +33,7 @@ def held_out(count: int, things: int | None = None) -> list[Scene]:
 
 
 def test_captions_follow_the_grammar() -> None:
-    ring, star = Thing("ring", "red", 0.25, 0.5, 0.2), Thing("star", "orange", 0.75, 0.5, 0.2)
+    ring, star = SceneObject("ring", "red", 0.25, 0.5, 0.2), SceneObject("star", "orange", 0.75, 0.5, 0.2)
     assert Scene("pink", "plain", ()).caption == "a pink background"
     assert Scene("pink", "striped", (ring,)).caption == "a red ring on a striped pink background"
     assert Scene("sky", "plain", (ring, star)).caption == "a red ring left of an orange star on a sky background"
@@ -97,7 +97,7 @@ def test_a_shape_has_the_area_of_its_outline(shape: str) -> None:
         "star": star,
         "cross": 2 * (2 * arm) * (2 * half) - (2 * half) ** 2,
     }
-    cover = thing_mask(Thing(shape, "red", 0.5, 0.5, r), 384)
+    cover = thing_mask(SceneObject(shape, "red", 0.5, 0.5, r), 384)
     assert cover.mean() == pytest.approx(areas[shape], rel=0.01)
 
 
@@ -156,6 +156,6 @@ def test_the_oracle_survives_blur_and_noise_but_not_grey() -> None:
 
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(ValueError, match="hexagon"):
-        thing_mask(Thing("hexagon", "red", 0.5, 0.5, 0.2), 16)
+        thing_mask(SceneObject("hexagon", "red", 0.5, 0.5, 0.2), 16)
     with pytest.raises(ValueError, match="dotted"):
         render_background("white", "dotted", 16)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from editkit.hosts.bundled import oracle
-from editkit.hosts.bundled.scenes import Scene, Thing, render, thing_mask
+from editkit.hosts.bundled.scenes import Scene, SceneObject, render, thing_mask
 from editkit.training import export as exporting
 from editkit.training import ranker
 from editkit.training.evaluate import good, line
 from editkit.training.export import ExportError, better
 from editkit.training.loop import Trainer, run_steps
-from editkit.training.measures import Row, held_out, pictures_of, there_and_back
+from editkit.training.measures import Row, held_out, images_of, there_and_back
 from editkit.training.pairs import Caption, View, full_caption, one_word_changes, relation, spoil, view_of, window
 from editkit.training.text import BOS, EOS, encode_ids, grammar_ids, pad_ids
 
-RED, BLUE = Thing("circle", "red", 0.25, 0.5, 0.2), Thing("star", "blue", 0.75, 0.5, 0.2)
+RED, BLUE = SceneObject("circle", "red", 0.25, 0.5, 0.2), SceneObject("star", "blue", 0.75, 0.5, 0.2)
 PAIR, SINGLE = Scene("pink", "plain", (RED, BLUE)), Scene("pink", "striped", (RED,))
 PINK = "a pink background"
 
@@ -70,18 +70,18 @@ def test_a_window_shows_one_thing_whole_and_no_other() -> None:
 def test_masked_views_are_black_outside_after_augmentation() -> None:
     rng = np.random.default_rng(3)
     views = [v for v in (view_of(SINGLE, 96, rng) for _ in range(40)) if v.masked][:4]
-    pictures = ranker.augment(views, torch.Generator().manual_seed(0))
-    for picture, seen in zip(pictures, views, strict=True):
-        outside = torch.from_numpy((seen.picture < 0).all(-1))
+    images = ranker.augment(views, torch.Generator().manual_seed(0))
+    for image, seen in zip(images, views, strict=True):
+        outside = torch.from_numpy((seen.image < 0).all(-1))
         assert outside.any()
-        assert (picture[:, outside] == 0).all()
-        assert (picture[:, ~outside] > 0).any()
+        assert (image[:, outside] == 0).all()
+        assert (image[:, ~outside] > 0).any()
 
 
 def test_spoilt_pictures_do_not_pass_for_the_scene() -> None:
     """Blobs, faded, halved and missing things; a few blobs may stay readable."""
-    pictures = [spoil(SINGLE, 96, np.random.default_rng(i)) for i in range(40)]
-    assert np.mean([oracle.read(picture).agrees(SINGLE) for picture in pictures]) <= 0.1
+    images = [spoil(SINGLE, 96, np.random.default_rng(i)) for i in range(40)]
+    assert np.mean([oracle.read(image).agrees(SINGLE) for image in images]) <= 0.1
     assert oracle.read(render(SINGLE, 96)).agrees(SINGLE)
 
 
@@ -237,4 +237,4 @@ def test_export_lays_out_loads_refuses_and_installs(tmp_path: Path, monkeypatch:
 def test_pictures_and_words_of_a_changed_scene_differ() -> None:
     for changed in one_word_changes(SINGLE):
         assert changed.caption != SINGLE.caption
-        assert (pictures_of([changed], 48) - pictures_of([SINGLE], 48)).abs().max() > 0.05
+        assert (images_of([changed], 48) - images_of([SINGLE], 48)).abs().max() > 0.05

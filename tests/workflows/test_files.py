@@ -195,9 +195,9 @@ def test_thumbnail(name):
 
     path = shipped.FOLDER / f"{name}.jpg"
     assert path.stat().st_size <= THUMBNAIL_BYTES
-    with Image.open(path) as picture:
-        assert picture.format == "JPEG"
-        assert 300 <= picture.width <= 1024
+    with Image.open(path) as image:
+        assert image.format == "JPEG"
+        assert 300 <= image.width <= 1024
 
 
 def test_prompts_are_of_the_bundled_model_s_grammar():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editkit.headless.runner import Run, run_workflow
-from editkit.hosts.bundled.example_images import load_example, load_picture
+from editkit.hosts.bundled.example_images import load_example, load_image
 from editkit.pipelines.core.errors import LoadError
 from editkit.tests.workflows import shipped
 from editkit.tests.workflows.shipped import Workflow
@@ -53,7 +53,7 @@ def check_session(_: Workflow, run: Run) -> None:
     right = example.mask[0].round().bool()
     before = example.image[0]
     for path, edited in zip(run.saved, (right, ~right, right), strict=True):
-        after = load_picture(path)[0]
+        after = load_image(path)[0]
         assert torch.equal(after[~edited], before[~edited])
         assert not torch.equal(after[edited], before[edited])
         before = after
@@ -70,7 +70,7 @@ def test_runs(name, tmp_path):
     assert len(run.saved) == len(saving) > 0
     for path in run.saved:
         assert path.is_relative_to(tmp_path / "editkit")
-        assert load_picture(path).shape == (1, 96, 96, 3)
+        assert load_image(path).shape == (1, 96, 96, 3)
     check_composites(workflow, run)
     if name in ALSO:
         ALSO[name](workflow, run)

@@ -60,7 +60,7 @@ class Column:
         return ((above[i], below[j]) for i, j in self.group.links if i in above and j in below)
 
 
-def alignment_picture(edit: PromptEdit) -> Tensor:
+def alignment_figure(edit: PromptEdit) -> Tensor:
     """Two rows of words, wrapped where the prompts are long: IMAGE [1, H, W, 3], W at most 640.
 
     Lines join words whose maps are taken over; colours say what is the same, replaced, added and removed; small letters give

@@ -97,7 +97,7 @@ def test_sites_are_all_layers_in_order(model, z: Tensor) -> None:
         grids = [(6, 5), (3, 3), (3, 3), (3, 3), (3, 3), (6, 5), (6, 5), (12, 10), (12, 10)]
         assert [site.grid for site in sites] == grids
         assert {(site.place, site.blocks) for site in sites} == {("down", 6), ("mid", 1), ("up", 6)}
-        assert {site.cells for site in sites} == {(12, 10)}
+        assert {site.latent_pixels for site in sites} == {(12, 10)}
         assert {site.sigma for site in sites} == {2.0}
         assert all(site.depth == 0 and count == len(site.rows) == 8 for site, count in control.seen)
 
@@ -181,10 +181,13 @@ def test_combined_prompts_have_rows_in_every_part(model, z: Tensor) -> None:
     given = [_host.context([*cond(1), [tokens(2), {"area": (6, 6, 2, 2)}]], "positive"), *contexts()[1:]]
     control = Shared()
     predict(model, z, given, control)
-    whole, part = ({site.rows for site, _ in control.seen if site.cells == cells} for cells in ((12, 10), (6, 6)))
+    whole, part = (
+        {site.rows for site, _ in control.seen if site.latent_pixels == latent_pixels}
+        for latent_pixels in ((12, 10), (6, 6))
+    )
     assert {len(rows) for rows in whole} == {8}
     assert {len(rows) for rows in part} == {8}
-    assert {site.grid for site, _ in control.seen if site.cells == (6, 6)} == {(6, 6), (3, 3), (2, 2)}
+    assert {site.grid for site, _ in control.seen if site.latent_pixels == (6, 6)} == {(6, 6), (3, 3), (2, 2)}
 
 
 def test_the_hosts_own_attention_runs_where_nothing_is_wanted(model, z: Tensor, monkeypatch) -> None:

@@ -28,7 +28,7 @@ from editkit.pipelines.attention.pair_batch import interleave, pair_context, pai
 from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
 from editkit.pipelines.attention.pair_sampling import PairPlan, paired_context
 from editkit.pipelines.attention.plug_and_play import FeatureInjection
-from editkit.pipelines.attention.step_ranges import gate_table
+from editkit.pipelines.attention.step_ranges import step_table
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.inversion.ddim import invert
@@ -37,7 +37,7 @@ from editkit.tests.parity.tiny import SCHEDULER, randomise
 from editkit.tests.toy_attention import ExplicitEdit, refine_edit, replace_edit
 from editkit.tests.toys import random_latent
 
-TOKENS, WIDTH, POOLED, CELLS = 7, 16, 12, (8, 12)
+TOKENS, WIDTH, POOLED, LATENT_PIXELS = 7, 16, 12, (8, 12)
 WORDS = {"blend_source": (2, 3), "blend_target": (2,)}
 
 
@@ -141,7 +141,7 @@ class Spy(Passive):
 
 def test_both_hosts_name_the_same_places(hosts):
     headless, model = hosts
-    z, seen = random_latent(2, 4, *CELLS), []
+    z, seen = random_latent(2, 4, *LATENT_PIXELS), []
     for hosted in (False, True):
         spy, pair = Spy(), pair_context(prompt(1, hosted), prompt(2, hosted), 1)
         controlled = Controlled(spy, pair_rows(1, ("cond",)))
@@ -187,9 +187,9 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
 
         def edited(denoiser, contexts=contexts, edit=edit):
             sigmas = headless.schedule(4)
-            noise = random_latent(2, 4, *CELLS, seed=5) * float(sigmas[0])
+            noise = random_latent(2, 4, *LATENT_PIXELS, seed=5) * float(sigmas[0])
             path = (
-                invert(denoiser, random_latent(2, 4, *CELLS, seed=6), contexts[0], sigmas)
+                invert(denoiser, random_latent(2, 4, *LATENT_PIXELS, seed=6), contexts[0], sigmas)
                 if start == "picture"
                 else noise
             )
@@ -197,7 +197,7 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
             return result.source, result.edited
 
         if hosted:
-            with _host.open_denoiser(model, (4, 4, *CELLS), contexts) as denoiser:
+            with _host.open_denoiser(model, (4, 4, *LATENT_PIXELS), contexts) as denoiser:
                 results.append(edited(denoiser))
         else:
             results.append(edited(headless))
@@ -210,7 +210,7 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
 def test_a_native_sampler_on_every_family(hosts):
     """Two rows of everything a family needs: KSampler's pair is our loop's."""
     headless, model = hosts
-    sigmas, noise = headless.schedule(4), random_latent(1, 4, *CELLS, seed=5)
+    sigmas, noise = headless.schedule(4), random_latent(1, 4, *LATENT_PIXELS, seed=5)
 
     def control(contexts, grid):
         return controls(refine_edit(*contexts[:2]), grid)["local blend"]
@@ -222,7 +222,7 @@ def test_a_native_sampler_on_every_family(hosts):
     patched = _host.paired_model(model, PairPlan(lambda grid: control(theirs, grid), tokens=TOKENS))
     positive = _host.conditioning(paired_context(theirs[0], theirs[1]))
     guider = CFGGuider().get_guider(patched, positive, theirs[2].host, 4.0)[0]
-    start, sampler = torch.zeros(2, 4, *CELLS), comfy.samplers.sampler_object("euler")
+    start, sampler = torch.zeros(2, 4, *LATENT_PIXELS), comfy.samplers.sampler_object("euler")
     got = guider.sample(noise.repeat(2, 1, 1, 1), start, sampler, sigmas, disable_pbar=True, seed=1) * 0.18215
     assert (got[:1] - wanted.source).norm() <= 1e-3 * wanted.source.norm()
     assert (got[1:] - wanted.edited).norm() <= 1e-3 * wanted.edited.norm()
@@ -234,11 +234,11 @@ def test_two_attentions_equal_the_explicit_maps(hosts, make):
     _, model = hosts
     contexts = [prompt(seed, True) for seed in (1, 2, 3)]
     edit = make(*contexts[:2], scale=torch.linspace(0.5, 3, TOKENS), windows={2: (0.0, 0.3), 4: (0.4, 1.0)})
-    z, prompts = random_latent(2, 4, *CELLS, seed=8), [pair_context(*contexts[:2], 1), contexts[2]]
+    z, prompts = random_latent(2, 4, *LATENT_PIXELS, seed=8), [pair_context(*contexts[:2], 1), contexts[2]]
     with _host.open_denoiser(model, z.shape, prompts) as denoiser:
         sigmas = denoiser.schedule(4)
         ours = P2PControl(edit, sigmas, P2POptions(0.8, 0.6, 0.3))
-        explicit = ExplicitEdit(edit, ours.step, gate_table(edit, 0.8, 4), ours.self_branches)
+        explicit = ExplicitEdit(edit, ours.step, step_table(edit, 0.8, 4), ours.self_branches)
         rows = pair_rows(1, ("cond", "uncond"))
         for sigma in sigmas[:-1].tolist():
             state = interleave(z[:1], z[1:]) * sigma

@@ -111,10 +111,10 @@ def test_both_hosts_sample_the_same_pair(native, headless, kind) -> None:
     from pathlib import Path
 
     from editkit.headless.run import Run
-    from editkit.headless.stock_nodes import STANDINS
+    from editkit.headless.stock_nodes import STOCK_NODES
 
     model, pair = patched(headless, kind)
-    theirs = STANDINS["KSampler"](
+    theirs = STOCK_NODES["KSampler"](
         Run(Path(), Path()), model=model, seed=5, steps=STEPS, cfg=SCALE, sampler_name="euler", scheduler="ddim_uniform",
         positive=pair, negative=encoded(headless, ""), latent_image=empty(2),
     )[0]["samples"]  # fmt: skip

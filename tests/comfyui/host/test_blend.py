@@ -14,8 +14,9 @@ from torch import Tensor
 import nodes as stock_nodes
 from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
-from editkit.pipelines.blended.blending import EditPrompts, blended_denoise
+from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import ParameterError, ShapeError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import MaskSchedule, constant_schedule, dilation_schedule
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 

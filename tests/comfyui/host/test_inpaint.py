@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
-from editkit.pipelines.blended.blending import EditPrompts, blended_denoise, finished_latent
+from editkit.pipelines.blended.blending import blended_denoise, finished_latent
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.tests.comfyui.host.test_model import close, ours, stock
 from editkit.tests.comfyui.host.tiny import cond, latent

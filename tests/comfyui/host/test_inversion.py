@@ -15,8 +15,8 @@ from editkit.hosts.bundled import tiny_folder
 from editkit.hosts.bundled.example_images import load_example
 from editkit.hosts.comfyui import bundled as _host_native
 from editkit.hosts.diffusers.loading import load_bundled
-from editkit.pipelines.blended.blending import EditPrompts
 from editkit.pipelines.core.errors import FamilyError, MismatchError
+from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.diffedit import diffedit_mask, masked_decode
 from editkit.pipelines.inversion.ddim import invert, reconstruct
@@ -82,15 +82,15 @@ def start(shipped, example):
 def test_diffedit_gives_the_headless_latents(start, example, headless):
     source, target, empty = (headless.text.encode(text) for text in (example.caption, example.prompt, ""))
     z = headless.codec.encode(example.image)
-    _, cells, _, soft = start.mask()
+    _, latent_pixels, _, soft = start.mask()
     wanted = diffedit_mask(headless.denoiser, z, source, target, seeds=[0], maps=4)
-    assert (soft - wanted.heat).abs().max() <= 1e-3 and 0 < cells.mean() < 1
+    assert (soft - wanted.heat).abs().max() <= 1e-3 and 0 < latent_pixels.mean() < 1
     held = start.inverted()[0]
     path = invert(headless.denoiser, z, source, headless.denoiser.schedule(STEPS))
     assert relative(_host.trajectory_in(held).latents, path.latents) <= 1e-3
-    schedule, prompts = constant_schedule(cells), EditPrompts(target, empty, CFG)
+    schedule, prompts = constant_schedule(latent_pixels), EditPrompts(target, empty, CFG)
     edited = masked_decode(headless.denoiser, path, schedule, prompts)
-    assert relative(start.decoded(held, cells)["samples"], headless.denoiser.scale_out(edited)) <= 1e-3
+    assert relative(start.decoded(held, latent_pixels)["samples"], headless.denoiser.scale_out(edited)) <= 1e-3
 
 
 def test_sdedit_gives_the_headless_latents(start, example, headless):
@@ -106,28 +106,28 @@ def test_sdedit_gives_the_headless_latents(start, example, headless):
 
 
 def test_outside_the_mask_the_latent_is_the_sources_bit_for_bit(start):
-    _, cells, *_ = start.mask()
+    _, latent_pixels, *_ = start.mask()
     held, noised, *_ = start.inverted()
-    edited = start.decoded(held, cells)["samples"]
+    edited = start.decoded(held, latent_pixels)["samples"]
     blended = call(
         "BlendedDenoise", model=start.model, positive=start.target, negative=start.empty, cfg=CFG, sigmas=start.sigmas,
-        latent=noised, source_latent=start.latent, schedule=cells, trajectory=held,
+        latent=noised, source_latent=start.latent, schedule=latent_pixels, trajectory=held,
     )[0]["samples"]  # fmt: skip
-    outside = (cells == 0)[0]
+    outside = (latent_pixels == 0)[0]
     for result in (edited, blended):
         assert torch.equal(result[..., outside], start.latent["samples"][..., outside])
         assert not torch.allclose(result[..., ~outside], start.latent["samples"][..., ~outside], atol=0.1)
-    assert torch.equal(blended, start.decoded(held, cells, encoding_ratio=1.0)["samples"])
+    assert torch.equal(blended, start.decoded(held, latent_pixels, encoding_ratio=1.0)["samples"])
 
 
 def test_the_whole_method_in_one_node(start):
-    held, (_, cells, *_) = start.inverted()[0], start.mask()
+    held, (_, latent_pixels, *_) = start.inverted()[0], start.mask()
     edited, _, found, _ = call(
         "DiffEdit", model=start.model, latent=start.latent, source=start.source, target=start.target, negative=start.empty,
         cfg=CFG, steps=STEPS, maps=4,
     )  # fmt: skip
-    assert torch.equal(found, cells)
-    assert relative(edited["samples"], start.decoded(held, cells)["samples"]) <= 1e-5
+    assert torch.equal(found, latent_pixels)
+    assert relative(edited["samples"], start.decoded(held, latent_pixels)["samples"]) <= 1e-5
 
 
 def test_stock_samplers_take_the_noised_latent_up_at_its_level(shipped, example):
@@ -159,9 +159,9 @@ def test_other_kinds_of_models(folder):
     """v and flow models: the implicit inversion comes back, and a flow model has no mode 'next'."""
     for kind in ("V_PREDICTION", "FLOW"):
         model = _host_native.build(folder, model_type=comfy.model_base.ModelType[kind])[0]
-        picture = {"samples": latent(3)}
+        image = {"samples": latent(3)}
         sigmas = call("EditSigmas", model=model, steps=8, strength=1.0)[0]
-        inputs = dict(model=model, positive=cond(1), latent=picture, sigmas=sigmas)
+        inputs = dict(model=model, positive=cond(1), latent=image, sigmas=sigmas)
         held, noised, *_ = call("InvertDDIM", mode="implicit", iterations=30, damping=0.5, **inputs)
         path = _host.trajectory_in(held)
         with _host.open_denoiser(model, path.source.shape, [_host.context(cond(1), "positive")]) as denoiser:
@@ -174,14 +174,14 @@ def test_other_kinds_of_models(folder):
 
 
 def test_a_trajectory_of_another_model_is_refused(start, example):
-    held, cells = start.inverted()[0], start.mask()[1]
+    held, latent_pixels = start.inverted()[0], start.mask()[1]
     lora = start.model.clone()
     name = next(iter(lora.model.diffusion_model.state_dict()))
     weight = lora.model.diffusion_model.state_dict()[name]
     lora.add_patches({f"diffusion_model.{name}": ("diff", (torch.ones_like(weight),))})
     with pytest.raises(MismatchError, match="another model"):
         call(
-            "MaskedDecode", model=lora, positive=start.target, negative=start.empty, trajectory=held, latent_mask=cells
+            "MaskedDecode", model=lora, positive=start.target, negative=start.empty, trajectory=held, latent_mask=latent_pixels
         )  # fmt: skip
 
 
@@ -194,14 +194,14 @@ def test_the_mask_takes_the_rows_that_memory_has(start, monkeypatch):
         return (free, free) if torch_free_too else free
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
-    assert _host.rows_that_fit(start.model, shape) == 2
+    assert _host.batch_that_fits(start.model, shape) == 2
     inner, predict = start.model.model, start.model.model.apply_model
     monkeypatch.setattr(inner, "apply_model", lambda x, *a, **k: calls.append(len(x)) or predict(x, *a, **k))
     short = start.mask()
     assert calls == [2, 2, 2, 2]
     assert torch.allclose(short[3], plenty[3], atol=1e-5)
     free = 0
-    assert _host.rows_that_fit(start.model, shape) == 1
+    assert _host.batch_that_fits(start.model, shape) == 1
 
 
 @pytest.mark.parametrize("fault", [comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError])

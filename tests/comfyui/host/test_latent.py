@@ -126,13 +126,13 @@ def test_on_the_cpu_nothing_is_registered(model) -> None:
 
 
 def test_rankers_are_managed() -> None:
-    class Judge(torch.nn.Module):
+    class Check(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(3))
 
     class Ranker:
-        model = Judge()
+        model = Check()
 
         def embed_images(self, images: Tensor) -> Tensor:
             return images.mean(dim=(1, 2)) * self.model.weight

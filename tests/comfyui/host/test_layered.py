@@ -28,7 +28,7 @@ from editkit.pipelines.layerdiffusion.embeddings import (
     EmbeddingOptions,
     IterativeGuidance,
     layered_embeddings,
-    takes_subject,
+    takes_object,
 )
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.learning.weight_deltas import TunePlan
@@ -116,8 +116,8 @@ def test_the_node_shows_the_loss_curve(model, monkeypatch):
     )
     embed(model, _host.progress(STEPS))
     assert [preview is not None for preview in shown] == [False] * (STEPS - 1) + [True]
-    kind, picture, size = shown[-1]
-    assert kind == "JPEG" and picture.size == (480, 240) and size == 512
+    kind, image, size = shown[-1]
+    assert kind == "JPEG" and image.size == (480, 240) and size == 512
 
 
 @pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
@@ -301,7 +301,7 @@ def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name)
     sigmas = _host.levels(model).schedule(6)
     guider, out = recorded(model, name, sigmas)
     expected = [
-        "subject" if takes_subject(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
+        "subject" if takes_object(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
     ]
     assert [kind for _, kind in guider.notes] == expected
     assert torch.isfinite(out).all()
@@ -318,7 +318,7 @@ def test_every_sampler_of_the_host_runs_and_alternates(model, name):
     for sigma, kind in guider.notes:
         between = [step for step in range(5) if levels[step] * (1 - 1e-5) > sigma > levels[step + 1] * (1 + 1e-5)]
         if between and name not in ("dpm_fast", "dpm_adaptive"):
-            assert kind == ("subject" if takes_subject(between[0], 5) else "positive")
+            assert kind == ("subject" if takes_object(between[0], 5) else "positive")
     assert {kind for _, kind in guider.notes} == {"subject", "positive"}
     if name in ("euler", "heun", "dpmpp_2m", "lms"):
         assert torch.equal(torch.get_rng_state(), state)
@@ -365,7 +365,7 @@ def test_a_part_of_the_grid_counts_from_its_end_and_another_is_refused(model):
 
 
 def test_equal_to_the_headless_loop(model, headless):
-    from editkit.pipelines.blended.blending import EditPrompts
+    from editkit.pipelines.core.guidance import EditPrompts
     from editkit.pipelines.core.samplers import predictor, sample
 
     sigmas, pair = headless.schedule(6), contexts()

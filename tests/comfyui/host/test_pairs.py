@@ -264,10 +264,10 @@ def test_guidance_of_other_nodes_is_controlled_too(model) -> None:
 
 
 def test_a_real_picture_is_held_to_its_path(model) -> None:
-    sigmas, picture = _host.levels(model).schedule(6), latent(4, 1, HEIGHT, WIDTH)
+    sigmas, image = _host.levels(model).schedule(6), latent(4, 1, HEIGHT, WIDTH)
     edit = prompt_edit(blends=True)
-    with _host.open_denoiser(model, picture.shape, [edit.source], sigmas=sigmas) as denoiser:
-        path = invert(denoiser, picture, edit.source, sigmas)
+    with _host.open_denoiser(model, image.shape, [edit.source], sigmas=sigmas) as denoiser:
+        path = invert(denoiser, image, edit.source, sigmas)
         noised = denoiser.scale_out(path.latents[0])
         contexts = [edit.source, edit.target, _host.context(cond(9), "negative")]
         ours = pair_edit(denoiser, PairPrompts(*contexts, 3.0), p2p_plan(edit).make(sigmas), path)
@@ -279,9 +279,9 @@ def test_a_real_picture_is_held_to_its_path(model) -> None:
         out = SamplerCustomAdvanced().sample(
             Noise_EmptyNoise(), guider, sampler, sigmas, {"samples": noised.repeat(2, 1, 1, 1)}
         )[0]
-        assert torch.equal(out["samples"][:1], picture)
+        assert torch.equal(out["samples"][:1], image)
         assert close(out["samples"][1:], ours, 1e-4) == (name == "euler")
-        assert not close(out["samples"][1:], picture, 0.05)
+        assert not close(out["samples"][1:], image, 0.05)
     with pytest.raises(MismatchError, match="trajectory"):
         run(patched, both(edit), start(), steps=3)
 

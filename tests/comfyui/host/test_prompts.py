@@ -99,9 +99,9 @@ def test_the_node(clip) -> None:
     assert issubclass(AlignPrompts, io.ComfyNode)
     options = {"mode": "auto", "weights": "circle: 2", "windows": "green: 0-0.5", "blend_words": "circle"}
     output = AlignPrompts.execute(clip, "a red circle", "a green circle", **options, keep_words="", legacy_tail=False)
-    edit, picture, report = output.result
+    edit, image, report = output.result
     assert report.splitlines()[:3] == ["same: a", "replaced: red -> green", "same: circle"]
-    assert picture.shape[0] == 1 and output.ui["text"] == [report]
+    assert image.shape[0] == 1 and output.ui["text"] == [report]
     assert edit.scale[3] == 2 and edit.windows == {2: (0.0, 0.5)} and edit.blend_source == edit.blend_target == (3,)
 
 

@@ -80,12 +80,12 @@ def test_learning_and_edits_are_the_headless_hosts(scene, learned):
     with torch.inference_mode(False):
         free, ranker = load_bundled(), load_bundled_ranker()
         source, null = (free.text.encode(text) for text in (SOURCE, ""))
-        sigmas, clean = free.denoiser.schedule(STEPS), _host.clean_samples(scene.latent, "latent").clone()
+        sigmas, clean = free.denoiser.schedule(STEPS), _host.unnoised_samples(scene.latent, "latent").clone()
         path = invert(free.denoiser, clean, source, sigmas)
         features = image_features(ranker, scene.image.clone(), source.tokens.shape[2])
         options = replace(PRESETS["even"], inner=UPDATES)
         wanted = style_invert(free.denoiser, path, source, null, features, options=options)
-    values = _host.values_in(learned[0])
+    values = _host.value_embeddings_in(learned[0])
     assert close(values.path.latents, path.latents)
     # Adam's first updates are the signs of gradients: rounding grows from step to step, and only the first can be compared
     assert close(values.scale[0], wanted.embeddings.scale[0], 0.01)
@@ -174,7 +174,7 @@ def test_a_clip_vision_gives_normed_tokens_without_the_projection(scene, vision)
 
 
 def test_a_clip_vision_teaches_too(scene, vision):
-    values = _host.values_in(scene.learned(image_encoder=vision)[0])
+    values = _host.value_embeddings_in(scene.learned(image_encoder=vision)[0])
     assert values.scale.shape == (STEPS, 1, 77, 128) and torch.isfinite(values.scale).all()
     with pytest.raises(EditError, match="image_encoder"):
         scene.learned(image_encoder=scene.clip)
