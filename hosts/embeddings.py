@@ -37,14 +37,16 @@ class HeldEmbeddings:
         base = embeddings.base
         if base.host is None:  # from a file: by its CONDITIONING a host knows what the steps' negatives derive from
             base = replace(base, host=conditioning(base))
-        self._bare = replace(embeddings, base=base, tokens=None, path=None)
+        self._bare = replace(embeddings, base=base, tokens=None, trajectory=None)
         self._tokens = None if embeddings.tokens is None else held(embeddings.tokens)
-        self._path = None if embeddings.path is None else HeldTrajectory(embeddings.path, {})
+        self._trajectory = None if embeddings.trajectory is None else HeldTrajectory(embeddings.trajectory, {})
 
     def get(self) -> Embeddings:
         """The embeddings on their device."""
         tokens: Tensor | None = None if self._tokens is None else self._tokens()
-        return replace(self._bare, tokens=tokens, path=None if self._path is None else self._path.get())
+        return replace(
+            self._bare, tokens=tokens, trajectory=None if self._trajectory is None else self._trajectory.get()
+        )
 
     def __repr__(self) -> str:
         return f"Embeddings(steps={self._bare.steps}, family={self._bare.family!r})"
@@ -63,15 +65,18 @@ class HeldValueEmbeddings:
         if {"editkit_factor", "editkit_size"} <= set(self.rest):
             values = replace(values, image=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
         nothing = values.shift.new_empty(0)  # not a view, which would keep the memory
-        bare = replace(values.path, latents=nothing, clean=nothing)
-        self._bare, self._path = replace(values, scale=None, shift=nothing, path=bare), HeldTrajectory(values.path, {})
+        bare = replace(values.trajectory, latents=nothing, source_latent=nothing)
+        self._bare, self._trajectory = (
+            replace(values, scale=None, shift=nothing, trajectory=bare),
+            HeldTrajectory(values.trajectory, {}),
+        )
         self._scale = None if values.scale is None else held(values.scale)
         self._shift, self._shape = held(values.shift), list(values.shift.shape)
 
     def get(self) -> ValueEmbeddings:
         """The values on their device."""
         scale = None if self._scale is None else self._scale()
-        return replace(self._bare, scale=scale, shift=self._shift(), path=self._path.get())
+        return replace(self._bare, scale=scale, shift=self._shift(), trajectory=self._trajectory.get())
 
     def __repr__(self) -> str:
         return f"ValueEmbeddings(steps={self._shape[0]}, images={self._shape[1]}, family={self._bare.family!r})"

@@ -21,14 +21,14 @@ class HeldTrajectory:
 
     def __init__(self, trajectory: Trajectory, like: Mapping[str, Any]) -> None:
         self.rest = {key: like[key] for key in like if key != SAMPLES}
-        nothing = trajectory.clean.new_empty(0)  # not a view, which would keep the memory
-        self._bare = replace(trajectory, latents=nothing, clean=nothing)
-        self._latents, self._clean = held(trajectory.latents), held(trajectory.clean)
+        nothing = trajectory.source_latent.new_empty(0)  # not a view, which would keep the memory
+        self._bare = replace(trajectory, latents=nothing, source_latent=nothing)
+        self._latents, self._source_latent = held(trajectory.latents), held(trajectory.source_latent)
         self._shape = list(trajectory.latents.shape)
 
     def get(self) -> Trajectory:
         """The trajectory on its device."""
-        return replace(self._bare, latents=self._latents(), clean=self._clean())
+        return replace(self._bare, latents=self._latents(), source_latent=self._source_latent())
 
     def __repr__(self) -> str:
         return f"Trajectory(levels={self._shape[0]}, latents={self._shape[1:]}, family={self._bare.family!r})"

@@ -283,7 +283,7 @@ class MaskedDecode(io.ComfyNode):
             )  # fmt: skip
             edited = denoiser.scale_out(z)
         if not legacy_offset:
-            edited = finished_latent(edited, path.clean, masks, path.sigmas)
+            edited = finished_latent(edited, path.source_latent, masks, path.sigmas)
         return io.NodeOutput(_host.finished_out(edited, like=like))
 
 

@@ -286,5 +286,5 @@ def diffedit(
     )  # fmt: skip
     edited = denoiser.scale_out(z)
     if not settings.legacy_offset:
-        edited = finished_latent(edited, path.clean, schedule, path.sigmas)
+        edited = finished_latent(edited, path.source_latent, schedule, path.sigmas)
     return DiffEditResult(edited, found, path)

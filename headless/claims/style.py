@@ -38,7 +38,7 @@ class Learned:
     """A batch of scenes with what was learned of them."""
 
     work: Scenes
-    path: Trajectory
+    trajectory: Trajectory
     style: StyleResult
 
 
@@ -62,7 +62,7 @@ def images(model: Any, z: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- reconstructions
 def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Claim]:
     """Prints PSNR against the decoded source latent (what inversions lose, without the VAE) and against the picture."""
-    work, path, denoiser = learned.work, learned.path, model.denoiser
+    work, path, denoiser = learned.work, learned.trajectory, model.denoiser
     bare = _learn(model, encoder, work, path, replace(OPTIONS, attention_weight=0.0))
     published = _learn(model, encoder, work, path, PRESETS["published"])
     rebuilt = {
@@ -126,15 +126,17 @@ def style_edits(model: Any, learned: Learned, options: StyleEditOptions | None =
 
 def picked(embeddings: ValueEmbeddings, index: int, source: Context) -> ValueEmbeddings:
     """Those of one image of a batch."""
-    one, path = slice(index, index + 1), embeddings.path
-    path = replace(path, latents=path.latents[:, one], clean=path.clean[one], prompt=context_digest(source))
+    one, path = slice(index, index + 1), embeddings.trajectory
+    path = replace(
+        path, latents=path.latents[:, one], source_latent=path.source_latent[one], prompt=context_digest(source)
+    )
     scale = None if embeddings.scale is None else embeddings.scale[:, one]
-    return replace(embeddings, base=source, scale=scale, shift=embeddings.shift[:, one], path=path)
+    return replace(embeddings, base=source, scale=scale, shift=embeddings.shift[:, one], trajectory=path)
 
 
 def word_swap(model: Any, learned: Learned) -> Tensor:
     work = learned.work
-    z = reconstruct(model.denoiser, learned.path, work.target, negative=work.null, guidance_scale=SCALE)
+    z = reconstruct(model.denoiser, learned.trajectory, work.target, negative=work.null, guidance_scale=SCALE)
     return images(model, z)
 
 

@@ -27,7 +27,7 @@ class EmbeddingsGuider(samplers.CFGGuider):
         super().__init__(model)
         # where the host keeps prompts: a GUIDER may wait long for its sampler
         self._embeddings = embeddings.to(management.intermediate_device())
-        self._path = self._embeddings.path
+        self._trajectory = self._embeddings.trajectory
         first = embeddings.steps - 1 if embeddings.tokens is None else embeddings.first
         steps = range(first, embeddings.steps)
         negatives = {self._key(step): conditioning(embeddings.at(step)) for step in steps}
@@ -49,12 +49,14 @@ class EmbeddingsGuider(samplers.CFGGuider):
             to_the_end = embeddings.sigmas >= float(sigmas[-1]) * (1 - SIGMA_TOLERANCE)
             check_grid(embeddings.sigmas[to_the_end], sigmas, "embeddings")
             embeddings.at_sigma(float(sigmas[0]))
-        self._path = None if embeddings.path is None else embeddings.path.to(self.model_patcher.load_device)
+        self._trajectory = (
+            None if embeddings.trajectory is None else embeddings.trajectory.to(self.model_patcher.load_device)
+        )
         try:
             # a copy, because uni_pc writes into the list it is given
             return super().sample(noise, latent_image, sampler, sigmas.clone(), *rest, **named)
         finally:
-            self._path = embeddings.path
+            self._trajectory = embeddings.trajectory
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
@@ -69,6 +71,6 @@ class EmbeddingsGuider(samplers.CFGGuider):
             )
         cond, uncond = evaluated(self.inner_model, pair, x, timestep, options)
         return proximal.guide(
-            x, sigma, cond, uncond, self._path,
+            x, sigma, cond, uncond, self._trajectory,
             lambda *mixed: guidance(self.inner_model, pair, x, timestep, mixed, self.cfg, options),
         )  # fmt: skip

@@ -111,7 +111,7 @@ class NativePairRun:
 
     def finished(self, samples: Tensor) -> Tensor:
         """The run's unscaled result, in which a real picture's rows are the picture."""
-        path = self.run.path
+        path = self.run.trajectory
         if path is None or self.last == 0:
             return self.run.finished(samples)
         noised = self.levels.sampling.inverse_noise_scaling(sigma_tensor(self.last, self.device), path.at(self.last))

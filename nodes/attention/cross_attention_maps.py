@@ -116,7 +116,7 @@ class AttentionMaps(io.ComfyNode):
         path = None if trajectory is None else _host.trajectory_in(trajectory)
         if path is None and (latent is None or sigmas is None):
             raise ParameterError("connect trajectory (a real picture), or latent and sigmas")
-        clean = _host.unnoised_samples(latent, "latent") if path is None else path.clean
+        clean = _host.unnoised_samples(latent, "latent") if path is None else path.source_latent
         table = check_sigmas(sigmas) if path is None else path.sigmas[path.first :]
         steps = spread_steps(len(table) - 1, levels, start, end)
         with _host.open_denoiser(model, clean.shape, [context], sigmas=table) as denoiser:

@@ -223,7 +223,7 @@ def _start(path, latent, sigmas) -> tuple:
     if path is not None:
         if latent is not None:
             raise ParameterError("trajectory and latent are both connected: a trajectory brings its own latents")
-        levels, clean = path.sigmas if sigmas is None else check_sigmas(sigmas), path.clean
+        levels, clean = path.sigmas if sigmas is None else check_sigmas(sigmas), path.source_latent
     elif latent is None or sigmas is None:
         raise ParameterError("connect trajectory (a real picture), or latent and sigmas (from noise)")
     else:

@@ -128,10 +128,13 @@ class NoiseLatent(io.ComfyNode):
 def source_trajectory_of(trajectory: Any, source: Tensor) -> Trajectory:
     """The trajectory of the source latent [B, C, h, w]. Raises ShapeError, and MismatchError for another picture's."""
     path = _host.trajectory_in(trajectory)
-    common_batch(trajectory=path.clean, source_latent=source)
-    if path.clean.shape[1:] != source.shape[1:] or not (path.clean == source.to(path.clean)).all():
+    common_batch(trajectory=path.source_latent, source_latent=source)
+    if (
+        path.source_latent.shape[1:] != source.shape[1:]
+        or not (path.source_latent == source.to(path.source_latent)).all()
+    ):
         raise MismatchError(
-            f"trajectory was made from another picture than source_latent ({list(path.clean.shape)} and {list(source.shape)}): "
+            f"trajectory was made from another picture than source_latent ({list(path.source_latent.shape)} and {list(source.shape)}): "
             "connect the LATENT that was inverted as source_latent"
         )
     return path

@@ -92,7 +92,7 @@ class StyleEdit(io.ComfyNode):
             tau_c, tau_s, tau_u, self_divisor, blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth,
             blend_divisor,
         )  # fmt: skip
-        path, rest = values.path, _host.value_embeddings_rest(embeddings)
+        path, rest = values.trajectory, _host.value_embeddings_rest(embeddings)
         seeds = image_seeds(seed, path.batch, rest.get("batch_index"))
         start = NoisedStart(sdedit_strength, seeds) if sdedit_strength > 0 else None
         shape, contexts = (
@@ -105,7 +105,7 @@ class StyleEdit(io.ComfyNode):
                 progress=_host.progress(len(path.latents) - 1, model),
             ).edited  # fmt: skip
             edited = denoiser.scale_out(edited)
-        return io.NodeOutput(_host.finished_out(path.clean, like=rest), _host.finished_out(edited, like=rest))
+        return io.NodeOutput(_host.finished_out(path.source_latent, like=rest), _host.finished_out(edited, like=rest))
 
 
 class StyleTransfer(io.ComfyNode):

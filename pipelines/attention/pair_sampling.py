@@ -35,14 +35,14 @@ class PairPlan:
         sigmas: the grid that the edit's parts are counted on; None = the sampler's own.
         tokens: how many text tokens the prompts were aligned on; None = any.
         share_noise: whether the target gets its source's noise, at the start and at every step.
-        path: where to get the source's trajectory, if it is a real picture: its rows are held to it.
+        trajectory: where to get the source's trajectory, if it is a real picture: its rows are held to it.
     """
 
     make: Callable[[Tensor], PairControl]
     sigmas: Tensor | None = None
     tokens: int | None = None
     share_noise: bool = True
-    path: Callable[[], Trajectory] | None = None
+    trajectory: Callable[[], Trajectory] | None = None
 
     def check(self, denoiser: Denoiser, sampled: Tensor, latent: Tensor, positive: list[Tensor]) -> PairRun:
         """The run along the grid `sampled` on latents [2 B, C, h, w], whose positive prompt has the parts `positive`.
@@ -61,7 +61,7 @@ class PairPlan:
                     f"positive has {tokens.shape[1]} tokens but the prompts were aligned on {self.tokens}: connect the "
                     "conditioning of the node that patched the model"
                 )
-        path = None if self.path is None else self.path().fitted(denoiser, sampled, latent[::2])
+        path = None if self.trajectory is None else self.trajectory().fitted(denoiser, sampled, latent[::2])
         return PairRun(self.make(sampled if self.sigmas is None else self.sigmas), path)
 
 
@@ -79,7 +79,7 @@ class PairRun:
     """One run of a sampler."""
 
     def __init__(self, control: PairControl, path: Trajectory | None) -> None:
-        self.control, self.path = control, path
+        self.control, self.trajectory = control, path
         self._predicted = False
 
     def controlled(self, rows: int, branches: tuple[Branch, ...]) -> Controlled:
@@ -88,8 +88,8 @@ class PairRun:
 
     def settle(self, z: Tensor, sigma: float) -> None:
         """Bring a sampler's state [2 B, C, h, w] at `sigma` to where it must be, in place."""
-        if self.path is not None:
-            z[::2] = self.path.at(sigma).to(z)
+        if self.trajectory is not None:
+            z[::2] = self.trajectory.at(sigma).to(z)
         if self._predicted:  # before the first prediction there is nothing to blend by
             source, target = separate(z)
             blended = self.control.blend(source, target, self.control.step(sigma * ABOVE))
@@ -100,14 +100,18 @@ class PairRun:
         """The clean prediction [2 B, C, h, w] that the sampler goes on with."""
         self._predicted = True
         source, target = separate(clean)
-        if self.path is not None:
-            source = self.path.source.to(clean)
+        if self.trajectory is not None:
+            source = self.trajectory.source.to(clean)
         blended = self.control.blend(source, target, self.control.step(sigma))
-        return clean if blended is target and self.path is None else interleave(source, blended)
+        return clean if blended is target and self.trajectory is None else interleave(source, blended)
 
     def finished(self, samples: Tensor) -> Tensor:
         """A clean, unscaled result [2 B, C, h, w], in which a real picture's rows are the picture, bit for bit."""
-        return samples if self.path is None else interleave(self.path.clean.to(samples), separate(samples)[1])
+        return (
+            samples
+            if self.trajectory is None
+            else interleave(self.trajectory.source_latent.to(samples), separate(samples)[1])
+        )
 
     def release(self) -> None:
         """Forget what the run has collected."""

@@ -26,14 +26,14 @@ class Trajectory:
     Attributes:
         sigmas: the whole grid, float32 [N + 1], falling, on the CPU.
         latents: model-scaled [N + 1 - first, B, C, h, w] on the model's device, noisiest first; the last is the source.
-        clean: the source as the VAE gave it (unscaled) [B, C, h, w]: results return its bits outside a mask.
+        source_latent: the source as the VAE gave it (unscaled) [B, C, h, w]: results return its bits outside a mask.
         family, fingerprint: of the model that made it.
         prompt: digest of the context that it was made with (`context_digest`).
     """
 
     sigmas: Tensor
     latents: Tensor
-    clean: Tensor
+    source_latent: Tensor
     family: str
     fingerprint: str
     prompt: str
@@ -114,10 +114,12 @@ class Trajectory:
     def expanded(self, batch: int) -> Trajectory:
         """The path for `batch` images; raises ShapeError unless it has as many or one."""
         latents = match_batch(self.latents.transpose(0, 1), batch, "trajectory", "the latent").transpose(0, 1)
-        return replace(self, latents=latents, clean=match_batch(self.clean, batch, "trajectory", "the latent"))
+        return replace(
+            self, latents=latents, source_latent=match_batch(self.source_latent, batch, "trajectory", "the latent")
+        )
 
     def to(self, device: torch.device) -> Trajectory:
-        return replace(self, latents=self.latents.to(device), clean=self.clean.to(device))
+        return replace(self, latents=self.latents.to(device), source_latent=self.source_latent.to(device))
 
 
 def made_trajectory(
@@ -127,7 +129,7 @@ def made_trajectory(
     return Trajectory(
         sigmas=sigmas.detach().float().cpu().clone(),
         latents=torch.stack(list(reversed(path))),
-        clean=clean.detach().to(path[0].device, copy=True),
+        source_latent=clean.detach().to(path[0].device, copy=True),
         family=denoiser.family,
         fingerprint=denoiser.fingerprint,
         prompt=context_digest(context),

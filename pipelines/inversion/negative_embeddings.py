@@ -36,7 +36,7 @@ class Embeddings:
         prompt: digest of the source prompt (`context_digest`).
         guidance_scale: what the embeddings were learned for; None if they suit any.
         proximal: how the difference of the two predictions is cut down (ProxNPI).
-        path: the source's trajectory, where `proximal` pulls towards it.
+        trajectory: the source's trajectory, where `proximal` pulls towards it.
     """
 
     base: Context
@@ -47,7 +47,7 @@ class Embeddings:
     prompt: str
     guidance_scale: float | None = None
     proximal: Proximal | None = None
-    path: Trajectory | None = field(default=None, repr=False)
+    trajectory: Trajectory | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -95,20 +95,25 @@ class Embeddings:
         if self.proximal is None:
             return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
         return self.proximal.guide(
-            z, float(sigma), cond, uncond, self.path, lambda c, u: denoiser.combine(z, sigma, c, u, scale, contexts)
+            z,
+            float(sigma),
+            cond,
+            uncond,
+            self.trajectory,
+            lambda c, u: denoiser.combine(z, sigma, c, u, scale, contexts),
         )
 
     def to(self, device: torch.device) -> Embeddings:
         tokens = None if self.tokens is None else self.tokens.to(device)
-        return replace(self, tokens=tokens, path=None if self.path is None else self.path.to(device))
+        return replace(self, tokens=tokens, trajectory=None if self.trajectory is None else self.trajectory.to(device))
 
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
     """Write a safetensors file; folders are made. What a host attached to the prompt (areas, ControlNets) is not saved."""
-    base, source = embeddings.base, embeddings.path
+    base, source = embeddings.base, embeddings.trajectory
     tensors = {
         "base": base.tokens, "pooled": base.pooled, "tokens": embeddings.tokens, "sigmas": embeddings.sigmas,
-        "path": None if source is None else source.latents, "clean": None if source is None else source.clean,
+        "path": None if source is None else source.latents, "clean": None if source is None else source.source_latent,
     }  # fmt: skip
     about = {
         "family": embeddings.family, "prompt": embeddings.prompt, "text": base.text,

@@ -109,7 +109,7 @@ class _Run:
     def __init__(
         self, denoiser: Denoiser, path: Trajectory, source: Context, null: Context, options: NullTextOptions
     ) -> None:
-        self.denoiser, self.path, self.source, self.null, self.options = denoiser, path, source, null, options
+        self.denoiser, self.trajectory, self.source, self.null, self.options = denoiser, path, source, null, options
         self.z = own(path.latents[0])
         rows = match_batch(null.tokens, path.batch, "negative", "trajectory")
         self.u = own(rows.contiguous(), self.z.device)
@@ -119,16 +119,16 @@ class _Run:
 
     def step(self, index: int, progress: Progress) -> None:
         """Learn the embedding of step `index` of the whole grid, and take the step with it."""
-        options, levels = self.options, self.path.sigmas.tolist()
+        options, levels = self.options, self.trajectory.sigmas.tolist()
         sigma, target = levels[index], levels[index + 1]
         with torch.no_grad():
             cond = self.denoiser.denoise(self.z, sigma, [self.source])[0]
         # at guidance 1 the unconditional prediction cancels out: there is nothing to learn
         inner = 0 if options.guidance_scale == 1 else options.inner
-        fit = _Fit(self, cond, sigma, target, own(self.path.level(index + 1)), options.threshold(index))
-        total, before = len(self.path.latents) - 1, index - self.path.first
+        fit = _Fit(self, cond, sigma, target, own(self.trajectory.level(index + 1)), options.threshold(index))
+        total, before = len(self.trajectory.latents) - 1, index - self.trajectory.first
         result = optimise(
-            [self.u], fit, steps=inner, lr=options.rate(index, self.path.steps), stop=fit.held.stop,
+            [self.u], fit, steps=inner, lr=options.rate(index, self.trajectory.steps), stop=fit.held.stop,
             progress=lambda done, _, preview=None: progress(before * inner + done, total * inner),
         )  # fmt: skip
         fit.held.hold()
@@ -137,7 +137,7 @@ class _Run:
             self.z = euler_step(self.z, clean, sigma, target)
         self.learned.append(self.u.detach().clone())
         self.updates.append(result.steps)
-        self.losses.append(result.losses[-1] / self.path.batch if result.losses else 0.0)
+        self.losses.append(result.losses[-1] / self.trajectory.batch if result.losses else 0.0)
         progress((before + 1) * max(1, inner), total * max(1, inner), clean)
 
 
@@ -199,7 +199,9 @@ def negative_prompt(
             )
         base = source.with_tokens(slerp(source.tokens, null.tokens, interpolation))
     made = _made(trajectory, base, None, None)
-    return replace(made, proximal=proximal, path=trajectory if proximal is not None and proximal.pull > 0 else None)
+    return replace(
+        made, proximal=proximal, trajectory=trajectory if proximal is not None and proximal.pull > 0 else None
+    )
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

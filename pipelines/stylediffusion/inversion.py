@@ -180,7 +180,7 @@ class _Run:
         self, denoiser: Denoiser, path: Trajectory, source: Context, null: Context, features: Tensor,
         seeds: list[int], options: StyleOptions,
     ) -> None:  # fmt: skip
-        self.denoiser, self.path, self.source, self.null, self.options = denoiser, path, source, null, options
+        self.denoiser, self.trajectory, self.source, self.null, self.options = denoiser, path, source, null, options
         self.z = own(path.latents[0])
         device = self.z.device
         self.text = own(match_batch(source.tokens, path.batch, "positive", "trajectory"), device)
@@ -202,7 +202,7 @@ class _Run:
         options, parameters = self.options, list(self.networks.parameters.values())
         before = self.done
         fit = _Fit(self, index, Held(parameters, options.threshold(index)))
-        if index == self.path.first:
+        if index == self.trajectory.first:
             fit.check_memory()
         result = optimise(
             parameters, fit, steps=options.updates(index), lr=options.rate(index), betas=options.betas,
@@ -215,7 +215,7 @@ class _Run:
             self.z = euler_step(self.z, clean, self.levels[index], self.levels[index + 1])
         self.learned.append((scale, shift))
         self.updates.append(result.steps)
-        self.losses.append(result.losses[-1] / self.path.batch if result.losses else 0.0)
+        self.losses.append(result.losses[-1] / self.trajectory.batch if result.losses else 0.0)
         self.distances.append(self.control.distance)
         self.done += options.updates(index) + 1
         progress(self.done, self.total, clean)
@@ -225,7 +225,12 @@ class _Run:
         scales, shifts = zip(*self.learned, strict=True)
         scale = None if scales[0] is None else torch.stack(scales)
         learned = ValueEmbeddings(
-            source, scale, torch.stack(shifts), self.path, self.options.guidance_scale, self.path.fingerprint
+            source,
+            scale,
+            torch.stack(shifts),
+            self.trajectory,
+            self.options.guidance_scale,
+            self.trajectory.fingerprint,
         )
         return StyleResult(learned, self.z, self.losses, self.updates, torch.stack(self.distances).cpu())
 
@@ -236,7 +241,7 @@ class _Fit:
     def __init__(self, run: _Run, index: int, held: Held) -> None:
         self.run, self.held = run, held
         self.sigma, self.target = run.levels[index], run.levels[index + 1]
-        self.goal = own(run.path.level(index + 1))
+        self.goal = own(run.trajectory.level(index + 1))
         # the published tolerances, and the balance of the losses, are meant for variance-preserving latents
         self.weight = 1.0 if run.denoiser.flow else 1 / (1 + self.target * self.target)
         with torch.no_grad():
@@ -250,9 +255,9 @@ class _Fit:
         run, level = self.run, index
         sigma = self.sigma
         if run.options.targets == "published":
-            level = max(index, run.path.first + 1)
+            level = max(index, run.trajectory.first + 1)
             sigma = run.levels[level - 1]
-        z = own(run.path.level(level))
+        z = own(run.trajectory.level(level))
         if not run.denoiser.flow:  # the latent of one level, as the network sees it at another
             z = z * ((1 + sigma * sigma) / (1 + run.levels[level] ** 2)) ** 0.5
         run.control.collect()

@@ -29,7 +29,7 @@ class ValueEmbeddings:
         base: the source prompt.
         scale, shift: float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`. A row with text
             embedding c gets c * scale + shift; scale None ("direct" networks) gives the shift to every row, whatever its text.
-        path: the trajectory that they follow.
+        trajectory: the trajectory that they follow.
         guidance_scale: what they were learned for.
         fingerprint: of the model; None after loading from a file, and then not checked.
         picture: pixels per cell, height and width of the picture, where they are known: its latent may be padded.
@@ -38,19 +38,19 @@ class ValueEmbeddings:
     base: Context
     scale: Tensor | None
     shift: Tensor
-    path: Trajectory = field(repr=False)
+    trajectory: Trajectory = field(repr=False)
     guidance_scale: float
     fingerprint: str | None
     image: tuple[int, int, int] | None = None
 
     @property
     def family(self) -> str:
-        return self.path.family
+        return self.trajectory.family
 
     @property
     def sigmas(self) -> Tensor:
         """The whole grid, float32 [N + 1], on the CPU."""
-        return self.path.sigmas
+        return self.trajectory.sigmas
 
     @property
     def steps(self) -> int:
@@ -91,19 +91,19 @@ class ValueEmbeddings:
     def trajectory_for(self, denoiser: Denoiser) -> Trajectory:
         """The trajectory, as one that `denoiser` made. Raises MismatchError unless it did, as far as is known."""
         self.check(denoiser)
-        return replace(self.path, fingerprint=denoiser.fingerprint).to(denoiser.device)
+        return replace(self.trajectory, fingerprint=denoiser.fingerprint).to(denoiser.device)
 
     def to(self, device: torch.device) -> ValueEmbeddings:
         scale = None if self.scale is None else self.scale.to(device)
-        return replace(self, scale=scale, shift=self.shift.to(device), path=self.path.to(device))
+        return replace(self, scale=scale, shift=self.shift.to(device), trajectory=self.trajectory.to(device))
 
 
 def save_value_embeddings(embeddings: ValueEmbeddings, path: Path) -> Path:
     """Write a safetensors file; folders are made. What a host attached to the prompt is not saved."""
-    base, source = embeddings.base, embeddings.path
+    base, source = embeddings.base, embeddings.trajectory
     tensors = {
         "base": base.tokens, "pooled": base.pooled, "scale": embeddings.scale, "shift": embeddings.shift,
-        "sigmas": source.sigmas, "path": source.latents, "clean": source.clean,
+        "sigmas": source.sigmas, "path": source.latents, "clean": source.source_latent,
     }  # fmt: skip
     about = {
         "family": source.family, "prompt": source.prompt, "text": base.text, "guidance_scale": embeddings.guidance_scale,

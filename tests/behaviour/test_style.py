@@ -40,8 +40,10 @@ def test_oracle_cannot_pass_blindly(learned):
 
 
 def test_guided_sampling_gives_the_picture_back(model, learned):
-    work, source = learned.work, claims.images(model, learned.path.source)
-    plain = reconstruct(model.denoiser, learned.path, work.source, negative=work.null, guidance_scale=claims.SCALE)
+    work, source = learned.work, claims.images(model, learned.trajectory.source)
+    plain = reconstruct(
+        model.denoiser, learned.trajectory, work.source, negative=work.null, guidance_scale=claims.SCALE
+    )
     found, before = (psnr(claims.images(model, z), source) for z in (learned.style.rebuilt, plain))
     assert float(found.min()) > 30 and float((found - before).min()) > 5
 
@@ -49,7 +51,7 @@ def test_guided_sampling_gives_the_picture_back(model, learned):
 def test_the_maps_loss_holds_the_maps(model, learned):
     work = claims.scenes(model, learned.work.trials[:1])
     path = replace(
-        learned.path, latents=learned.path.latents[:, :1], clean=learned.path.clean[:1],
+        learned.trajectory, latents=learned.trajectory.latents[:, :1], source_latent=learned.trajectory.source_latent[:1],
         prompt=claims.context_digest(work.source),
     )  # fmt: skip
     bare = claims._learn(model, load_bundled_ranker(), work, path, replace(QUICK, attention_weight=0.0))

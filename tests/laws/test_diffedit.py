@@ -247,7 +247,7 @@ def test_decode_refuses_what_does_not_fit():
     path = inverted(denoiser)
     with pytest.raises(ShapeError, match="schedule is made for"):
         masked_decode(denoiser, path, constant_schedule(torch.ones(1, H, W + 1)), PROMPTS)
-    short = invert(denoiser, path.clean, prompt(), path.sigmas, ratio=0.5, options=InversionOptions("current"))
+    short = invert(denoiser, path.source_latent, prompt(), path.sigmas, ratio=0.5, options=InversionOptions("current"))
     with pytest.raises(MismatchError, match="larger encoding ratio"):
         masked_decode(denoiser, short, constant_schedule(box()), PROMPTS, ratio=0.6)
     other = ToyDenoiser(curved)

@@ -124,7 +124,9 @@ def test_images_do_not_influence_each_other(lr, tolerance):
     together = null_text(denoiser, path, SOURCE, NULL.with_tokens(starts), options=options)
     updates = []
     for i in range(3):
-        alone_path = dataclasses.replace(path, latents=path.latents[:, i : i + 1], clean=path.clean[i : i + 1])
+        alone_path = dataclasses.replace(
+            path, latents=path.latents[:, i : i + 1], source_latent=path.source_latent[i : i + 1]
+        )
         alone = null_text(denoiser, alone_path, SOURCE, NULL.with_tokens(starts[i : i + 1]), options=options)
         updates.append(alone.updates)
         for step in range(6):

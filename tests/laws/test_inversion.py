@@ -265,7 +265,7 @@ def test_a_trajectory_holds_every_level_and_the_source_bits():
     denoiser, path = trajectory(scale=0.18215)
     z = random_latent(B, C, H, W, seed=3)
     assert path.latents.shape == (9, B, C, H, W) and path.steps == 8 and path.first == 0 and path.batch == B
-    assert torch.equal(path.clean, z) and torch.equal(path.source, denoiser.scale_in(z))
+    assert torch.equal(path.source_latent, z) and torch.equal(path.source, denoiser.scale_in(z))
     for index, sigma in enumerate(path.sigmas.tolist()):
         assert torch.equal(path.at(sigma), path.level(index))
 
@@ -285,7 +285,7 @@ def test_a_trajectory_cannot_be_changed():
     latent, sigmas = random_latent(B, C, H, W, seed=3), even(8)
     path = invert(ToyDenoiser(curved), latent, prompt(), sigmas)
     latent.zero_(), sigmas.zero_()  # what it was made from may be used again
-    assert torch.equal(path.clean, random_latent(B, C, H, W, seed=3)) and torch.equal(path.sigmas, even(8))
+    assert torch.equal(path.source_latent, random_latent(B, C, H, W, seed=3)) and torch.equal(path.sigmas, even(8))
 
 
 def test_other_models_grids_sizes_batches_and_prompts_are_refused_by_name():

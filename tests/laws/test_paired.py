@@ -81,7 +81,7 @@ def test_the_same_beside_a_real_picture():
     sigmas = denoiser.schedule(STEPS)
     path = invert(denoiser, random_latent(2, 4, 5, 6, seed=4), SOURCE, sigmas)
     ours = pair_edit(denoiser, PairPrompts(SOURCE, TARGET, NEGATIVE, SCALE), Growing(sigmas), path)
-    plan = PairPlan(Growing, path=lambda: path)
+    plan = PairPlan(Growing, trajectory=lambda: path)
     start = interleave(path.latents[0], path.latents[0])
     source, edited = run_of(plan, denoiser, sigmas, start)
     torch.testing.assert_close(edited, ours.edited)
@@ -163,7 +163,7 @@ def test_a_plan_refuses_what_does_not_belong():
     plan.check(denoiser, sigmas, torch.zeros(4, 4, 5, 6), [torch.zeros(4, 14, 3)])
     path = invert(denoiser, random_latent(1, 4, 5, 6), SOURCE, denoiser.schedule(5))
     with pytest.raises(MismatchError, match="trajectory"):
-        PairPlan(PairControl, path=lambda: path).check(denoiser, sigmas, torch.zeros(2, 4, 5, 6), [])
+        PairPlan(PairControl, trajectory=lambda: path).check(denoiser, sigmas, torch.zeros(2, 4, 5, 6), [])
 
 
 # --------------------------------------------------------------------------------------------------------- maps for people

@@ -93,7 +93,7 @@ def test_pulling_holds_what_is_not_edited(pull_to):
     for pull in (0.0, 1.0):
         proximal = Proximal("hard", threshold=0.1, pull=pull, pull_to=pull_to, dilation=0)
         embeddings = negative_prompt(denoiser, path, prompt(0.2), proximal=proximal)
-        assert (embeddings.path is None) == (pull == 0)
+        assert (embeddings.trajectory is None) == (pull == 0)
         outs[pull] = reconstruct(denoiser, path, prompt(0.9), negative=embeddings, guidance_scale=3.0)
     assert torch.allclose(outs[1.0][:, :, 1:], path.source[:, :, 1:], atol=1e-5)
     assert (outs[0.0][:, :, 1:] - path.source[:, :, 1:]).abs().max() > 1e-2

@@ -236,7 +236,7 @@ def test_images_and_call_sizes_do_not_matter():
     assert torch.allclose(both.rebuilt, cut.rebuilt, atol=1e-5)
     for image in range(B):
         one = slice(image, image + 1)
-        alone = replace(path, latents=path.latents[:, one], clean=path.clean[one])
+        alone = replace(path, latents=path.latents[:, one], source_latent=path.source_latent[one])
         single = style_invert(
             AttentionDenoiser(), alone, SOURCE, NULL, FEATURES[one], seeds=[7 + image], options=options
         )

@@ -70,7 +70,7 @@ class Watched(StyleControl):
 def watched(denoiser, learned, **kwargs):
     spy = Spy(learned.sigmas)
     prompts = PairPrompts(SOURCE, TARGET, NULL, 7.5)
-    pair_edit(denoiser, prompts, Watched(learned, spy, **kwargs), learned.path)
+    pair_edit(denoiser, prompts, Watched(learned, spy, **kwargs), learned.trajectory)
     return spy.seen
 
 
@@ -93,9 +93,11 @@ def test_t10_tau_v():
     """30 steps: tau_v = 0.6 reaches steps 0 to 17."""
     learned = embeddings(AttentionDenoiser())
     long = replace(
-        learned.path, sigmas=torch.linspace(3, 0, 31), latents=learned.path.latents[:1].expand(31, -1, -1, -1, -1)
+        learned.trajectory,
+        sigmas=torch.linspace(3, 0, 31),
+        latents=learned.trajectory.latents[:1].expand(31, -1, -1, -1, -1),
     )
-    long = replace(learned, path=long, scale=None, shift=torch.zeros(30, B, T, D))
+    long = replace(learned, trajectory=long, scale=None, shift=torch.zeros(30, B, T, D))
     control = StyleControl(long, target_until=0.6)
     rows = rows_of("tc0", "tu0")
     wanted = [control.wants(site(rows, sigma)) for sigma in long.sigmas[:-1].tolist()]
@@ -144,15 +146,17 @@ def test_scale_one_and_shift_zero_is_prompt_to_prompt_bit_for_bit(options):
     denoiser = AttentionDenoiser()
     learned = embeddings(denoiser, plain=True)
     ours = style_edit(denoiser, learned, EDIT, NULL, options=StyleEditOptions(1.0, options))
-    plain = attention_edit(denoiser, EDIT, NULL, learned.path, options=options)
-    assert torch.equal(ours.edited, plain.edited) and torch.equal(ours.source, learned.path.source)
+    plain = attention_edit(denoiser, EDIT, NULL, learned.trajectory, options=options)
+    assert torch.equal(ours.edited, plain.edited) and torch.equal(ours.source, learned.trajectory.source)
 
 
 def test_tau_v_zero_without_attention_edits_is_plain_sampling_of_the_target():
     denoiser = AttentionDenoiser()
     learned = embeddings(denoiser)
     ours = style_edit(denoiser, learned, EDIT, NULL, options=StyleEditOptions(0.0, CLOSED))
-    assert torch.equal(ours.edited, reconstruct(denoiser, learned.path, TARGET, negative=NULL, guidance_scale=7.5))
+    assert torch.equal(
+        ours.edited, reconstruct(denoiser, learned.trajectory, TARGET, negative=NULL, guidance_scale=7.5)
+    )
     assert denoiser.rows == 2 * 2 * B * STEPS
 
 
@@ -185,13 +189,13 @@ def test_local_blend_keeps_the_source_where_no_word_looks():
     edit = replace_edit(SOURCE, TARGET, blend_source=(2,), blend_target=(2,))
     nowhere = replace(GATES, local_blend=LocalBlendOptions(threshold=1.0, start=0.0))
     ours = style_edit(denoiser, learned, edit, NULL, options=StyleEditOptions(0.5, nowhere))
-    assert torch.equal(ours.edited, learned.path.source)
+    assert torch.equal(ours.edited, learned.trajectory.source)
 
 
 def test_other_negatives_take_part():
     denoiser = AttentionDenoiser()
     learned = embeddings(denoiser)
-    borrowed = style_edit(denoiser, learned, EDIT, negative_prompt(denoiser, learned.path, SOURCE))
+    borrowed = style_edit(denoiser, learned, EDIT, negative_prompt(denoiser, learned.trajectory, SOURCE))
     assert torch.allclose(borrowed.edited, style_edit(denoiser, learned, EDIT, SOURCE).edited, atol=1e-5)
 
 
@@ -200,10 +204,10 @@ def test_images_of_a_batch_do_not_meet():
     learned = embeddings(denoiser)
     both = style_edit(denoiser, learned, EDIT, NULL).edited
     for image in range(B):
-        one, path = slice(image, image + 1), learned.path
+        one, path = slice(image, image + 1), learned.trajectory
         alone = replace(
             learned, scale=learned.scale[:, one], shift=learned.shift[:, one],
-            path=replace(path, latents=path.latents[:, one], clean=path.clean[one]),
+            trajectory=replace(path, latents=path.latents[:, one], source_latent=path.source_latent[one]),
         )  # fmt: skip
         assert torch.allclose(both[one], style_edit(denoiser, alone, EDIT, NULL).edited, atol=1e-3)
 
@@ -218,11 +222,13 @@ def test_sdedit_without_values_and_attention_is_plain_sdedit():
     denoiser.schedule = lambda steps, strength=1.0: learned.sigmas[round((1 - strength) * steps) :]
     for strength in (0.5, 1.0):
         prompts = EditPrompts(TARGET, NULL, 7.5)
-        plain = sdedit(denoiser, learned.path.clean, prompts, seeds=[1, 2], steps=STEPS, strength=strength)
+        plain = sdedit(
+            denoiser, learned.trajectory.source_latent, prompts, seeds=[1, 2], steps=STEPS, strength=strength
+        )
         options, start = StyleEditOptions(0.0, CLOSED), NoisedStart(strength, [1, 2])
         ours = style_edit(denoiser, learned, EDIT, NULL, options=options, start=start)
         assert torch.allclose(ours.edited, plain, atol=1e-6)
-        assert torch.equal(ours.source, learned.path.source)
+        assert torch.equal(ours.source, learned.trajectory.source)
 
 
 def test_sdedit_with_values_counts_its_steps_on_the_whole_grid():
@@ -278,7 +284,7 @@ def test_transfer_starts_from_the_content_with_the_values_of_the_style():
     denoiser = AttentionDenoiser()
     style, path, off = embeddings(denoiser, batch=1), content(denoiser), PlugAndPlayOptions(0, 0)
     ours = style_transfer(denoiser, style, path, text(50), TARGET, NULL, options=off).edited
-    moved = replace(style, path=replace(path, prompt=style.path.prompt))
+    moved = replace(style, trajectory=replace(path, prompt=style.trajectory.prompt))
     alone = style_edit(denoiser, moved, EDIT, NULL, options=StyleEditOptions(1.0, CLOSED)).edited
     assert torch.equal(ours, alone)
     seen = Watched(style, Spy(style.sigmas), source=False)

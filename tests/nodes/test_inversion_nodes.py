@@ -28,7 +28,7 @@ def test_the_trajectory_is_the_pipelines(mode):
     )  # fmt: skip
     assert torch.equal(path.latents, wanted.latents) and torch.equal(path.sigmas, wanted.sigmas)
     assert (path.family, path.fingerprint, path.prompt) == (wanted.family, wanted.fingerprint, wanted.prompt)
-    assert torch.equal(path.clean, latent["samples"])
+    assert torch.equal(path.source_latent, latent["samples"])
     assert noised.sigma == float(path.sigmas[0]) and torch.equal(noised.z, path.latents[0])
 
 
@@ -234,7 +234,7 @@ def test_between_nodes_a_trajectory_waits_where_the_host_wants_it(monkeypatch):
     latent["batch_index"] = [4]
     held = inverted(host, latent)[0]
     path = _host.trajectory_in(held)
-    assert path.latents is moved[0] and path.clean is moved[1]
+    assert path.latents is moved[0] and path.source_latent is moved[1]
     assert path.source.shape == latent["samples"].shape
     rest = _host.trajectory_rest(held)
     assert rest["editkit_size"] == (21, 19) and rest["batch_index"] == [4] and "samples" not in rest

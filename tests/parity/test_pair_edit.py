@@ -232,7 +232,7 @@ def test_images_of_a_batch_do_not_know_each_other():
     path = invert(model, random_latent(3, 4, 8, 8), source, sigmas)
 
     def alone(i):
-        return replace(path, latents=path.latents[:, [i]], clean=path.clean[[i]])
+        return replace(path, latents=path.latents[:, [i]], source_latent=path.source_latent[[i]])
 
     for start, part in ((z, lambda i: z[[i]]), (path, alone)):
         run = {"negative": negative, "sigmas": sigmas, "guidance_scale": SCALE, "options": ALL}
@@ -265,7 +265,7 @@ def test_an_edit_of_nothing_is_the_reconstruction():
     path = invert(model, random_latent(2, 4, 8, 8), source, model.schedule(5))
     learned = Embeddings(negative, random_latent(5, 2, 7, 16), path.sigmas, path.family, path.fingerprint, path.prompt)
     borrowed = Embeddings(source, None, path.sigmas, path.family, path.fingerprint, path.prompt)
-    cut = replace(borrowed, proximal=Proximal(quantile=0.5, pull=0.3), path=path)
+    cut = replace(borrowed, proximal=Proximal(quantile=0.5, pull=0.3), trajectory=path)
     for name, kind, scale in (
         ("plain", negative, SCALE), ("null-text", learned, SCALE), ("npi", borrowed, SCALE), ("prox", cut, SCALE),
         ("prox at 1", cut, 1.0), ("none", None, 1.0),

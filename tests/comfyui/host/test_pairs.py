@@ -69,7 +69,7 @@ def same_prompt() -> PromptEdit:
 
 
 def p2p_plan(edit: PromptEdit, **options) -> PairPlan:
-    more = {name: options.pop(name) for name in ("sigmas", "share_noise", "path") if name in options}
+    more = {name: options.pop(name) for name in ("sigmas", "share_noise", "trajectory") if name in options}
     settings = P2POptions(self_divisor=1, **{"self_until": 0.5, "uncond_self_until": 0.5, **options})
     return PairPlan(lambda sigmas: P2PControl(edit, sigmas, settings), tokens=edit.token_count, **more)
 
@@ -272,7 +272,7 @@ def test_a_real_picture_is_held_to_its_path(model) -> None:
         contexts = [edit.source, edit.target, _host.context(cond(9), "negative")]
         ours = pair_edit(denoiser, PairPrompts(*contexts, 3.0), p2p_plan(edit).make(sigmas), path)
         ours = denoiser.scale_out(ours.edited)
-    patched = _host.paired_model(model, p2p_plan(edit, path=lambda: path))
+    patched = _host.paired_model(model, p2p_plan(edit, trajectory=lambda: path))
     for name in ("euler", "dpmpp_2m"):
         guider = CFGGuider().get_guider(patched, both(edit), cond(9), 3.0)[0]
         sampler = comfy.samplers.sampler_object(name)

@@ -37,7 +37,7 @@ class Scene:
         self.latent = call("EncodeImage", image=self.image, vae=self.vae)[0]
         self.sigmas = call("EditSigmas", model=self.model, steps=STEPS, strength=1.0)[0]
         self.positive, self.empty = self.encode(SOURCE), self.encode("")
-        self.path = self.inverted(self.model)
+        self.trajectory = self.inverted(self.model)
         self.edit = call("AlignPrompts", clip=self.clip, source_text=SOURCE, target_text=TARGET)[0]
 
     def encode(self, text: str) -> list:
@@ -48,7 +48,7 @@ class Scene:
 
     def learned(self, **change):
         given = {
-            "model": self.model, "trajectory": self.path, "positive": self.positive, "negative": self.empty,
+            "model": self.model, "trajectory": self.trajectory, "positive": self.positive, "negative": self.empty,
             "image": self.image, "image_encoder": self.ranker, "inner_steps": UPDATES, "preset": "even",
         }  # fmt: skip
         return call("StyleInvert", **{**given, **change})
@@ -86,11 +86,13 @@ def test_learning_and_edits_are_the_headless_hosts(scene, learned):
         options = replace(PRESETS["even"], inner=UPDATES)
         wanted = style_invert(free.denoiser, path, source, null, features, options=options)
     values = _host.value_embeddings_in(learned[0])
-    assert close(values.path.latents, path.latents)
+    assert close(values.trajectory.latents, path.latents)
     # Adam's first updates are the signs of gradients: rounding grows from step to step, and only the first can be compared
     assert close(values.scale[0], wanted.embeddings.scale[0], 0.01)
     with torch.inference_mode(False):
-        given = replace(values, base=source, fingerprint=None, path=replace(values.path, prompt=path.prompt))
+        given = replace(
+            values, base=source, fingerprint=None, trajectory=replace(values.trajectory, prompt=path.prompt)
+        )
         given = replace(given, scale=given.scale.clone(), shift=given.shift.clone())
         edit = replace(scene.edit, source=source, target=free.text.encode(TARGET))
         theirs = style_edit(free.denoiser, given, edit, null).edited / free.denoiser.scaling_factor
@@ -191,7 +193,7 @@ def test_transfer_and_sdedit_run_natively(scene, learned):
     sdedit = scene.edited(learned[0], sdedit_strength=0.6, seed=4)
     assert torch.equal(sdedit, scene.edited(learned[0], sdedit_strength=0.6, seed=4))
     styled = call(
-        "StyleTransfer", model=scene.model, embeddings=learned[0], trajectory=scene.path, source=scene.positive,
+        "StyleTransfer", model=scene.model, embeddings=learned[0], trajectory=scene.trajectory, source=scene.positive,
         target=scene.encode(TARGET), negative=scene.empty,
     )[0]  # fmt: skip
     assert torch.isfinite(styled["samples"]).all() and not torch.equal(styled["samples"], sdedit)
