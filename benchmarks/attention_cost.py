@@ -2,7 +2,7 @@
 
 `python -m editkit.benchmarks attention-cost` prints it. Memory is what the run holds at its worst moment beyond the model:
 of a P2Plus edit with LocalBlend, of plain sampling of the same rows, and of the published loop, which keeps whole maps.
-Time is that of an edit of a real picture, against nothing but the network calls that it needs: 4 rows while tau_u is open, 3
+Time is that of an edit of a real image, against nothing but the network calls that it needs: 4 rows while tau_u is open, 3
 while only the conditional branch is read, 2 after the last gate.
 """
 
@@ -87,7 +87,7 @@ def large_network() -> Any:
 
 
 def work_on(unet: Any, latent_pixels: int, batch: int = 1, width: int = WIDTH) -> Work:
-    """A word swap of a picture of `cells` x `cells`, on the network's device."""
+    """A word swap of an image of `latent pixels` x `latent pixels`, on the network's device."""
     unet = unet.eval().requires_grad_(False)
     schedule = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     denoiser = DiffusersDenoiser(unet, sigma_table(schedule), "epsilon", "sd1", 0.18215, 8)
@@ -161,7 +161,7 @@ def seconds(work: Work, rounds: int) -> tuple[list[int], float, float]:
 
 
 def main(rounds: int = 3) -> bool:
-    """Print both tables; True if both limits are kept. Without a GPU the picture has half the side."""
+    """Print both tables; True if both limits are kept. Without a GPU the image has half the side."""
     from ..pipelines.blended.pipeline import best_device
 
     device = best_device()

@@ -1,6 +1,6 @@
 """What DiffEdit and inversion cost against the bare network rows that they cannot avoid, in one run on one machine.
 
-`python -m editkit.benchmarks diffedit-cost` prints rows and times. Per picture DiffEdit needs 2 n rows for the mask, r N
+`python -m editkit.benchmarks diffedit-cost` prints rows and times. Per image DiffEdit needs 2 n rows for the mask, r N
 to climb and 2 r N to decode: 140 for n = 10, N = 50, r = 0.8. The published flow also guides the mask and the climb, which
 takes 200 (methods.md, section 6). All sides take turns, so that they see the same machine; the fastest round of each counts. On
 a CPU it is the processor's time that is measured, which other programs disturb least.
@@ -86,7 +86,7 @@ def inversion(work: Job) -> None:
 
 
 def bare(work: Job, calls: Sequence[tuple[int, float]]) -> Callable[[Job], None]:
-    """Nothing but network calls: (latents per picture, sigma) each, prepared beforehand."""
+    """Nothing but network calls: (latents per image, sigma) each, prepared beforehand."""
     denoiser, batch = work.model.denoiser, len(work.latent)
     largest = batch * max(count for count, _ in calls)
     rows = denoiser.scale_in(work.latent).repeat(largest // batch, 1, 1, 1).to(denoiser.dtype)
@@ -143,7 +143,7 @@ class Line:
 
 
 def rows_of(run: Callable[[Job], None], work: Job) -> float:
-    """Network rows per picture."""
+    """Network rows per image."""
     counter = CountingUnet(work.model.denoiser.unet)
     try:
         run(work)
@@ -174,14 +174,14 @@ def lines(model: Any, batch: int, rounds: int) -> list[Line]:
 
 
 def main(runs: Sequence[tuple[int, int]] = ((1, 7), (24, 3))) -> bool:
-    """Print the table for each (pictures, rounds); True if every ratio keeps its limit."""
+    """Print the table for each (images, rounds); True if every ratio keeps its limit."""
     from ..hosts.diffusers.loading import load_bundled
     from ..pipelines.blended.pipeline import best_device
 
     model = load_bundled(best_device())
     sides = {"DiffEdit": ours, "published flow": published, "inversion": inversion}
     rows = {name: rows_of(run, job(model, 1)) for name, run in sides.items()}
-    print("rows per picture: " + ", ".join(f"{name} {count:.0f}" for name, count in rows.items()))
+    print("rows per image: " + ", ".join(f"{name} {count:.0f}" for name, count in rows.items()))
     good = rows["DiffEdit"] == 140 and rows["inversion"] == SETTINGS.steps
     for batch, rounds in runs:
         print(f"{f'batch {batch}':<41} {'seconds':>8} {'of':>8} {'ratio':>6} {'limit':>6}")

@@ -45,7 +45,7 @@ def main(tune_steps: int = 75) -> bool:
         result = blended_edit(
             model.denoiser, model.codec, model.text, image, mask, "a red circle on a white background", settings=settings
         )  # fmt: skip
-        sizes = [f"{picture.shape[2]}x{picture.shape[1]}" for picture in (image, result.image)]
+        sizes = [f"{shown.shape[2]}x{shown.shape[1]}" for shown in (image, result.image)]
         seconds = time.perf_counter() - begun
         print(
             f"{name:<11} {sizes[0]:>9} {sizes[1]:>9} {result.change_outside:8g} {result.psnr_plain:9.2f} "

@@ -1,4 +1,4 @@
-"""The `editkit` command: edit a picture, run a workflow, run the demo.
+"""The `editkit` command: edit an image, run a workflow, run the demo.
 
 Exit codes: 0 done, 1 the edit cannot be made (the message says why), 2 wrong arguments, 130 cancelled.
 """
@@ -41,11 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="editkit", description="Text-driven image editing with diffusion models.")
     parser.add_argument("--verbose", action="store_true", help="show debug messages")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _edit_arguments(commands.add_parser("edit", help="edit a picture under a mask (Blended Latent Diffusion)"))
+    _edit_arguments(commands.add_parser("edit", help="edit an image under a mask (Blended Latent Diffusion)"))
     run = commands.add_parser("run", help="run an API-format workflow, here or on a ComfyUI server")
     run.add_argument("workflow", type=Path, help="an API-format JSON file, for example workflows/api/blended_edit.json")
     run.add_argument("--input", type=Path, help="folder that Load Image reads (default: the workflow's folder)")
-    run.add_argument("--output", type=Path, default=Path("output"), help="folder for saved pictures (default: output)")
+    run.add_argument("--output", type=Path, default=Path("output"), help="folder for saved images (default: output)")
     run.add_argument("--server", help="address of a running ComfyUI, for example http://127.0.0.1:8188")
     run.set_defaults(run=run_command)
     demo = commands.add_parser("demo", help="a blended edit on the bundled model, with a comparison sheet")
@@ -63,9 +63,9 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     from ..pipelines.blended.pipeline import EditSettings
 
     default = EditSettings()
-    parser.add_argument("--image", type=Path, required=True, help="the picture, any size")
+    parser.add_argument("--image", type=Path, required=True, help="the image, any size")
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
-    parser.add_argument("--prompt", required=True, help="what the picture should show")
+    parser.add_argument("--prompt", required=True, help="what the image should show")
     parser.add_argument("--negative", default="", help="what to move away from")
     parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
@@ -80,7 +80,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument(
-        "--kernels", default="1", help="mask shrinking in latent cells, for thin masks 7,5,3,1 (%(default)s = none)"
+        "--kernels", default="1", help="mask shrinking in latent pixels, for thin masks 7,5,3,1 (%(default)s = none)"
     )
     parser.add_argument(
         "--parts",
@@ -139,7 +139,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
         return model, load_open_clip(options.ranker_architecture, options.ranker, device=device)
     if options.model:
         print(
-            "editkit: the bundled ranker knows only the bundled model's pictures; candidates keep their order",
+            "editkit: the bundled ranker knows only the bundled model's images; candidates keep their order",
             file=sys.stderr,
         )
         return model, None
@@ -203,11 +203,11 @@ def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt:
     print(
         f"outside the mask: {result.psnr_plain:.1f} dB from the plain decoder, {result.psnr_tuned:.1f} dB from the tuned one"
     )
-    print(f"pictures: {folder}")
+    print(f"images: {folder}")
 
 
 def demo_command(options: argparse.Namespace) -> int:
-    """`editkit demo`: a blended edit of a shipped picture with the bundled model and ranker."""
+    """`editkit demo`: a blended edit of a shipped image with the bundled model and ranker."""
     from ..hosts.bundled.example_images import load_example
     from ..pipelines.blended.pipeline import EditSettings, blended_edit
 

@@ -26,7 +26,7 @@ def run_on_server(
     progress: Progress = silent,
     timeout: float = 3600,
 ) -> list[Path]:
-    """Upload the pictures that the workflow names, queue it, wait, and download what it saved.
+    """Upload the images that the workflow names, queue it, wait, and download what it saved.
 
     Args:
         server: for example http://127.0.0.1:8188.

@@ -1,9 +1,9 @@
 """`python -m editkit.training STAGE`: rebuild, export and measure the bundled model.
 
-    scenes     a contact sheet of training pictures       vae        the autoencoder
-    latents    encode the training pictures               unet       the U-Net and its text encoder
-    ranker     the image-text judge                       export     write pipelines/bundled, if better
-    evaluate   the acceptance table of the shipped files  examples   draw the pictures that ship with the workflows
+    scenes     a contact sheet of training images       vae        the autoencoder
+    latents    encode the training images               unet       the U-Net and its text encoder
+    ranker     the image-text ranker                       export     write pipelines/bundled, if better
+    evaluate   the acceptance table of the shipped files  examples   draw the images that ship with the workflows
 
 Stages before `export` resume from the work folder; each is a function of its seed and step count.
 """
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         elif name != "examples":
             stage.add_argument("--folder", type=Path, default=WORK, help=f"work folder (default: {WORK})")
         if name in STEPS:
-            what = {"latents": "pictures to encode", "scenes": "pictures to show"}.get(name, "optimiser steps in all")
+            what = {"latents": "images to encode", "scenes": "images to show"}.get(name, "optimiser steps in all")
             stage.add_argument("--steps", type=int, default=STEPS[name], help=f"{what} (default: {STEPS[name]})")
         if name in ("vae", "unet", "ranker", "scenes"):
             stage.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -10,7 +10,7 @@ from .measures import Row
 
 TEMPLATE = """# The bundled model
 
-A very small text-to-image latent diffusion model and a very small image-text judge. They know one toy world and exist
+A very small text-to-image latent diffusion model and a very small image-text ranker. They know one toy world and exist
 so that every example, workflow and test of EditKit can be run, and judged right or wrong, without a download.
 
 | part | what | file size |
@@ -24,7 +24,7 @@ Both text towers speak CLIP's token ids and store only the {rows} embedding rows
 read as the mean row (`hosts/bundled/__init__.py`).
 
 ## What it can draw
-Pictures of {size} x {size} pixels (other sizes run, untrained), one to two flat shapes on a background:
+Images of {size} x {size} pixels (other sizes run, untrained), one to two flat shapes on a background:
 - shapes: {shapes}
 - object colours: {colours}
 - backgrounds: {backgrounds}; patterns: {patterns}
@@ -33,7 +33,7 @@ Prompts look like `a red circle on a pink background` and `a green star left of 
 background`; `hosts/bundled/scenes.py` is the grammar. The empty prompt is the unconditional one.
 
 ## How it was made
-`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on pictures rendered by
+`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on images rendered by
 `hosts/bundled/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a stopped
 run resumes where it was. Optimiser steps taken: {steps}.
 
@@ -46,12 +46,12 @@ Printed by `{command}` from the files in this folder; held-out scenes that no st
 ```
 
 ## Limits
-It draws nothing but its grammar. A prompt that names only one of the things in the frame asks for a picture with that
-thing alone. Blur and slightly round corners come from the autoencoder. The judge was trained on the same grammar, sharp
+It draws nothing but its grammar. A prompt that names only one of the objects in the frame asks for an image with that
+object alone. Blur and slightly round corners come from the autoencoder. The ranker was trained on the same grammar, sharp
 and blurred, whole and masked; on photographs its scores mean nothing. Figures are of one training run with one seed.
 
 ## Licence
-As EditKit, GPL-3.0-or-later. The training pictures are made by this repository's own code.
+As EditKit, GPL-3.0-or-later. The training images are made by this repository's own code.
 """
 
 
@@ -68,7 +68,7 @@ def card(metrics: dict[str, Any], *, sizes: dict[str, int], steps: dict[str, int
         "unet": "U-Net, text-conditioned",
         "vae": "autoencoder",
         "text_encoder": "text encoder",
-        "ranker": "image-text judge, in open_clip's format",
+        "ranker": "image-text ranker, in open_clip's format",
     }
     table = [line(Row(**{key: value for key, value in row.items() if key != "passed"})) for row in metrics["rows"]]
     return TEMPLATE.format(

@@ -1,4 +1,4 @@
-"""Stage `examples`: draw the pictures that ship with the workflows, each with its mask and its words."""
+"""Stage `examples`: draw the images that ship with the workflows, each with its mask and its words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..pipelines.evaluation.drawing import save_image
 from .loop import write_json
 
 SIZE = 96
-Drawn = tuple[np.ndarray, np.ndarray, str, str, str]  # picture, mask, caption, prompt, what is new
+Drawn = tuple[np.ndarray, np.ndarray, str, str, str]  # image, mask, caption, prompt, what is new
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -22,24 +22,24 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def _empty_side() -> Drawn:
-    """One thing on the left; the mask is a box in the empty right half."""
+    """One object on the left; the mask is a box in the empty right half."""
     scene = Scene("sky", "plain", (SceneObject("ring", "red", 0.26, 0.5, 0.2),))
-    target = Scene("sky", "plain", (*scene.things, SceneObject("star", "yellow", 0.74, 0.5, 0.2)))
+    target = Scene("sky", "plain", (*scene.objects, SceneObject("star", "yellow", 0.74, 0.5, 0.2)))
     return render(scene, SIZE), _box(0.5, 0.22, 0.98, 0.78), scene.caption, target.caption, "a yellow star"
 
 
 def _one_object() -> Drawn:
-    """One thing in the middle; the mask is everything else, and the half pixel of its rim that shows the old background."""
-    thing = SceneObject("circle", "purple", 0.5, 0.5, 0.27)
-    scene = Scene("white", "plain", (thing,))
+    """One object in the middle; the mask is everything else, and the half pixel of its rim that shows the old background."""
+    item = SceneObject("circle", "purple", 0.5, 0.5, 0.27)
+    scene = Scene("white", "plain", (item,))
     x, y = grid(SIZE)
-    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < -0.5 / SIZE
-    target = Scene("brown", "striped", (thing,))
+    near = shape_distance(item.shape, x - item.x, y - item.y, item.radius) < -0.5 / SIZE
+    target = Scene("brown", "striped", (item,))
     return render(scene, SIZE), 1 - near.astype(np.float32), scene.caption, target.caption, target.background_words
 
 
 def _thin_stroke() -> Drawn:
-    """An empty picture and a wavy stroke of 4 pixels: thinner than a latent cell."""
+    """An empty image and a wavy stroke of 4 pixels: thinner than a latent pixel."""
     scene = Scene("cream", "plain", ())
     x, y = grid(SIZE)
     stroke = np.abs(y - 0.5 - 0.07 * np.sin(2 * np.pi * x * 1.5)) < 2 / SIZE
@@ -49,7 +49,7 @@ def _thin_stroke() -> Drawn:
 
 
 def _scribble() -> Drawn:
-    """A user's rough green scribble on an empty picture, and a mask around it."""
+    """A user's rough green scribble on an empty image, and a mask around it."""
     scene = Scene("pink", "plain", ())
     image = render(scene, SIZE)
     x, y = grid(SIZE)
@@ -61,7 +61,7 @@ def _scribble() -> Drawn:
 
 
 def _red_circle() -> Drawn:
-    """One thing, to become another by words alone; the mask is the thing itself."""
+    """One object, to become another by words alone; the mask is the object itself."""
     scene = Scene("mint", "plain", (SceneObject("circle", "red", 0.5, 0.5, 0.25),))
     target = scene.with_object(0, shape="square", colour="blue")
     return render(scene, SIZE), object_mask(scene, SIZE), scene.caption, target.caption, "a blue square"

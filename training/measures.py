@@ -1,4 +1,4 @@
-"""The acceptance measures, one function each: what the shipped files can do on held-out scenes, judged by the oracle.
+"""The acceptance measures, one function each: what the shipped files can do on held-out scenes, checked by the oracle.
 
 Held-out scenes come from their own stream (`scenes.scene_rng`); those of the acceptance start at `FIRST` and never meet
 the tuning scenes, which are counted from 0.
@@ -65,9 +65,9 @@ def mean_row(name: str, values: Tensor, floor: float | None, begun: float) -> Ro
     return Row(name, mean, "dB", len(values), mean - half, mean + half, floor, time.monotonic() - begun)
 
 
-def held_out(count: int, things: int | None, part: int) -> list[Scene]:
+def held_out(count: int, objects: int | None, part: int) -> list[Scene]:
     """`count` acceptance scenes of measure number `part` (each measure has scenes of its own)."""
-    return [sample_scene(scene_rng(FIRST + part * 10_000 + i, held_out=True), things) for i in range(count)]
+    return [sample_scene(scene_rng(FIRST + part * 10_000 + i, held_out=True), objects) for i in range(count)]
 
 
 def images_of(scenes: Sequence[Scene], size: int) -> Tensor:
@@ -116,19 +116,19 @@ def sample(denoiser: Denoiser, contexts: tuple[Context, Context], noise: Tensor,
     return z
 
 
-def prompts_drawn(model: Any, things: int, count: int, size: int) -> Row:
-    """Everything that the prompt says is in the picture: background, pattern, number, colours, shapes, order."""
+def prompts_drawn(model: Any, objects: int, count: int, size: int) -> Row:
+    """Everything that the prompt says is in the image: background, pattern, number, colours, shapes, order."""
     begun = time.monotonic()
-    scenes, hits = held_out(count, things, 1 + things), []
-    generator = torch.Generator().manual_seed(FIRST + things)
+    scenes, hits = held_out(count, objects, 1 + objects), []
+    generator = torch.Generator().manual_seed(FIRST + objects)
     side = size // model.codec.factor
     for part in batches(scenes):
         contexts = encode_all(model.text, [scene.caption for scene in part]), model.text.encode("")
         noise = torch.randn((len(part), model.codec.channels, side, side), generator=generator)
         z = sample(model.denoiser, contexts, noise, steps=25, scale=4.0)
         hits += agreeing(model.codec.decode(model.denoiser.scale_out(z)), part)
-    name = {1: "one-object prompts fully right", 2: "two-object prompts fully right"}[things]
-    return share_row(name, hits, {1: 0.97, 2: 0.85}[things], begun)
+    name = {1: "one-object prompts fully right", 2: "two-object prompts fully right"}[objects]
+    return share_row(name, hits, {1: 0.97, 2: 0.85}[objects], begun)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def round_trip(model: Any, count: int, size: int) -> Row:
 
 
 def caption_first(ranker: Ranker, count: int, size: int, *, hard: bool) -> Row:
-    """Whether a picture's own caption comes first of eight: seven of other scenes, or (`hard`) one word wrong."""
+    """Whether an image's own caption comes first of eight: seven of other scenes, or (`hard`) one word wrong."""
     begun = time.monotonic()
     scenes = held_out(count, None, 5)
     lists = [eight_captions(scene, np.random.default_rng([11, i]), hard=hard) for i, scene in enumerate(scenes)]
@@ -173,22 +173,22 @@ def caption_first(ranker: Ranker, count: int, size: int, *, hard: bool) -> Row:
 def masked_object_first(ranker: Ranker, count: int, size: int) -> Row:
     """The same through a mask (black outside), captions naming the object only, one word wrong in seven."""
     begun = time.monotonic()
-    scenes, lists, pictures = held_out(count, 1, 6), [], []
+    scenes, lists, images = held_out(count, 1, 6), [], []
     for i, scene in enumerate(scenes):
         rng = np.random.default_rng([12, i])
-        objects = [changed.things[0].words for changed in one_word_changes(scene)]
-        wrong = sorted({words for words in objects if words != scene.things[0].words})
-        words = [scene.things[0].words, *rng.permutation(wrong)[:7]]
+        objects = [changed.objects[0].words for changed in one_word_changes(scene)]
+        wrong = sorted({words for words in objects if words != scene.objects[0].words})
+        words = [scene.objects[0].words, *rng.permutation(wrong)[:7]]
         lists.append([Caption((str(word),), None).text for word in words])
-        pictures.append(render(scene, size) * window(scene, 0, size, rng)[..., None])
-    images = torch.from_numpy(np.stack(pictures)).float()
+        images.append(render(scene, size) * window(scene, 0, size, rng)[..., None])
+    images = torch.from_numpy(np.stack(images)).float()
     return share_row("ranker, masked object, one word wrong in 7", first_of(ranker, images, lists), None, begun)
 
 
 def good_before_spoilt(ranker: Ranker, count: int, size: int) -> Row:
     """Whether a masked good candidate scores above a masked spoilt one for the same caption.
 
-    Spoilt pictures that the oracle still reads as the scene are left out.
+    Spoilt images that the oracle still reads as the scene are left out.
     """
     begun = time.monotonic()
     hits: list[bool] = []

@@ -1,6 +1,6 @@
-"""Stage `ranker`: a small CLIP in open_clip's own format, trained on what is true and false of rendered pictures.
+"""Stage `ranker`: a small CLIP in open_clip's own format, trained on what is true and false of rendered images.
 
-The image tower is open_clip's ModifiedResNet (convolutions learn shapes from far fewer pictures than patches do), the
+The image tower is open_clip's ModifiedResNet (convolutions learn shapes from far fewer images than patches do), the
 text tower its causal transformer on CLIP's ids. Only the embedding rows of the grammar are trained and stored.
 """
 
@@ -61,17 +61,17 @@ def compact_ids(texts: Sequence[str]) -> Tensor:
     return torch.tensor([row + [0] * (TRAINED_LENGTH - len(row)) for row in rows])
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """[B, 3, S, S] in [0, 1] as the image tower wants it."""
-    mean, std = (torch.tensor(value)[:, None, None].to(pictures) for value in (MEAN, STD))
-    return (pictures - mean) / std
+    mean, std = (torch.tensor(value)[:, None, None].to(images) for value in (MEAN, STD))
+    return (images - mean) / std
 
 
 def augment(views: Sequence[View], generator: torch.Generator) -> Tensor:
-    """Pictures [B, 3, S, S] in [0, 1]: blur, exposure and noise as a decoder leaves them, then the black outside."""
+    """Images [B, 3, S, S] in [0, 1]: blur, exposure and noise as a decoder leaves them, then the black outside."""
     stored = torch.from_numpy(np.stack([view.image for view in views])).movedim(-1, 1)
-    inside, pictures = (stored >= 0).all(dim=1, keepdim=True), stored.clamp(min=0)
-    parts = [_blur(part, float(torch.rand((), generator=generator)) * 2.0) for part in pictures.split(16)]
+    inside, images = (stored >= 0).all(dim=1, keepdim=True), stored.clamp(min=0)
+    parts = [_blur(part, float(torch.rand((), generator=generator)) * 2.0) for part in images.split(16)]
     shape = (len(views), 1, 1, 1)
     gain = 1 + 0.05 * torch.randn(shape, generator=generator)
     level = 0.06 * torch.rand(shape, generator=generator) ** 2
@@ -80,14 +80,14 @@ def augment(views: Sequence[View], generator: torch.Generator) -> Tensor:
     return (noisy + flat).clamp(0, 1) * inside
 
 
-def _blur(pictures: Tensor, sigma: float) -> Tensor:
+def _blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur with standard deviation `sigma` pixels; below a third of a pixel nothing happens."""
     if sigma < 0.33:
-        return pictures
+        return images
     offsets = torch.arange(-5, 6, dtype=torch.float32)
     kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), 0)
-    channels = pictures.shape[1]
-    padded = F.pad(pictures, (5, 5, 5, 5), mode="replicate")
+    channels = images.shape[1]
+    padded = F.pad(images, (5, 5, 5, 5), mode="replicate")
     padded = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
     return F.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
@@ -95,7 +95,7 @@ def _blur(pictures: Tensor, sigma: float) -> Tensor:
 def contrast(logits: Tensor, truth: Tensor) -> Tensor:
     """Mean over true pairs of -log p(pair | the false pairs of its row, and of its column).
 
-    `truth` holds 1, -1 and 0 as `pairs.relation`; several captions can be true of one picture, and true ones never
+    `truth` holds 1, -1 and 0 as `pairs.relation`; several captions can be true of one image, and true ones never
     compete with each other.
     """
     false = logits.masked_fill(truth >= 0, -1e4)
@@ -116,8 +116,8 @@ def train(
     trainer.resume(checkpoint)
 
     def loss_of_step(step: int) -> Tensor:
-        pictures, texts, truth = batch_of_step(seed, step, batch)
-        images, words = model.encode_image(pictures, normalize=True), model.encode_text(texts, normalize=True)
+        images, texts, truth = batch_of_step(seed, step, batch)
+        images, words = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
         scale = model.logit_scale.clamp(max=float(np.log(100))).exp()
         return contrast(scale * images @ words.T, truth)
 
@@ -134,12 +134,12 @@ def train(
 
 
 def batch_of_step(seed: int, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised pictures [count, 3, S, S], caption rows [M, L] and their relations [count, M], of one step."""
+    """Normalised images [count, 3, S, S], caption rows [M, L] and their relations [count, M], of one step."""
     rng = scene_rng(FIRST_SCENE + seed * 1_000_000 + step)
     views = views_of_step(rng, count, SIZE)
     captions = captions_of_step(views, rng)
-    pictures = normalise(augment(views, step_generator(seed, step)))
-    return pictures, compact_ids([caption.text for caption in captions]), torch.from_numpy(relations(views, captions))
+    images = normalise(augment(views, step_generator(seed, step)))
+    return images, compact_ids([caption.text for caption in captions]), torch.from_numpy(relations(views, captions))
 
 
 @torch.no_grad()
@@ -194,8 +194,8 @@ def tuning_accuracy(model: Any, count: int = 128) -> dict[str, float]:
     scenes = [sample_scene(scene_rng(i, held_out=True)) for i in range(count)]
     training = model.training
     model.eval()
-    pictures = torch.from_numpy(np.stack([paint(scene, SIZE) for scene in scenes])).movedim(-1, 1)
-    images = model.encode_image(normalise(pictures), normalize=True)
+    images = torch.from_numpy(np.stack([paint(scene, SIZE) for scene in scenes])).movedim(-1, 1)
+    images = model.encode_image(normalise(images), normalize=True)
     result = {}
     for name, hard in (("random", False), ("one word", True)):
         lists = [eight_captions(scene, np.random.default_rng([5, i]), hard=hard) for i, scene in enumerate(scenes)]

@@ -37,8 +37,8 @@ CONFIG = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
-SHARES = (0.04, 0.60, 0.36)  # of scenes with no, one and two things
-PAIRS_FROM, PAIRS_SHARE = 0.55, 0.6  # one thing is learned by then; which words belong together takes longer
+SHARES = (0.04, 0.60, 0.36)  # of scenes with no, one and two objects
+PAIRS_FROM, PAIRS_SHARE = 0.55, 0.6  # one object is learned by then; which words belong together takes longer
 
 
 def alphas_cumprod() -> Tensor:
@@ -52,10 +52,10 @@ def cache_latents(folder: Path, count: int, *, size: int = 96, autocast: bool = 
     """Encode `count` training scenes to folder/latents.safetensors: scaled posterior means [count, 4, h, w]."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     rng = np.random.default_rng(7)
-    things = rng.choice(3, size=count, p=SHARES)
+    objects = rng.choice(3, size=count, p=SHARES)
     latents, captions = [], []
     for start in range(0, count, 64):
-        scenes = [sample_scene(scene_rng(20_000_000 + i), int(things[i])) for i in range(start, min(count, start + 64))]
+        scenes = [sample_scene(scene_rng(20_000_000 + i), int(objects[i])) for i in range(start, min(count, start + 64))]
         images = np.stack([render(scene, size) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             mean = vae.encode(torch.from_numpy(images).movedim(-1, 1) * 2 - 1).latent_dist.mean

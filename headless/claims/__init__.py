@@ -1,1 +1,1 @@
-"""What the methods promise, measured on the bundled model and judged by its oracle: `editkit claims`."""
+"""What the methods promise, measured on the bundled model and checked by its oracle: `editkit claims`."""

@@ -1,6 +1,6 @@
 """What attention control can do on the bundled model: its claims as one table.
 
-`python -m editkit.benchmarks attention` prints it: 64 pairs of captions each, judged by the weight-free oracle. Settings are
+`python -m editkit.benchmarks attention` prints it: 64 pairs of captions each, checked by the weight-free oracle. Settings are
 the published ones, except for the swap of shapes: this model follows the target's words whatever the first part of the run
 has done, so that 50 steps leave nothing to gain. There the run has 4 steps, and the source's attention acts in every layer
 until half of it (chosen on other scenes).
@@ -39,8 +39,8 @@ def overlaps(sources: Tensor, targets: Tensor) -> Tensor:
 
 
 def swap_claims(model: Any, count: int = 64, *, real: bool = False) -> list[Claim]:
-    """A thing gets another colour by replacing one word; its shape and place stay."""
-    pairs, name = pairs_of(t.colour_swap, count), "real picture, new colour" if real else "colour swap"
+    """An object gets another colour by replacing one word; its shape and place stay."""
+    pairs, name = pairs_of(t.colour_swap, count), "real image, new colour" if real else "colour swap"
     sources, targets = t.edited(model, pairs, replace(RUN, real=real))
     _, loose = t.edited(model, pairs, replace(LOOSE, real=real))
     kept, free = float(overlaps(sources, targets).mean()), float(overlaps(sources, loose).mean())
@@ -53,11 +53,11 @@ def swap_claims(model: Any, count: int = 64, *, real: bool = False) -> list[Clai
 
 
 def blend_claims(model: Any, count: int = 64) -> list[Claim]:
-    """LocalBlend on the words of one thing's colour keeps the half of the picture where the other thing is."""
+    """LocalBlend on the words of one object's colour keeps the half of the image where the other object is."""
     pairs = pairs_of(t.one_of_two, count)
 
     def colours(pair: t.Pair) -> dict[str, Any]:
-        return {"blend_words": [scene.things[0].colour for scene in (pair.before, pair.after)]}
+        return {"blend_words": [scene.objects[0].colour for scene in (pair.before, pair.after)]}
 
     kept, rates = [], []
     for words in (colours, lambda pair: {}):
@@ -70,13 +70,13 @@ def blend_claims(model: Any, count: int = 64) -> list[Claim]:
     mean, spread = float(gain.mean()), 1.96 * float(gain.std()) / math.sqrt(len(gain))
     text = f"{float(kept[0].mean()):.1f} dB against {float(kept[1].mean()):.1f}: {mean:+.1f} +- {spread:.1f}, wanted +6"
     return [
-        Claim("LocalBlend: the other thing's half", mean, text, mean >= 6),
+        Claim("LocalBlend: the other object's half", mean, text, mean >= 6),
         share("LocalBlend: colour right", rates[0], 0.90),
     ]
 
 
 def refine_claims(model: Any, count: int = 64) -> list[Claim]:
-    """A word is added, "striped": the background changes, the thing stays."""
+    """A word is added, "striped": the background changes, the object stays."""
     pairs = pairs_of(t.new_attribute, count)
     sources, targets = t.edited(model, pairs, RUN)
     _, loose = t.edited(model, pairs, LOOSE)
@@ -95,14 +95,14 @@ def weighted(model: Any, pairs: Sequence[t.Pair], word: Callable[[t.Pair], str],
 
 
 def weight_claims(model: Any, count: int = 64, steps: int = 25) -> list[Claim]:
-    """Means over the pairs must rise from weight to weight: the thing's size with its noun, its paint with its colour."""
+    """Means over the pairs must rise from weight to weight: the object's size with its noun, its paint with its colour."""
     pairs = pairs_of(t.same_scene, count)
     size, painted = [], []
     for weight in SIZE_WEIGHTS:
-        _, targets = weighted(model, pairs, lambda pair: pair.after.things[0].shape, weight, steps)
-        size.append(sum(map(t.size_of_things, targets)) / count)
+        _, targets = weighted(model, pairs, lambda pair: pair.after.objects[0].shape, weight, steps)
+        size.append(sum(map(t.size_of_objects, targets)) / count)
     for weight in PAINT_WEIGHTS:
-        sources, targets = weighted(model, pairs, lambda pair: pair.after.things[0].colour, weight, steps)
+        sources, targets = weighted(model, pairs, lambda pair: pair.after.objects[0].colour, weight, steps)
         painted.append(sum(map(t.paint, targets, sources, pairs)) / count)
     return [
         rising("weight of the noun: size", SIZE_WEIGHTS, size),
@@ -142,10 +142,10 @@ def shape_claims(model: Any, count: int = 256) -> list[Claim]:
         t.edited(model, pairs, replace(SHAPES, options=replace(HELD, uncond_self_until=until)))[1]
         for until in (0.5, 0.0)
     ]
-    shapes, things = ([t.hits(part, pairs, judge) for part in images] for judge in (t.has_shape, t.has_object_at))
+    shapes, objects = ([t.hits(part, pairs, judge) for part in images] for judge in (t.has_shape, t.has_object_at))
     return [
         compared("P2Plus over P2P: shape right", *shapes, 0.05),
-        compared("P2Plus over P2P: and colour kept", *things, 0.0),
+        compared("P2Plus over P2P: and colour kept", *objects, 0.0),
     ]
 
 

@@ -1,6 +1,6 @@
 """Attention edits whose right answer is known: two captions of the grammar, and what the oracle must see.
 
-Source and target are drawn from one noise, or the source is the renderer's picture, inverted. Pairs whose prompts are aligned
+Source and target are drawn from one noise, or the source is the renderer's image, inverted. Pairs whose prompts are aligned
 alike run as a batch, each with its own captions and seed.
 """
 
@@ -46,17 +46,17 @@ def _scene(index: int, first: int) -> tuple[Scene, np.random.Generator]:
 
 
 def colour_swap(index: int, first: int = FIRST) -> Pair:
-    """One thing gets another colour."""
+    """One object gets another colour."""
     scene, rng = _scene(index, first)
-    colour = rng.choice([c for c in OBJECT_COLOURS if c != scene.things[0].colour])
+    colour = rng.choice([c for c in OBJECT_COLOURS if c != scene.objects[0].colour])
     return Pair(scene, scene.with_object(0, colour=str(colour)), first + index)
 
 
 def one_of_two(index: int, first: int = FIRST) -> Pair:
-    """The left one of two things gets a colour that neither had."""
+    """The left one of two objects gets a colour that neither had."""
     rng = scene_rng(first + index, held_out=True)
     scene = sample_scene(rng, 2)
-    left, right = scene.things
+    left, right = scene.objects
     others = [c for c in OBJECT_COLOURS if c not in (left.colour, right.colour)]
     if left.colour == right.colour:  # a name must mean one of them
         scene = scene.with_object(1, colour=others.pop())
@@ -64,9 +64,9 @@ def one_of_two(index: int, first: int = FIRST) -> Pair:
 
 
 def shape_swap(index: int, first: int = FIRST) -> Pair:
-    """One thing becomes another: a large change of structure."""
+    """One object becomes another: a large change of structure."""
     scene, rng = _scene(index, first)
-    shape = rng.choice([s for s in SHAPES if s != scene.things[0].shape])
+    shape = rng.choice([s for s in SHAPES if s != scene.objects[0].shape])
     return Pair(scene, scene.with_object(0, shape=str(shape)), first + index)
 
 
@@ -87,7 +87,7 @@ def same_scene(index: int, first: int = FIRST) -> Pair:
 class Run:
     """How pairs are sampled; `options` None leaves the target without its source's attention.
 
-    `real`: the source is the rendered picture itself, inverted.
+    `real`: the source is the rendered image itself, inverted.
     """
 
     steps: int = 50
@@ -102,7 +102,7 @@ Words = Callable[["Pair"], dict[str, Any]]
 def edited(
     model: Any, pairs: Sequence[Pair], run: Run, words: Words = lambda pair: {}, batch: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of sources and targets, [N, S, S, 3] each; `words` gives each pair's options of `align_prompts`."""
+    """Images of sources and targets, [N, S, S, 3] each; `words` gives each pair's options of `align_prompts`."""
     edits = [align_prompts(model.text, pair.before.caption, pair.after.caption, **words(pair)) for pair in pairs]
     groups: dict[tuple, list[int]] = {}
     for index, edit in enumerate(edits):
@@ -119,9 +119,9 @@ def edited(
 
 def _structure(edit: PromptEdit) -> tuple:
     """Equal for edits that do the same to the same places."""
-    arrays = (edit.mapper, edit.gate, edit.scale)
+    arrays = (edit.mapper, edit.alphas, edit.equalizer)
     places = (edit.blend_source, edit.blend_target, edit.keep_source, edit.keep_target)
-    return (*(array.numpy().tobytes() for array in arrays), *sorted(edit.windows.items()), *places)
+    return (*(array.numpy().tobytes() for array in arrays), *sorted(edit.step_ranges.items()), *places)
 
 
 def _sampled(model: Any, edits: Sequence[PromptEdit], pairs: Sequence[Pair], run: Run) -> tuple[Tensor, Tensor]:
@@ -158,22 +158,22 @@ def objects_mask(image: Tensor) -> np.ndarray:
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of the things in two pictures; 0 where there are none."""
+    """Intersection over union of the objects in two images; 0 where there are none."""
     first, second = objects_mask(a), objects_mask(b)
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
 def has_colour(image: Tensor, pair: Pair) -> bool:
-    return oracle.read(image.numpy()).has(pair.after.things[0].colour)
+    return oracle.read(image.numpy()).has(pair.after.objects[0].colour)
 
 
 def has_shape(image: Tensor, pair: Pair) -> bool:
-    return any(thing.shape == pair.after.things[0].shape for thing in oracle.read(image.numpy()).things)
+    return any(item.shape == pair.after.objects[0].shape for item in oracle.read(image.numpy()).objects)
 
 
 def has_object_at(image: Tensor, pair: Pair) -> bool:
-    thing = pair.after.things[0]
-    return oracle.read(image.numpy()).has(thing.colour, thing.shape)
+    item = pair.after.objects[0]
+    return oracle.read(image.numpy()).has(item.colour, item.shape)
 
 
 def all_right(image: Tensor, pair: Pair) -> bool:
@@ -181,16 +181,16 @@ def all_right(image: Tensor, pair: Pair) -> bool:
     return oracle.read(image.numpy()).agrees(pair.after)
 
 
-def size_of_things(image: Tensor) -> float:
-    """Their share of the picture."""
+def size_of_objects(image: Tensor) -> float:
+    """Their share of the image."""
     return float(objects_mask(image).mean())
 
 
 def paint(image: Tensor, source: Tensor, pair: Pair) -> float:
-    """How far the source's thing has the colour that the target's caption names: 0 = the background's, 1 = all of it."""
+    """How far the source's object has the colour that the target's caption names: 0 = the background's, 1 = all of it."""
     inside = objects_mask(source)
     empty = np.asarray(BACKGROUND_COLOURS[pair.after.background], np.float32) / 255
-    way = np.asarray(OBJECT_COLOURS[pair.after.things[0].colour], np.float32) / 255 - empty
+    way = np.asarray(OBJECT_COLOURS[pair.after.objects[0].colour], np.float32) / 255 - empty
     return float((image.numpy()[inside] - empty).mean(0) @ way / (way @ way)) if inside.any() else 0.0
 
 

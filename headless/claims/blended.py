@@ -1,6 +1,6 @@
 """What Blended Latent Diffusion can do on the bundled model: the claims of the README, as one table.
 
-`python -m editkit.benchmarks blended` prints it: 64 trials each, judged by the weight-free oracle.
+`python -m editkit.benchmarks blended` prints it: 64 trials each, checked by the weight-free oracle.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def thin_claims(model: Any, count: int = 64) -> list[Claim]:
 
 
 def rank_claims(model: Any, ranker: Any, count: int = 64, candidates: int = 8) -> list[Claim]:
-    """Best of 8 by rank against the mean of 8, with prompts that name only the new thing."""
+    """Best of 8 by rank against the mean of 8, with prompts that name only the new object."""
     best, mean = [], []
     for index in range(count):
         trial = t.new_object_alone(index)
@@ -140,7 +140,7 @@ def background_table(model: Any, count: int = 64) -> list[Method]:
 
 
 def background_images(model: Any, latent: Tensor, source: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each method's picture of one edit."""
+    """Each method's image of one edit."""
     plain = model.codec.decode(latent)
     yield "plain decode", plain
     yield "tuned decoder", tune_decoder(model.codec, latent, source, None, mask, settings=DecoderSettings()).image

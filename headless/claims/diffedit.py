@@ -1,10 +1,10 @@
 """What DiffEdit, inversion and null-text inversion can do on the bundled model: their claims as one table.
 
-`python -m editkit.benchmarks diffedit` prints it. All 64 trials are scenes with one thing, which becomes another of
+`python -m editkit.benchmarks diffedit` prints it. All 64 trials are scenes with one object, which becomes another of
 another colour and shape with no mask drawn; the source prompt is the scene's caption. The weight-free oracle judges.
 
-The true mask at latent resolution marks every cell that the thing touches (`downsample`'s mode "max", the default of the
-latent mask node): an edit that leaves a touched cell out leaves a piece of the old thing behind. All settings are the
+The true mask at latent resolution marks every latent pixel that the object touches (`downsample`'s mode "max", the default of the
+latent mask node): an edit that leaves a touched latent pixel out leaves a piece of the old object behind. All settings are the
 published ones.
 """
 
@@ -36,7 +36,7 @@ NULL_TEXT = NullTextOptions()  # guidance 7.5
 
 @dataclass(frozen=True)
 class Scenes:
-    """Trials as the methods take them: clean latents [B, C, h, w], pictures [B, H, W, 3] and both captions."""
+    """Trials as the methods take them: clean latents [B, C, h, w], images [B, H, W, 3] and both captions."""
 
     trials: Sequence[t.Trial]
     images: Tensor
@@ -60,13 +60,13 @@ def scenes(model: Any, trials: Sequence[t.Trial]) -> Scenes:
 
 # ------------------------------------------------------------------------------------------------------------- masks
 def true_latent_mask(model: Any, work: Scenes) -> Tensor:
-    """Cells that the thing touches, [B, h, w]."""
+    """Cells that the object touches, [B, h, w]."""
     _, masks = t.images_of(work.trials)
     return downsample(masks, *work.latent.shape[-2:], "max", factor=model.codec.factor).mask.to(work.latent.device)
 
 
 def overlap(found: Tensor, true: Tensor) -> Tensor:
-    """Intersection over union of binary masks [B, h, w], per picture."""
+    """Intersection over union of binary masks [B, h, w], per image."""
     both, either = found * true, torch.maximum(found, true)
     return both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
 
@@ -97,7 +97,7 @@ def mask_claims(model: Any, work: Scenes) -> list[Claim]:
 
 # ------------------------------------------------------------------------------------------------------------- edits
 def edit(model: Any, work: Scenes, settings: DiffEditSettings = SETTINGS) -> tuple[Tensor, float, float]:
-    """Composited edits [B, H, W, 3]; largest change outside the masks of the latents, and of the pictures."""
+    """Composited edits [B, H, W, 3]; largest change outside the masks of the latents, and of the images."""
     result = diffedit(
         model.denoiser, work.latent, work.source, work.target, work.null, seeds=work.seeds, settings=settings
     )
@@ -115,14 +115,14 @@ def edit_claims(model: Any, work: Scenes) -> list[Claim]:
         share("edits, new colour", [t.new_colour_right(*pair) for pair in pairs], 0.95),
         share("edits, new colour and shape", [t.new_object_right(*pair) for pair in pairs], 0.75),
         Claim("latent outside the mask", change, f"changed by {change:g} at most, wanted 0", change == 0),
-        Claim("picture outside the mask", change_px, f"changed by {change_px:g} at most, wanted 0", change_px == 0),
+        Claim("image outside the mask", change_px, f"changed by {change_px:g} at most, wanted 0", change_px == 0),
     ]
 
 
 # --------------------------------------------------------------------------------------------------- reconstructions
 @dataclass(frozen=True)
 class Rebuilt:
-    """PSNR against the picture in dB, per trial.
+    """PSNR against the image in dB, per trial.
 
     Attributes:
         vae: of the decoded source latent: what no inversion can exceed.

@@ -1,9 +1,9 @@
 """What LayerDiffusion can do on the bundled model: two-part edits, with every part of the method left out in turn.
 
-`python -m editkit.benchmarks layered` prints it. A scene's one thing gets another colour and stays what it is, and the
+`python -m editkit.benchmarks layered` prints it. A scene's one object gets another colour and stays what it is, and the
 background becomes another: the prompts say the new colour ("a blue shape", a word for no shape) and the new background;
-that the thing is a star, only the picture tells. The reference is the empty new background. Drawn from noise and judged by
-the weight-free oracle: one thing, its colour, its shape, and the background with its pattern.
+that the object is a star, only the image tells. The reference is the empty new background. Drawn from noise and checked by
+the weight-free oracle: one object, its colour, its shape, and the background with its pattern.
 
 Every scene learns by itself, in batches (`rowwise.py`). Steps and rates are fewer and larger than published, because the
 bundled model is small; they were chosen on other scenes.
@@ -51,14 +51,14 @@ KIND = 80_000  # of the trials' stream
 EMBEDDINGS = EmbeddingOptions(steps=100, lr=1e-2, join="average")
 TUNING = TuneOptions(plan=TunePlan("lora", rank=8), steps=80, lr=2e-3)
 ALPHA, STEPS, SCALE, BATCH = 0.7, 26, 3.0, 16
-DRAWS = 2  # pictures of every scene and variant
+DRAWS = 2  # images of every scene and variant
 
 
 def two_part(index: int, first: int = t.FIRST + KIND) -> t.Trial:
-    """Another colour for the thing and another background behind it."""
+    """Another colour for the object and another background behind it."""
     rng = scene_rng(first + index, held_out=True)
     before = sample_scene(rng, 1)
-    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != before.things[0].colour]))
+    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != before.objects[0].colour]))
     behind = str(rng.choice([c for c in BACKGROUND_COLOURS if c != before.background]))
     target = replace(before.with_object(0, colour=colour), background=behind, pattern=str(rng.choice(PATTERNS)))
     return t.Trial(render(before, t.SIZE), object_mask(before, t.SIZE), _subject(colour), before, target)
@@ -70,7 +70,7 @@ def _subject(colour: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the oracle saw in one picture."""
+    """What the oracle saw in one image."""
 
     colour: bool
     shape: bool
@@ -82,18 +82,18 @@ class Verdict:
 
 
 def judge(image: Tensor, trial: t.Trial) -> Verdict:
-    found, wanted = oracle.read(image.numpy()), trial.target.things[0]
-    thing = found.things[0] if len(found.things) == 1 else None
+    found, wanted = oracle.read(image.numpy()), trial.target.objects[0]
+    item = found.objects[0] if len(found.objects) == 1 else None
     return Verdict(
-        thing is not None and thing.colour == wanted.colour,
-        thing is not None and thing.shape == wanted.shape,
+        item is not None and item.colour == wanted.colour,
+        item is not None and item.shape == wanted.shape,
         found.background_agrees(trial.target),
     )
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of the pictures of one variant."""
+    """Shares of the images of one variant."""
 
     name: str
     verdicts: tuple[Verdict, ...]
@@ -115,7 +115,7 @@ class Scenes:
         self.seeds = [first + index for index in range(len(trials))]
         self.denoiser: RowwiseDenoiser = rowwise(model.denoiser, len(trials))
         images, masks = t.images_of(trials)
-        empty = np.stack([render(replace(trial.target, things=()), t.SIZE) for trial in trials])
+        empty = np.stack([render(replace(trial.target, objects=()), t.SIZE) for trial in trials])
         self.source, self.reference = model.codec.encode(images), model.codec.encode(torch.from_numpy(empty))
         self.latent_pixels = object_latent_mask(masks, *self.source.shape[-2:], model.codec.factor)
 
@@ -139,7 +139,7 @@ class Scenes:
         return self.denoiser.with_rows(tuning.changes), mixed
 
     def draw(self, denoiser: Any, positive: Positive) -> list[Verdict]:
-        """Pictures from noise, judged; the noises are the same for every variant."""
+        """Images from noise, judged; the noises are the same for every variant."""
         verdicts, sigmas = [], denoiser.schedule(STEPS)
         prompts = EditPrompts(positive, self.model.text.encode(""), SCALE)
         for draw in range(DRAWS):
@@ -232,7 +232,7 @@ def main(count: int = 32) -> bool:
     model = load_bundled()
     rows = table(model, count)
     heads = "".join(f"{part:>12}" for part in ("colour", "shape", "background"))
-    print(f"{f'{count} two-part edits, {DRAWS} pictures each':<38}{'all':>9}  {'95 % interval':<15}{heads}")
+    print(f"{f'{count} two-part edits, {DRAWS} images each':<38}{'all':>9}  {'95 % interval':<15}{heads}")
     for row in rows.values():
         print(row.line())
     return print_claims([*claims(rows), gradient_claim(model)])

@@ -1,7 +1,7 @@
 """What StyleDiffusion can do on the bundled model: reconstructions beside null-text's, and edits beside word swap's.
 
-`python -m editkit.benchmarks style` prints it. Scenes have one thing; the source prompt is the scene's caption, and an edit
-gives the thing another colour (even trials) or another shape (odd trials). 30 steps, guidance 7.5, and the preset "even"
+`python -m editkit.benchmarks style` prints it. Scenes have one object; the source prompt is the scene's caption, and an edit
+gives the object another colour (even trials) or another shape (odd trials). 30 steps, guidance 7.5, and the preset "even"
 throughout; the published one is shown beside it. The weight-free oracle judges.
 """
 
@@ -61,7 +61,7 @@ def images(model: Any, z: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------- reconstructions
 def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Claim]:
-    """Prints PSNR against the decoded source latent (what inversions lose, without the VAE) and against the picture."""
+    """Prints PSNR against the decoded source latent (what inversions lose, without the VAE) and against the image."""
     work, path, denoiser = learned.work, learned.trajectory, model.denoiser
     bare = _learn(model, encoder, work, path, replace(OPTIONS, attention_weight=0.0))
     published = _learn(model, encoder, work, path, PRESETS["published"])
@@ -74,7 +74,7 @@ def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Cl
         "  published preset": published.rebuilt,
     }
     source, found = images(model, path.source), {}
-    print(f"{'reconstruction':<20} {'to latent dB':>12} {'to picture dB':>13}   ({len(work.trials)} scenes)")
+    print(f"{'reconstruction':<20} {'to latent dB':>12} {'to image dB':>13}   ({len(work.trials)} scenes)")
     print(f"{'VAE alone':<20} {'':>12} {float(psnr(source, work.images).mean()):13.2f}")
     for name, z in rebuilt.items():
         found[name] = psnr(images(model, z), source)
@@ -102,7 +102,7 @@ def _maps_claim(style: StyleResult, bare: StyleResult) -> Claim:
 # ------------------------------------------------------------------------------------------------------------- edits
 @dataclass(frozen=True)
 class Judged:
-    """Per trial: overlap of the object's mask before and after, and whether the thing is what the prompt says."""
+    """Per trial: overlap of the object's mask before and after, and whether the object is what the prompt says."""
 
     overlap: Tensor
     right: Tensor
@@ -115,7 +115,7 @@ def judged(edited: Tensor, trials: Sequence[t.Trial]) -> Judged:
 
 
 def style_edits(model: Any, learned: Learned, options: StyleEditOptions | None = None) -> Tensor:
-    """Edited pictures, one pair of prompts at a time."""
+    """Edited images, one pair of prompts at a time."""
     edited = []
     for index, trial in enumerate(learned.work.trials):
         edit = align_prompts(model.text, trial.before.caption, trial.target.caption)

@@ -54,76 +54,76 @@ def _rng(index: int, kind: int) -> np.random.Generator:
 
 
 def new_object(index: int) -> Trial:
-    """A second thing into a box over the empty right half; the prompt describes the whole scene."""
+    """A second object into a box over the empty right half; the prompt describes the whole scene."""
     rng = _rng(index, 0)
     target = sample_scene(rng, 2)
-    before = replace(target, things=target.things[:1])
+    before = replace(target, objects=target.objects[:1])
     x, y = grid(SIZE)
     mask = (x >= 0.5) & (x < 0.99) & (np.abs(y - 0.5) <= 0.47)
     return Trial(render(before, SIZE), mask.astype(np.float32), target.caption, before, target)
 
 
 def new_object_alone(index: int) -> Trial:
-    """The same, with a prompt that names only the new thing: the model must guess the rest."""
+    """The same, with a prompt that names only the new object: the model must guess the rest."""
     trial = new_object(index)
-    thing = trial.target.things[1]
-    return replace(trial, prompt=replace(trial.target, things=(thing,)).caption.split(" on ")[0])
+    item = trial.target.objects[1]
+    return replace(trial, prompt=replace(trial.target, objects=(item,)).caption.split(" on ")[0])
 
 
 def new_background(index: int) -> Trial:
-    """Everything but the thing and a margin of 1 pixel becomes another background; the prompt names that alone."""
+    """Everything but the object and a margin of 1 pixel becomes another background; the prompt names that alone."""
     rng = _rng(index, 1)
     before = sample_scene(rng, 1)
     colours = [c for c in BACKGROUND_COLOURS if c != before.background]
     target = replace(before, background=str(rng.choice(colours)), pattern=str(rng.choice(PATTERNS)))
-    thing = before.things[0]
+    item = before.objects[0]
     x, y = grid(SIZE)
-    near = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius) < 1 / SIZE
+    near = shape_distance(item.shape, x - item.x, y - item.y, item.radius) < 1 / SIZE
     return Trial(render(before, SIZE), 1 - near.astype(np.float32), target.background_words, before, target)
 
 
 def thin_stroke(index: int) -> Trial:
-    """A stroke of 2 to 6 pixels over an empty picture, where the prompt wants a thing (BLD, section 4.3).
+    """A stroke of 2 to 6 pixels over an empty image, where the prompt wants an object (BLD, section 4.3).
 
-    The stroke runs through the middle of a place where the thing would fit. What matters is the colour along it.
+    The stroke runs through the middle of a place where the object would fit. What matters is the colour along it.
     """
     rng = _rng(index, 2)
     target = sample_scene(rng, 1)
-    before, thing = replace(target, things=()), target.things[0]
+    before, item = replace(target, objects=()), target.objects[0]
     width, angle = rng.uniform(2, 6), rng.uniform(0, np.pi)
     x, y = grid(SIZE)
-    dx, dy = x - thing.x, y - thing.y
+    dx, dy = x - item.x, y - item.y
     across = np.abs(dx * np.sin(angle) - dy * np.cos(angle)) <= width / 2 / SIZE
-    along = np.abs(dx * np.cos(angle) + dy * np.sin(angle)) <= 0.75 * thing.radius
+    along = np.abs(dx * np.cos(angle) + dy * np.sin(angle)) <= 0.75 * item.radius
     mask = across & along
     return Trial(render(before, SIZE), mask.astype(np.float32), target.caption, before, target)
 
 
 def swap(index: int) -> Trial:
-    """The one thing becomes another of another colour and shape, with no mask drawn; `mask` is where it is now."""
+    """The one object becomes another of another colour and shape, with no mask drawn; `mask` is where it is now."""
     rng = _rng(index, 3)
     before = sample_scene(rng, 1)
-    thing = before.things[0]
-    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour]))
-    shape = str(rng.choice([s for s in SHAPES if s != thing.shape]))
+    item = before.objects[0]
+    colour = str(rng.choice([c for c in OBJECT_COLOURS if c != item.colour]))
+    shape = str(rng.choice([s for s in SHAPES if s != item.shape]))
     target = before.with_object(0, colour=colour, shape=shape)
     return Trial(render(before, SIZE), object_mask(before, SIZE), target.caption, before, target)
 
 
 def recolour(index: int) -> Trial:
-    """The one thing gets another colour and stays where it is; no mask is drawn."""
+    """The one object gets another colour and stays where it is; no mask is drawn."""
     rng = _rng(index, 5)
     before = sample_scene(rng, 1)
-    thing = before.things[0]
-    return _renamed(before, colour=str(rng.choice([c for c in OBJECT_COLOURS if c != thing.colour])))
+    item = before.objects[0]
+    return _renamed(before, colour=str(rng.choice([c for c in OBJECT_COLOURS if c != item.colour])))
 
 
 def reshape(index: int) -> Trial:
-    """The one thing gets another shape, its colour and place stay; no mask is drawn."""
+    """The one object gets another shape, its colour and place stay; no mask is drawn."""
     rng = _rng(index, 6)
     before = sample_scene(rng, 1)
-    thing = before.things[0]
-    return _renamed(before, shape=str(rng.choice([s for s in SHAPES if s != thing.shape])))
+    item = before.objects[0]
+    return _renamed(before, shape=str(rng.choice([s for s in SHAPES if s != item.shape])))
 
 
 def _renamed(before: Scene, **changes: object) -> Trial:
@@ -169,24 +169,24 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
 
 # ------------------------------------------------------------------------------------------------------------ judging
 def object_right(image: Tensor, trial: Trial) -> bool:
-    """The new thing is there with its colour and shape, and the old one still is."""
-    words = [thing.words for thing in oracle.read(image.numpy()).things]
-    return words == [thing.words for thing in trial.target.things]
+    """The new object is there with its colour and shape, and the old one still is."""
+    words = [item.words for item in oracle.read(image.numpy()).objects]
+    return words == [item.words for item in trial.target.objects]
 
 
 def new_object_right(image: Tensor, trial: Trial) -> bool:
-    """The new thing is there with its colour and shape, whatever else is."""
-    thing = trial.target.things[-1]
-    return oracle.read(image.numpy()).has(thing.colour, thing.shape)
+    """The new object is there with its colour and shape, whatever else is."""
+    item = trial.target.objects[-1]
+    return oracle.read(image.numpy()).has(item.colour, item.shape)
 
 
 def new_colour_right(image: Tensor, trial: Trial) -> bool:
-    """There is one thing, and it has the new colour."""
-    return [thing.colour for thing in oracle.read(image.numpy()).things] == [trial.target.things[0].colour]
+    """There is one object, and it has the new colour."""
+    return [item.colour for item in oracle.read(image.numpy()).objects] == [trial.target.objects[0].colour]
 
 
 def background_right(image: Tensor, trial: Trial) -> bool:
-    """Colour and pattern of the background, and the thing as it was."""
+    """Colour and pattern of the background, and the object as it was."""
     return oracle.read(image.numpy()).agrees(trial.target)
 
 
@@ -195,13 +195,13 @@ def stroke_right(image: Tensor, trial: Trial) -> bool:
     inside = trial.mask > 0.5
     pixels, before = image.numpy()[inside], trial.source[inside]
     to_colours = np.linalg.norm(pixels[:, None] - oracle.object_palette(), axis=-1)
-    wanted = oracle.COLOUR_NAMES.index(trial.target.things[0].colour)
+    wanted = oracle.COLOUR_NAMES.index(trial.target.objects[0].colour)
     changed = to_colours[:, wanted] < np.linalg.norm(pixels - before, axis=-1)
     return float(((to_colours.argmin(-1) == wanted) & changed).mean()) > 0.5
 
 
 def object_overlap(image: Tensor, trial: Trial) -> float:
-    """Intersection over union of the thing's true mask before and what stands out from the background now."""
+    """Intersection over union of the object's true mask before and what stands out from the background now."""
     pixels = image.numpy()
     now, before = oracle.foreground(pixels, *oracle.read_background(pixels)), trial.mask > 0.5
     return float((now & before).sum() / max(1, (now | before).sum()))

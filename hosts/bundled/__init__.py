@@ -1,10 +1,10 @@
 """The bundled models' files and how they are read.
 
     tiny/     a text-to-image latent diffusion model in diffusers layout
-    ranker/   an image-text judge: open_clip_config.json, open_clip_model.safetensors, token_ids.json
+    ranker/   an image-text ranker: open_clip_config.json, open_clip_model.safetensors, token_ids.json
 
 All weights are float16 safetensors. Both text towers speak CLIP's own token ids, but store only the embedding rows that
-the grammar of the training pictures uses: `token_ids.json` is the ascending list of their ids, and `expand_embedding`
+the grammar of the training images uses: `token_ids.json` is the ascending list of their ids, and `expand_embedding`
 gives the table that CLIP's vocabulary needs. The keys to expand before `load_state_dict` are
 
     tiny/text_encoder/model.safetensors          the one that ends with `embeddings.token_embedding.weight`
@@ -12,7 +12,7 @@ gives the table that CLIP's vocabulary needs. The keys to expand before `load_st
 
 `model_cfg` of the ranker's config builds an `open_clip.model.CustomTextCLIP` with the full vocabulary (without its key
 `custom_text`, which names that class to `open_clip.create_model`). It is a residual network, so its batch statistics
-are part of the weights: evaluate it in `eval()` mode. Pictures are resized to `preprocess_cfg["size"]` and normalised
+are part of the weights: evaluate it in `eval()` mode. Images are resized to `preprocess_cfg["size"]` and normalised
 with `preprocess_cfg["mean"]` and `["std"]`; texts are padded with 0 after the end token, as open_clip's tokenizer does.
 """
 

@@ -1,4 +1,4 @@
-"""The oracle: reads a picture of the grammar back into words, without any weights.
+"""The oracle: reads an image of the grammar back into words, without any weights.
 
 It knows the renderer's palette and shapes and nothing of the model, so it can judge an edit: which background, which
 colours, which shapes, where. `tests/behaviour` and `evaluate` self-test it on clean renders first.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
 
 from .scenes import (
     BACKGROUND_COLOURS,
@@ -19,33 +18,33 @@ from .scenes import (
     SHAPES,
     Scene,
     SceneObject,
+    object_coverage,
     render_background,
-    thing_mask,
 )
 
-MIN_AREA = 0.008  # of the picture: smaller components are specks, not things
+MIN_AREA = 0.008  # of the image: smaller components are specks, not objects
 MIN_IOU = 0.65  # a shape counts only if its best template overlaps at least this much
 COLOUR_NAMES = tuple(OBJECT_COLOURS)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees: `things` from left to right; a shape that fits no template is called "blob"."""
+    """What the oracle sees: `objects` from left to right; a shape that fits no template is called "blob"."""
 
     background: str
     pattern: str
-    things: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]
     overlaps: tuple[float, ...]
 
     def agrees(self, scene: Scene) -> bool:
         """Everything that a caption says is right: background, pattern, count, colours, shapes, order."""
-        return self.background_agrees(scene) and [t.words for t in self.things] == [t.words for t in scene.things]
+        return self.background_agrees(scene) and [t.words for t in self.objects] == [t.words for t in scene.objects]
 
     def background_agrees(self, scene: Scene) -> bool:
         return (self.background, self.pattern) == (scene.background, scene.pattern)
 
     def has(self, colour: str, shape: str | None = None) -> bool:
-        return any(t.colour == colour and shape in (None, t.shape) for t in self.things)
+        return any(t.colour == colour and shape in (None, t.shape) for t in self.objects)
 
 
 @lru_cache(maxsize=8)
@@ -75,13 +74,13 @@ def read(image: np.ndarray) -> Reading:
     """The scene in `image` (float [S, S, 3] in [0, 1], square)."""
     image = np.clip(np.asarray(image, np.float32), 0, 1)
     background, pattern = read_background(image)
-    things, overlaps = [], []
+    objects, overlaps = [], []
     for mask in components(image, background, pattern):
-        thing, overlap = _name(image, mask)
-        things.append(thing)
+        item, overlap = _name(image, mask)
+        objects.append(item)
         overlaps.append(overlap)
-    order = np.argsort([thing.x for thing in things], kind="stable")
-    return Reading(background, pattern, tuple(things[i] for i in order), tuple(overlaps[i] for i in order))
+    order = np.argsort([item.x for item in objects], kind="stable")
+    return Reading(background, pattern, tuple(objects[i] for i in order), tuple(overlaps[i] for i in order))
 
 
 def foreground(image: np.ndarray, background: str, pattern: str) -> np.ndarray:
@@ -90,19 +89,50 @@ def foreground(image: np.ndarray, background: str, pattern: str) -> np.ndarray:
     to_empty = np.linalg.norm(image - empty, axis=-1)
     to_object = np.linalg.norm(image[:, :, None] - object_palette(), axis=-1).min(-1)
     mask = to_empty > np.maximum(to_object, 0.12)
-    return ndimage.binary_opening(mask, iterations=1) | (ndimage.binary_erosion(mask) & mask)
+    return dilated(eroded(mask))
 
 
 def components(image: np.ndarray, background: str, pattern: str) -> list[np.ndarray]:
-    """Connected things as boolean masks [S, S], specks dropped."""
-    labels, count = ndimage.label(foreground(image, background, pattern))
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
-    return [labels == i + 1 for i in range(count) if areas[i] >= MIN_AREA * labels.size]
+    """Connected objects as boolean masks [S, S], specks dropped."""
+    mask = foreground(image, background, pattern)
+    return [part for part in connected(mask) if part.sum() >= MIN_AREA * mask.size]
+
+
+def eroded(mask: np.ndarray) -> np.ndarray:
+    """Pixels of `mask` [S, S] whose four neighbours are in it too; outside the image is nothing."""
+    padded = np.pad(mask, 1)
+    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def dilated(mask: np.ndarray) -> np.ndarray:
+    """`mask` [S, S] and the four neighbours of its pixels."""
+    padded = np.pad(mask, 1)
+    return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+
+
+def connected(mask: np.ndarray) -> list[np.ndarray]:
+    """The 4-connected components of `mask` [H, W], in the order of their first pixels."""
+    padded = np.pad(mask, 1)  # so that the neighbours of a pixel at the rim do not lie in the next row
+    width = padded.shape[1]
+    waiting = dict.fromkeys(np.flatnonzero(padded).tolist())
+    parts = []
+    while waiting:
+        found = [next(iter(waiting))]
+        del waiting[found[0]]
+        for pixel in found:  # the list grows while it is read
+            neighbours = [n for n in (pixel - width, pixel - 1, pixel + 1, pixel + width) if n in waiting]
+            found += neighbours
+            for neighbour in neighbours:
+                del waiting[neighbour]
+        part = np.zeros(padded.size, bool)
+        part[found] = True
+        parts.append(part.reshape(padded.shape)[1:-1, 1:-1])
+    return parts
 
 
 def _name(image: np.ndarray, mask: np.ndarray) -> tuple[SceneObject, float]:
     """Colour of the inside (the rim is blended with the background) and the best fitting shape template."""
-    inside = ndimage.binary_erosion(mask)
+    inside = eroded(mask)
     pixels = image[inside if inside.any() else mask]
     colour = read_colour(pixels)
     rows, columns = np.nonzero(mask)
@@ -111,11 +141,11 @@ def _name(image: np.ndarray, mask: np.ndarray) -> tuple[SceneObject, float]:
     left, right = columns.min() / size, (columns.max() + 1) / size
     best, best_overlap = SceneObject("blob", colour, (left + right) / 2, (top + bottom) / 2, (right - left) / 2), 0.0
     for shape in SHAPES:
-        for thing in _candidates(shape, colour, left, right, top, bottom):
-            template = thing_mask(thing, size) >= 0.5
+        for item in _candidates(shape, colour, left, right, top, bottom):
+            template = object_coverage(item, size) >= 0.5
             overlap = (template & mask).sum() / max(1, (template | mask).sum())
             if overlap > best_overlap:
-                best, best_overlap = thing, float(overlap)
+                best, best_overlap = item, float(overlap)
     if best_overlap < MIN_IOU:
         best = SceneObject("blob", colour, best.x, best.y, best.radius)
     return best, best_overlap

@@ -1,6 +1,6 @@
 """Scenes with a known answer: shapes on plain or striped backgrounds, and the captions that describe them.
 
-The bundled model is trained on these pictures and judged on them. A scene is a small immutable record; rendering it
+The bundled model is trained and measured on these images. A scene is a small immutable record; rendering it
 needs only numpy and is anti-aliased analytically (signed distance), so that any resolution shows the same scene.
 
 Lengths are fractions of the image side. Images are float32 [H, W, 3] in [0, 1]. Masks are float32 [H, W], 1 = object.
@@ -38,7 +38,7 @@ BACKGROUND_COLOURS: dict[str, tuple[int, int, int]] = {
 
 PATTERNS = ("plain", "striped")
 
-STRIPE_PERIOD = 1 / 6  # of the side: 16 px at 96 px, so that a stripe is one latent cell of a factor-8 VAE
+STRIPE_PERIOD = 1 / 6  # of the side: 16 px at 96 px, so that a stripe is one latent pixel of a factor-8 VAE
 STRIPE_SHADE = 0.84
 
 SINGLE_RADIUS = (0.198, 0.3125)  # 19 to 30 px at 96 px: smaller shapes do not survive an 8x VAE
@@ -62,11 +62,11 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Background colour and pattern, and one or two things from left to right."""
+    """Background colour and pattern, and one or two objects from left to right."""
 
     background: str
     pattern: str
-    things: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]
 
     @property
     def background_words(self) -> str:
@@ -76,16 +76,16 @@ class Scene:
     @property
     def caption(self) -> str:
         """The sentence that the model is trained on, for example "a red ring left of a blue star on a pink background"."""
-        if not self.things:
+        if not self.objects:
             return self.background_words
-        things = " left of ".join(_article(thing.words) for thing in self.things)
-        return f"{things} on {self.background_words}"
+        objects = " left of ".join(_article(item.words) for item in self.objects)
+        return f"{objects} on {self.background_words}"
 
     def with_object(self, index: int, **changes: object) -> Scene:
-        """A copy whose thing number `index` has other fields."""
-        things = list(self.things)
-        things[index] = replace(things[index], **changes)  # type: ignore[arg-type]
-        return replace(self, things=tuple(things))
+        """A copy whose object number `index` has other fields."""
+        objects = list(self.objects)
+        objects[index] = replace(objects[index], **changes)  # type: ignore[arg-type]
+        return replace(self, objects=tuple(objects))
 
 
 def _article(words: str) -> str:
@@ -129,10 +129,10 @@ def _star_distance(dx: np.ndarray, dy: np.ndarray, outer: float, inner: float) -
     return ((px - outer) * ey - py * ex) / norm
 
 
-def thing_mask(thing: SceneObject, size: int) -> np.ndarray:
-    """Coverage of `thing`, [size, size] in [0, 1], one pixel of anti-aliasing."""
+def object_coverage(item: SceneObject, size: int) -> np.ndarray:
+    """Coverage of `item`, [size, size] in [0, 1], one pixel of anti-aliasing."""
     x, y = grid(size)
-    distance = shape_distance(thing.shape, x - thing.x, y - thing.y, thing.radius)
+    distance = shape_distance(item.shape, x - item.x, y - item.y, item.radius)
     return np.clip(0.5 - distance * size, 0, 1).astype(np.float32)
 
 
@@ -150,11 +150,11 @@ def render_background(background: str, pattern: str, size: int) -> np.ndarray:
 
 
 def render(scene: Scene, size: int = 96) -> np.ndarray:
-    """The picture of `scene`, [size, size, 3] in [0, 1]; later things lie on top."""
+    """The image of `scene`, [size, size, 3] in [0, 1]; later objects lie on top."""
     image = render_background(scene.background, scene.pattern, size)
-    for thing in scene.things:
-        cover = thing_mask(thing, size)[..., None]
-        colour = np.asarray(OBJECT_COLOURS[thing.colour], np.float32) / 255
+    for item in scene.objects:
+        cover = object_coverage(item, size)[..., None]
+        colour = np.asarray(OBJECT_COLOURS[item.colour], np.float32) / 255
         image = image * (1 - cover) + colour * cover
     return image.astype(np.float32)
 
@@ -162,8 +162,8 @@ def render(scene: Scene, size: int = 96) -> np.ndarray:
 def object_mask(scene: Scene, size: int = 96) -> np.ndarray:
     """The true mask of everything that is not background, [size, size] in {0, 1}."""
     mask = np.zeros((size, size), np.float32)
-    for thing in scene.things:
-        mask = np.maximum(mask, thing_mask(thing, size))
+    for item in scene.objects:
+        mask = np.maximum(mask, object_coverage(item, size))
     return (mask >= 0.5).astype(np.float32)
 
 
@@ -176,9 +176,10 @@ def scene_rng(seed: int, *, held_out: bool = False) -> np.random.Generator:
     return np.random.default_rng([HELD_OUT_STREAM if held_out else TRAIN_STREAM, seed])
 
 
-def sample_scene(rng: np.random.Generator, things: int | None = None) -> Scene:
-    """A random scene with `things` objects (0, 1 or 2); None draws one (80 %) or two (20 %)."""
-    count = (2 if rng.random() < 0.2 else 1) if things is None else things
+def sample_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
+    """A random scene with `count` objects (0, 1 or 2); None draws one (80 %) or two (20 %)."""
+    if count is None:
+        count = 2 if rng.random() < 0.2 else 1
     background = str(rng.choice(list(BACKGROUND_COLOURS)))
     pattern = "striped" if rng.random() < 0.35 else "plain"
     if count == 0:
@@ -193,7 +194,7 @@ def sample_scene(rng: np.random.Generator, things: int | None = None) -> Scene:
 
 
 def _sample_half(rng: np.random.Generator, offset: float) -> SceneObject:
-    """A thing that lies wholly in the left (offset 0) or right (offset 0.5) half."""
+    """An object that lies wholly in the left (offset 0) or right (offset 0.5) half."""
     radius = rng.uniform(*PAIR_RADIUS)
     x = offset + rng.uniform(radius + 0.015, 0.5 - radius - 0.015)
     y = rng.uniform(radius + 0.04, 1 - radius - 0.04)

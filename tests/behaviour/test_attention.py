@@ -72,7 +72,7 @@ def test_local_blend_leaves_the_other_thing(model):
     half = torch.zeros(COUNT, t.SIZE, t.SIZE)
     half[:, :, t.SIZE // 2 :] = 1
     for words in (
-        lambda pair: {"blend_words": [s.things[0].colour for s in (pair.before, pair.after)]},
+        lambda pair: {"blend_words": [s.objects[0].colour for s in (pair.before, pair.after)]},
         lambda pair: {},
     ):
         sources, targets = t.edited(model, pairs, quick(claims.RUN), words)

@@ -1,4 +1,4 @@
-"""Blended edits on the bundled model, judged by the oracle: a few trials of each claim of `editkit.benchmarks blended`.
+"""Blended edits on the bundled model, checked by the oracle: a few trials of each claim of `editkit.benchmarks blended`.
 
 The full counts with their promised rates belong to the benchmark; the floors here leave room for the small numbers.
 """
@@ -71,9 +71,9 @@ def test_ranker_prefers_the_picture_that_shows_the_words(model, ranker):
         trial = t.new_object_alone(index)
         other = replace(
             trial.target,
-            things=(
-                trial.target.things[0],
-                replace(trial.target.things[1], shape="ring" if trial.target.things[1].shape != "ring" else "star"),
+            objects=(
+                trial.target.objects[0],
+                replace(trial.target.objects[1], shape="ring" if trial.target.objects[1].shape != "ring" else "star"),
             ),
         )
         pair = torch.stack([torch.from_numpy(t.render(scene, t.SIZE)) for scene in (other, trial.target)])

@@ -1,4 +1,4 @@
-"""DiffEdit and guided reconstruction on the bundled model, judged by the oracle: a few trials of `editkit.benchmarks diffedit`.
+"""DiffEdit and guided reconstruction on the bundled model, checked by the oracle: a few trials of `editkit.benchmarks diffedit`.
 
 The full counts with their promised figures belong to the benchmark; the floors here leave room for the small numbers.
 """

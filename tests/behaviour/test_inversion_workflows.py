@@ -1,4 +1,4 @@
-"""The shipped workflows of the inversion family do what they say, judged by the oracle; at half their steps."""
+"""The shipped workflows of the inversion family do what they say, checked by the oracle; at half their steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def saved(name, folder) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "background", "thing"),
+    ("name", "background", "item"),
     [
         ("diffedit", "mint", "blue square"),
         ("diffedit_into_blended", "mint", "blue square"),
@@ -44,10 +44,10 @@ def saved(name, folder) -> dict[str, torch.Tensor]:
         ("word_swap", "mint", "red star"),
     ],
 )
-def test_the_edit_is_what_the_prompt_says(name, background, thing, tmp_path):
+def test_the_edit_is_what_the_prompt_says(name, background, item, tmp_path):
     seen = read(saved(name, tmp_path)[name][0].numpy())
     assert (seen.background, seen.pattern) == (background, "plain")
-    assert [found.words for found in seen.things] == [thing]
+    assert [found.words for found in seen.objects] == [item]
 
 
 def test_null_text_brings_the_picture_back_and_edits_it(tmp_path):
@@ -57,4 +57,4 @@ def test_null_text_brings_the_picture_back_and_edits_it(tmp_path):
     assert back >= plain + 3
     seen = read(images[f"{name}_edited"][0].numpy())
     assert (seen.background, seen.pattern) == ("mint", "striped")
-    assert [found.words for found in seen.things] == ["red circle"]
+    assert [found.words for found in seen.objects] == ["red circle"]

@@ -25,6 +25,9 @@ GLOBAL_RNG = {
 NEEDS_GENERATOR = {
     "torch.bernoulli", "torch.multinomial", "torch.normal", "torch.rand", "torch.randint", "torch.randn", "torch.randperm",
 }  # fmt: skip
+RNG_MODULES = ("random.", "np.random.", "numpy.random.")
+# Makes a generator of its own and leaves the global one alone.
+LOCAL_RNG = {"np.random.default_rng", "numpy.random.default_rng"}
 FACTOR_OPERATORS = (ast.Mult, ast.FloorDiv, ast.Div, ast.Mod)
 
 Finding = Iterator[tuple[int, str]]
@@ -68,7 +71,7 @@ def asserts(source: Source) -> Finding:
 
 def global_randomness(source: Source) -> Finding:
     for name, call in source.calls():
-        if name in GLOBAL_RNG or name.startswith(("random.", "np.random.", "numpy.random.")):
+        if name in GLOBAL_RNG or (name.startswith(RNG_MODULES) and not (name in LOCAL_RNG and call.args)):
             yield call.lineno, f"{name} draws from or sets a global generator"
         if name in NEEDS_GENERATOR and not any(keyword.arg == "generator" for keyword in call.keywords):
             yield call.lineno, f"{name} without generator="
@@ -91,7 +94,7 @@ def fixed_device(source: Source) -> Finding:
 
 
 def literal_factor(source: Source) -> Finding:
-    """The VAE knows how many pixels a latent cell has; it is not always 8."""
+    """The VAE knows how many pixels a latent pixel has; it is not always 8."""
     for node in ast.walk(source.tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, FACTOR_OPERATORS):
             if any(isinstance(side, ast.Constant) and side.value == 8 for side in (node.left, node.right)):
@@ -164,6 +167,8 @@ def test_the_pack_never(rule: Callable[[Source], Finding]):
         (global_randomness, "torch.randn(3)"),
         (global_randomness, "torch.randn_like(x)"),
         (global_randomness, "x.normal_()"),
+        (global_randomness, "np.random.rand(3)"),
+        (global_randomness, "rng = np.random.default_rng()"),
         (fixed_device, "x.cuda()"),
         (fixed_device, "x.to('cuda')"),
         (fixed_device, "torch.zeros(1, device='cuda')"),
@@ -186,6 +191,7 @@ def test_the_rules_notice(rule, code):
         (runs_code, "torch.load('x', weights_only=True)"),
         (network, "c.from_pretrained('x', local_files_only=True)"),
         (global_randomness, "torch.randn(3, generator=torch.Generator().manual_seed(1))"),
+        (global_randomness, "rng = np.random.default_rng([1, seed])"),
         (fixed_device, "if x.device.type == 'cuda': torch.cuda.empty_cache()"),
         (fixed_device, "d = torch.device('cuda') if torch.cuda.is_available() else torch.device('cpu')"),
         (literal_factor, "h = height // factor + 8"),

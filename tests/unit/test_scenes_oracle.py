@@ -16,20 +16,20 @@ from editkit.hosts.bundled.scenes import (
     SHAPES,
     Scene,
     SceneObject,
+    object_coverage,
     object_mask,
     render,
     render_background,
     sample_scene,
     scene_rng,
-    thing_mask,
 )
 from editkit.training.pairs import one_word_changes
 
 SIZE = 96
 
 
-def held_out(count: int, things: int | None = None) -> list[Scene]:
-    return [sample_scene(scene_rng(7_000_000 + i, held_out=True), things) for i in range(count)]
+def held_out(count: int, objects: int | None = None) -> list[Scene]:
+    return [sample_scene(scene_rng(7_000_000 + i, held_out=True), objects) for i in range(count)]
 
 
 def test_captions_follow_the_grammar() -> None:
@@ -42,21 +42,21 @@ def test_captions_follow_the_grammar() -> None:
 def test_the_grammar_is_as_wide_as_it_says() -> None:
     assert (len(SHAPES), len(OBJECT_COLOURS), len(BACKGROUND_COLOURS), len(PATTERNS)) == (6, 8, 8, 2)
     scenes = held_out(600)
-    assert {t.shape for s in scenes for t in s.things} == set(SHAPES)
-    assert {t.colour for s in scenes for t in s.things} == set(OBJECT_COLOURS)
+    assert {t.shape for s in scenes for t in s.objects} == set(SHAPES)
+    assert {t.colour for s in scenes for t in s.objects} == set(OBJECT_COLOURS)
     assert {(s.background, s.pattern) for s in scenes} == set(product(BACKGROUND_COLOURS, PATTERNS))
-    assert {len(s.things) for s in scenes} == {1, 2}
+    assert {len(s.objects) for s in scenes} == {1, 2}
 
 
-@pytest.mark.parametrize("things", [0, 1, 2])
-def test_scenes_lie_inside_the_frame_from_left_to_right(things: int) -> None:
-    for scene in held_out(100, things):
-        assert len(scene.things) == things
-        assert [t.x for t in scene.things] == sorted(t.x for t in scene.things)
-        covers = np.array([np.zeros((SIZE, SIZE)), *(thing_mask(thing, SIZE) for thing in scene.things)])
+@pytest.mark.parametrize("objects", [0, 1, 2])
+def test_scenes_lie_inside_the_frame_from_left_to_right(objects: int) -> None:
+    for scene in held_out(100, objects):
+        assert len(scene.objects) == objects
+        assert [t.x for t in scene.objects] == sorted(t.x for t in scene.objects)
+        covers = np.array([np.zeros((SIZE, SIZE)), *(object_coverage(item, SIZE) for item in scene.objects)])
         borders = np.concatenate([covers[:, 0], covers[:, -1], covers[:, :, 0], covers[:, :, -1]], axis=1)
         assert borders.max() == 0, f"{scene.caption}: leaves the frame"
-        assert covers.sum(0).max() <= 1, f"{scene.caption}: things overlap"
+        assert covers.sum(0).max() <= 1, f"{scene.caption}: objects overlap"
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:
@@ -97,21 +97,21 @@ def test_a_shape_has_the_area_of_its_outline(shape: str) -> None:
         "star": star,
         "cross": 2 * (2 * arm) * (2 * half) - (2 * half) ** 2,
     }
-    cover = thing_mask(SceneObject(shape, "red", 0.5, 0.5, r), 384)
+    cover = object_coverage(SceneObject(shape, "red", 0.5, 0.5, r), 384)
     assert cover.mean() == pytest.approx(areas[shape], rel=0.01)
 
 
 def test_masks_agree_with_renders() -> None:
-    """Inside the mask is the thing's colour, outside the empty scene; only the one-pixel rim may be mixed."""
+    """Inside the mask is the object's colour, outside the empty scene; only the one-pixel rim may be mixed."""
     for scene in held_out(40):
         image, mask = render(scene, SIZE), object_mask(scene, SIZE) > 0
         empty = render_background(scene.background, scene.pattern, SIZE)
-        covers = [thing_mask(thing, SIZE) for thing in scene.things]
+        covers = [object_coverage(item, SIZE) for item in scene.objects]
         rim = np.any([(cover > 0) & (cover < 1) for cover in covers], axis=0)
         assert np.allclose(image[~mask & ~rim], empty[~mask & ~rim], atol=1e-6)
-        for thing, cover in zip(scene.things, covers, strict=True):
+        for item, cover in zip(scene.objects, covers, strict=True):
             assert mask[cover == 1].all()
-            assert np.allclose(image[cover == 1], np.array(OBJECT_COLOURS[thing.colour]) / 255, atol=1e-6)
+            assert np.allclose(image[cover == 1], np.array(OBJECT_COLOURS[item.colour]) / 255, atol=1e-6)
 
 
 def test_the_oracle_reads_clean_renders() -> None:
@@ -121,29 +121,29 @@ def test_the_oracle_reads_clean_renders() -> None:
 
 
 def test_the_oracle_catches_every_changed_word() -> None:
-    """A picture of any one-word variant must not pass for the scene."""
+    """An image of any one-word variant must not pass for the scene."""
     for scene in held_out(4, 1) + held_out(2, 2):
         changes = one_word_changes(scene)
-        assert len(changes) == 12 * len(scene.things) + 8
+        assert len(changes) == 12 * len(scene.objects) + 8
         for changed in changes:
             assert not oracle.read(render(changed, SIZE)).agrees(scene), f"{changed.caption} passed for {scene.caption}"
 
 
 def test_the_oracle_catches_wrong_order_number_and_blobs() -> None:
-    scene = next(s for s in held_out(50, 2) if s.things[0].words != s.things[1].words)
-    left, right = scene.things
-    swapped = replace(scene, things=(replace(right, x=left.x), replace(left, x=right.x)))
+    scene = next(s for s in held_out(50, 2) if s.objects[0].words != s.objects[1].words)
+    left, right = scene.objects
+    swapped = replace(scene, objects=(replace(right, x=left.x), replace(left, x=right.x)))
     assert not oracle.read(render(swapped, SIZE)).agrees(scene)
-    for things in ((left,), (right,), ()):
-        assert not oracle.read(render(replace(scene, things=things), SIZE)).agrees(scene)
+    for objects in ((left,), (right,), ()):
+        assert not oracle.read(render(replace(scene, objects=objects), SIZE)).agrees(scene)
     image = render_background("white", "plain", SIZE)
     image[20:30, 20:80] = image[30:80, 20:28] = np.array(OBJECT_COLOURS["red"], np.float32) / 255
     reading = oracle.read(image)
-    assert [t.words for t in reading.things] == ["red blob"]
+    assert [t.words for t in reading.objects] == ["red blob"]
 
 
 def test_the_oracle_survives_blur_and_noise_but_not_grey() -> None:
-    """Verdicts about a decoder's pictures need some tolerance; a picture without anything must still fail."""
+    """Verdicts about a decoder's images need some tolerance; an image without anything must still fail."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)
@@ -156,6 +156,6 @@ def test_the_oracle_survives_blur_and_noise_but_not_grey() -> None:
 
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(ValueError, match="hexagon"):
-        thing_mask(SceneObject("hexagon", "red", 0.5, 0.5, 0.2), 16)
+        object_coverage(SceneObject("hexagon", "red", 0.5, 0.5, 0.2), 16)
     with pytest.raises(ValueError, match="dotted"):
         render_background("white", "dotted", 16)

@@ -1,4 +1,4 @@
-"""The workshop's own laws: what is true of a picture, the contrastive loss, resuming, and when files are replaced."""
+"""The workshop's own laws: what is true of an image, the contrastive loss, resuming, and when files are replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from editkit.hosts.bundled import oracle
-from editkit.hosts.bundled.scenes import Scene, SceneObject, render, thing_mask
+from editkit.hosts.bundled.scenes import Scene, SceneObject, object_coverage, render
 from editkit.training import export as exporting
 from editkit.training import ranker
 from editkit.training.evaluate import good, line
@@ -28,7 +28,7 @@ PINK = "a pink background"
 
 
 def view(scene: Scene, *visible: str, masked: bool = False, broken: bool = False) -> View:
-    words = visible or tuple(thing.words for thing in scene.things)
+    words = visible or tuple(item.words for item in scene.objects)
     return View(scene, np.zeros((2, 2, 3), np.float32), words, masked, broken)
 
 
@@ -63,8 +63,8 @@ def test_captions_of_pairs_are_the_renderers() -> None:
 def test_a_window_shows_one_thing_whole_and_no_other() -> None:
     for i in range(40):
         inside = window(PAIR, i % 2, 96, np.random.default_rng(i))
-        assert inside[thing_mask(PAIR.things[i % 2], 96) > 0].all()
-        assert not inside[thing_mask(PAIR.things[1 - i % 2], 96) > 0].any()
+        assert inside[object_coverage(PAIR.objects[i % 2], 96) > 0].all()
+        assert not inside[object_coverage(PAIR.objects[1 - i % 2], 96) > 0].any()
 
 
 def test_masked_views_are_black_outside_after_augmentation() -> None:
@@ -79,7 +79,7 @@ def test_masked_views_are_black_outside_after_augmentation() -> None:
 
 
 def test_spoilt_pictures_do_not_pass_for_the_scene() -> None:
-    """Blobs, faded, halved and missing things; a few blobs may stay readable."""
+    """Blobs, faded, halved and missing objects; a few blobs may stay readable."""
     images = [spoil(SINGLE, 96, np.random.default_rng(i)) for i in range(40)]
     assert np.mean([oracle.read(image).agrees(SINGLE) for image in images]) <= 0.1
     assert oracle.read(render(SINGLE, 96)).agrees(SINGLE)
