@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .core.errors import ShapeError
-from .core.guidance import EditPrompts, check_negative
+from .core.guidance import EditPrompts
 from .core.noise import seeded_noise, start_latent
 from .core.progress import Progress, silent
 from .core.protocols import Denoiser
@@ -40,7 +40,7 @@ def sdedit(
     if strength == 0:
         return latent
     sigmas = denoiser.schedule(steps, strength)
-    check_negative(prompts.negative, denoiser, sigmas)
+    prompts.check(denoiser, sigmas)
     source = denoiser.scale_in(latent)
     noise = seeded_noise(source.shape[1:], seeds, source.device)
     z = start_latent(denoiser, source, float(sigmas[0]), noise, from_source=strength < 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.attention_sites import Branch, Controlled, RowMap
 from ..core.errors import ParameterError
-from ..core.guidance import Negative, check_negative
+from ..core.guidance import Negative, check_guidance
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser
 from ..core.shapes import common_batch, match_batch
@@ -40,17 +40,12 @@ class PairPrompts:
     guidance_scale: float
 
     def __post_init__(self) -> None:
-        if self.negative is None and self.guidance_scale != 1:
-            raise ParameterError(
-                f"guidance scale is {self.guidance_scale} but there is no negative prompt: connect one or use scale 1"
-            )
+        check_guidance(self.negative, self.guidance_scale)
 
     @property
     def guides(self) -> bool:
         """Whether unconditional rows are needed."""
-        if self.negative is None or isinstance(self.negative, Context):
-            return self.guidance_scale != 1
-        return self.negative.guides(self.guidance_scale)
+        return self.negative is not None and self.negative.guides(self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,8 @@ def pair_edit(
         if path.prompt != context_digest(prompts.source):
             log.warning("the trajectory was made with another prompt than the source prompt of this edit")
         grid = grid[path.first :]
-    check_negative(prompts.negative, denoiser, grid)
+    if prompts.negative is not None:
+        prompts.negative.check(denoiser, grid)
     latents = start.latents[0] if isinstance(start, Trajectory) else start.to(denoiser.device, torch.float32)
     images = common_batch(latent=latents, source=prompts.source.tokens, target=prompts.target.tokens)
     source = target = match_batch(latents, images, "latent", "prompts")
@@ -198,18 +194,15 @@ class _Run:
 
     def _guided(self, z: Tensor, sigma: float, out: Sequence[Tensor], positive: Context) -> Tensor:
         negative, scale = self.prompts.negative, self.prompts.guidance_scale
-        if len(out) == 1 or self._uncond is None:
+        if negative is None or self._uncond is None:
             return self.denoiser.combine(z, sigma, out[0], out[0], 1.0, [positive])
-        contexts = [positive, self._uncond]
-        if negative is None or isinstance(negative, Context):
-            return self.denoiser.combine(z, sigma, out[0], out[1], scale, contexts)
-        return negative.combine(self.denoiser, z, sigma, out[0], out[1], scale, contexts)
+        return negative.combine(self.denoiser, z, sigma, out[0], out[1], scale, [positive, self._uncond])
 
     # -------------------------------------------------------------------------------------------------------- contexts
     def _negative(self, sigma: float) -> Context | None:
         """The negative in force; what was made of another one is forgotten."""
         negative = self.prompts.negative if self.prompts.guides else None
-        uncond = negative if negative is None or isinstance(negative, Context) else negative.at_sigma(sigma)
+        uncond = None if negative is None else negative.at_sigma(sigma)
         if uncond is not self._uncond:
             self._uncond = uncond
             self._made = {name: context for name, context in self._made.items() if name == "cond"}

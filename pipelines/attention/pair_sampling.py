@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.attention_sites import Branch, Controlled
 from ..core.errors import MismatchError, ShapeError
-from ..core.guidance import EditPrompts, one_positive
+from ..core.guidance import EditPrompts, constant_positive
 from ..core.protocols import Context, Denoiser
 from ..core.samplers import Predict
 from ..core.trajectory import Trajectory
@@ -123,23 +123,20 @@ def paired_predictor(denoiser: Denoiser, prompts: EditPrompts, run: PairRun) -> 
 
     The positive prompt has a row for source and target (or one for each latent); the negative is as for plain sampling.
     """
+    both = constant_positive(prompts.positive, "an attention edit")
     negative, scale = prompts.negative, prompts.guidance_scale
-    scheduled = negative is not None and not isinstance(negative, Context)
-    guides = negative.guides(scale) if scheduled else negative is not None and scale != 1  # type: ignore[union-attr]
     repeated: dict[int, Context] = {}
 
     def predict(z: Tensor, sigma: float) -> Tensor:
         run.settle(z, sigma)
         rows = len(z)
-        positive = repeated.setdefault(rows, _each(one_positive(prompts.positive, "an attention edit"), rows))
-        if not guides:
+        positive = repeated.setdefault(rows, _each(both, rows))
+        if negative is None or not negative.guides(scale):
             clean = denoiser.denoise(z, sigma, [positive], run.controlled(rows, ("cond",)))[0]
             return run.after(denoiser.combine(z, sigma, clean, clean, 1.0, [positive]), sigma)
-        contexts = [positive, negative.at_sigma(sigma) if scheduled else negative]  # type: ignore[union-attr]
-        cond, uncond = denoiser.denoise(z, sigma, contexts, run.controlled(rows, ("cond", "uncond")))  # type: ignore[arg-type]
-        mixed = (z, sigma, cond, uncond, scale, contexts)
-        clean = negative.combine(denoiser, *mixed) if scheduled else denoiser.combine(*mixed)  # type: ignore[union-attr, arg-type]
-        return run.after(clean, sigma)
+        contexts = [positive, negative.at_sigma(sigma)]
+        cond, uncond = denoiser.denoise(z, sigma, contexts, run.controlled(rows, ("cond", "uncond")))
+        return run.after(negative.combine(denoiser, z, sigma, cond, uncond, scale, contexts), sigma)
 
     return predict
 

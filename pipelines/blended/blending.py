@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ParameterError, ShapeError
-from ..core.guidance import EditPrompts, check_negative, guided
+from ..core.guidance import EditPrompts, guided
 from ..core.masks import MaskSchedule
 from ..core.noise import seeded_noise
 from ..core.progress import Progress, silent
@@ -106,7 +106,7 @@ def blended_denoise(
     grid = sigmas.cpu()  # read once, so that no step waits for the device
     levels = grid.tolist()
     first, last = check_range(start, end, len(levels) - 1)
-    check_negative(prompts.negative, denoiser, sigmas)
+    prompts.check(denoiser, sigmas)
     schedule = schedule.expanded(z.shape[0], *z.shape[-2:]).to(z.device)
     background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):

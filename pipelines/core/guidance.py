@@ -1,10 +1,14 @@
-"""Classifier-free guidance, outside the model: which rows to evaluate and how to mix them."""
+"""Classifier-free guidance (Ho and Salimans 2022): which forward passes a step needs, and how their predictions are mixed.
+
+A prompt may be the same at every step or change from step to step. Both kinds answer the same questions (`Positive`,
+`Negative`), and a `Context` is the constant one, so no loop asks which kind it has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from torch import Tensor
 
@@ -12,91 +16,103 @@ from .errors import ParameterError
 from .protocols import Context, Denoiser
 
 
-class PositiveSchedule(Protocol):
-    """Positives that differ from step to step (LayerDiffusion's iterative guidance)."""
+class Positive(Protocol):
+    """A positive prompt: a `Context`, or one that changes from step to step (LayerDiffusion's iterative guidance)."""
 
     def at_sigma(self, sigma: float) -> Context:
-        """The positive in force at noise level `sigma`."""
+        """The context in force at `sigma`."""
 
-    def check(self, sigmas: Tensor) -> None:
-        """Raises MismatchError unless `sigmas` is the grid of this schedule, or neighbouring levels of it."""
+    def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
+        """Raises MismatchError unless this was made for `denoiser`, and for `sigmas` or a range of them."""
 
 
-class NegativeSchedule(Protocol):
-    """Negatives that differ from step to step (null-text inversion), or that guide in their own way (ProxNPI)."""
+class Negative(Protocol):
+    """A negative prompt: a `Context`, one that changes from step to step (null-text inversion), or one with guidance of
+    its own kind (ProxNPI).
+    """
 
     def at_sigma(self, sigma: float) -> Context:
-        """The negative in force at noise level `sigma`."""
+        """The context in force at `sigma`."""
 
-    def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
-        """Raises MismatchError unless this was made for `denoiser`, on `sigmas` or a grid that ends with them."""
-
-    def guided(self, denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, scale: float) -> Tensor:
-        """The guided clean prediction [B, C, h, w]."""
+    def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
+        """Raises MismatchError unless this was made for `denoiser`, and for `sigmas` or a grid that ends with them."""
 
     def guides(self, scale: float) -> bool:
-        """Whether the negative's prediction is needed at `scale`."""
+        """Whether guidance at `scale` needs the unconditional prediction."""
 
     def combine(
-        self, denoiser: Denoiser, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float,
+        self,
+        denoiser: Denoiser,
+        z: Tensor,
+        sigma: float,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
         contexts: Sequence[Context],
-    ) -> Tensor:  # fmt: skip
-        """`guided` for predictions of `contexts`, the positive and `at_sigma`'s, that were made elsewhere."""
+    ) -> Tensor:
+        """The guided denoised latent [B, C, h, w].
 
-
-Positive: TypeAlias = "Context | PositiveSchedule"
-Negative: TypeAlias = "Context | NegativeSchedule"
+        Args:
+            z: the latent [B, C, h, w] at `sigma`, model scale.
+            cond, uncond: the denoised latents [B, C, h, w] that the network predicts for `contexts`.
+            scale: guidance scale; 1 = the conditional prediction.
+            contexts: the positive, and the negative of `at_sigma`.
+        """
 
 
 def mix(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """D_u + w (D_c - D_u): equal to mixing eps or v, because the clean prediction is affine in both."""
+    """D_u + w (D_c - D_u). Mixing eps or v gives the same, because the denoised latent is affine in both."""
     return uncond + scale * (cond - uncond)
 
 
 def guided(
     denoiser: Denoiser, z: Tensor, sigma: float, positive: Positive, negative: Negative | None, scale: float
 ) -> Tensor:
-    """The guided clean prediction [B, C, h, w]. At scale 1, and without a negative, no unconditional row is evaluated."""
-    if not isinstance(positive, Context):
-        positive = positive.at_sigma(sigma)
-    if negative is not None and not isinstance(negative, Context):
-        return negative.guided(denoiser, z, sigma, positive, scale)
-    if scale == 1 or negative is None:
-        if scale != 1:
-            raise ParameterError(
-                f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1"
-            )
-        clean = denoiser.denoise(z, sigma, [positive])[0]
-        # equal in value, and a host's guidance hooks run
-        return denoiser.combine(z, sigma, clean, clean, 1.0, [positive])
-    contexts = [positive, negative]
+    """The guided denoised latent [B, C, h, w] (docs/methods.md, section 0.2).
+
+    Where the negative does not guide (scale 1), the unconditional forward pass is skipped.
+
+    Args:
+        z: the latent [B, C, h, w] at `sigma`, model scale.
+        sigma: above 0.
+        negative: None only at scale 1.
+        scale: guidance scale.
+    Raises: ParameterError where a negative is needed and missing.
+    """
+    check_guidance(negative, scale)
+    context = positive.at_sigma(sigma)
+    if negative is None or not negative.guides(scale):
+        denoised = denoiser.denoise(z, sigma, [context])[0]
+        # the value does not change, but the guidance hooks of a host run
+        return denoiser.combine(z, sigma, denoised, denoised, 1.0, [context])
+    contexts = [context, negative.at_sigma(sigma)]
     cond, uncond = denoiser.denoise(z, sigma, contexts)
-    return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
+    return negative.combine(denoiser, z, sigma, cond, uncond, scale, contexts)
 
 
-def one_positive(positive: Positive, what: str) -> Context:
-    """The positive of every step. Raises ParameterError for a schedule, which `what` cannot follow."""
+def check_guidance(negative: Negative | None, scale: float) -> None:
+    """Raises ParameterError where guidance at `scale` needs a negative and there is none."""
+    if negative is None and scale != 1:
+        raise ParameterError(f"guidance scale is {scale} but there is no negative prompt: connect one or use scale 1")
+
+
+def constant_positive(positive: Positive, what: str) -> Context:
+    """The positive of every step. Raises ParameterError for one that changes, which `what` cannot follow."""
     if not isinstance(positive, Context):
         raise ParameterError(f"{what} takes one positive prompt for all steps: connect a plain CFGGuider")
     return positive
 
 
-def check_positive(positive: Positive, sigmas: Tensor) -> None:
-    """Raises MismatchError if `positive` was made for another grid; a plain prompt fits everywhere."""
-    if not isinstance(positive, Context):
-        positive.check(sigmas)
-
-
-def check_negative(negative: Negative | None, denoiser: Denoiser, sigmas: Tensor) -> None:
-    """Raises MismatchError if `negative` was made for another model or grid; a plain prompt fits everywhere."""
-    if negative is not None and not isinstance(negative, Context):
-        negative.check(denoiser, sigmas)
-
-
 @dataclass(frozen=True)
 class EditPrompts:
-    """What to denoise towards: positive and negative (one, or one per step), and the guidance scale."""
+    """The prompts of an edit: positive, negative (None only at guidance scale 1) and the guidance scale."""
 
     positive: Positive
     negative: Negative | None
     guidance_scale: float
+
+    def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
+        """Raises MismatchError if a prompt was made for another model or another grid; a plain prompt fits everywhere."""
+        self.positive.check(denoiser, sigmas)
+        if self.negative is not None:
+            self.negative.check(denoiser, sigmas)

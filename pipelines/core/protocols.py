@@ -41,6 +41,31 @@ class Context:
         """The same context with another embedding (null-text, value embeddings, interpolation)."""
         return replace(self, tokens=tokens)
 
+    # A context is the prompt that is the same at every step: `guidance.Positive` and `guidance.Negative`.
+    def at_sigma(self, sigma: float) -> Context:
+        """Itself, at every sigma."""
+        return self
+
+    def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
+        """Nothing: a plain prompt fits every grid."""
+
+    def guides(self, scale: float) -> bool:
+        """As a negative: plain guidance at scale 1 is the conditional prediction alone."""
+        return scale != 1
+
+    def combine(
+        self,
+        denoiser: Denoiser,
+        z: Tensor,
+        sigma: float,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
+        contexts: Sequence[Context],
+    ) -> Tensor:
+        """As a negative: the denoiser's own classifier-free guidance. Arguments as in `guidance.Negative`."""
+        return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
+
 
 @dataclass(frozen=True)
 class Token:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import FamilyError, ParameterError
-from ..core.guidance import EditPrompts, Negative, check_negative
+from ..core.guidance import EditPrompts, Negative
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser, LatentCodec
 from ..core.samplers import Predict, predictor, sample
@@ -188,9 +188,9 @@ def reconstruct(
     """
     trajectory.check(denoiser)
     sigmas = trajectory.sigmas[trajectory.first :]
-    check_negative(negative, denoiser, sigmas)
-    predict = predictor(denoiser, EditPrompts(positive, negative, guidance_scale))
-    return sample(sampler, predict, trajectory.latents[0], sigmas, progress)
+    prompts = EditPrompts(positive, negative, guidance_scale)
+    prompts.check(denoiser, sigmas)
+    return sample(sampler, predictor(denoiser, prompts), trajectory.latents[0], sigmas, progress)
 
 
 @dataclass(frozen=True)

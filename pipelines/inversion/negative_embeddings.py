@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import MismatchError
-from ..core.guidance import guided
 from ..core.protocols import Context, Denoiser
 from ..core.sigmas import step_of_sigma
 from ..core.tensor_files import incomplete, read_tensors, write_tensors
@@ -26,7 +25,7 @@ FORMAT = "editkit-embeddings-1"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A negative context for every step of a grid (a `NegativeSchedule`).
+    """A negative context for every step of a grid (a `guidance.Negative`).
 
     Attributes:
         base: everything of the negative that does not change; with `tokens` None it serves every step.
@@ -74,24 +73,15 @@ class Embeddings:
         if sigmas is not None:
             check_grid(self.sigmas, sigmas, "embeddings")
 
-    def guided(self, denoiser: Denoiser, z: Tensor, sigma: float, positive: Context, scale: float) -> Tensor:
-        """See `guidance.guided`; with `proximal` both rows are evaluated at every scale."""
-        negative = self.at_sigma(sigma)
-        if self.proximal is None:
-            return guided(denoiser, z, sigma, positive, negative, scale)
-        contexts = [positive, negative]
-        cond, uncond = denoiser.denoise(z, sigma, contexts)
-        return self.combine(denoiser, z, sigma, cond, uncond, scale, contexts)
-
     def guides(self, scale: float) -> bool:
-        """See `NegativeSchedule.guides`."""
+        """Whether the unconditional prediction is needed; proximal guidance needs it at every scale."""
         return scale != 1 or self.proximal is not None
 
     def combine(
         self, denoiser: Denoiser, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float,
         contexts: Sequence[Context],
     ) -> Tensor:  # fmt: skip
-        """See `NegativeSchedule.combine`."""
+        """See `guidance.Negative`; with `proximal`, proximal guidance."""
         if self.proximal is None:
             return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
         return self.proximal.guide(

@@ -222,7 +222,7 @@ def takes_object(step: int, steps: int, phase: int = 0) -> bool:
 
 @dataclass(frozen=True)
 class IterativeGuidance:
-    """Conditions that alternate from step to step (a `PositiveSchedule`): the subject's alone, then the mix.
+    """Conditions that alternate from step to step (a `guidance.Positive`): the subject's alone, then the mix.
 
     Attributes:
         sigmas: the grid on which steps are counted, [N + 1]; the last part of it counts the same, from its end.
@@ -234,7 +234,11 @@ class IterativeGuidance:
     sigmas: Tensor
     phase: int = 0
 
-    def check(self, sigmas: Tensor) -> None:
+    def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
+        """See `guidance.Positive`; the prompts suit any model of their text encoder."""
+        self.check_sigmas(sigmas)
+
+    def check_sigmas(self, sigmas: Tensor) -> None:
         """Raises MismatchError unless `sigmas` is the grid, or neighbouring levels of it."""
         if len(sigmas) > 1:
             to_there = self.sigmas >= float(sigmas[-1]) * (1 - SIGMA_TOLERANCE)

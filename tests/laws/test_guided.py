@@ -290,7 +290,7 @@ def test_predictions_made_elsewhere_are_guided_alike(proximal):
     contexts = [Context(SOURCE.tokens + 0.5), embeddings.at(2)]
     cond, uncond = denoiser.denoise(z, sigma, contexts)
     apart = embeddings.combine(denoiser, z, sigma, cond, uncond, 3.0, contexts)
-    assert torch.equal(apart, embeddings.guided(denoiser, z, sigma, contexts[0], 3.0))
+    assert torch.equal(apart, guided(denoiser, z, sigma, contexts[0], embeddings, 3.0))
     assert not torch.equal(apart, denoiser.combine(z, sigma, cond, uncond, 3.0, contexts)) or proximal is None
     assert embeddings.guides(3.0) and embeddings.guides(1.0) == (proximal is not None)
 

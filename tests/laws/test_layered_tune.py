@@ -300,10 +300,10 @@ def test_conditions_are_found_by_level():
     assert all(tail.at_sigma(level) is guidance.at_sigma(level) for level in sigmas[4:-1].tolist())
     assert IterativeGuidance(a, b, sigmas, phase=1).at_sigma(float(sigmas[0])) is b
     for part in (sigmas, sigmas[4:], sigmas[:5], sigmas[2:6]):
-        guidance.check(part)
+        guidance.check(denoiser, part)
     for other in (denoiser.schedule(9), sigmas * 0.9):
         with pytest.raises(MismatchError, match="alternating guider"):
-            guidance.check(other)
+            guidance.check(denoiser, other)
 
 
 def run(positive, scale=3.0, name="euler"):
