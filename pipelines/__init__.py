@@ -1,1 +1,227 @@
-"""The maths of EditKit and its headless API: torch only, no ComfyUI and no diffusers at import."""
+"""The maths of EditKit and its headless API: torch only, no ComfyUI and no diffusers.
+
+Everything a script needs can be imported from here (`docs/python.md` has an example of every method); models come from
+`editkit.hosts.diffusers`. A name loads its module when it is first used, so importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .attention.cross_attention_maps import LayerChoice, attention_maps
+    from .attention.local_blend import LocalBlendOptions
+    from .attention.masactrl import MasaCtrl, MasaCtrlOptions
+    from .attention.p2p import P2PControl, P2POptions
+    from .attention.pair_loop import PairPrompts, PairResult, attention_edit, pair_edit
+    from .attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
+    from .attention.prompts.align import align_prompts
+    from .attention.prompts.prompt_edit import PromptEdit
+    from .blended.blending import BlendOptions, blended_denoise, finished_latent
+    from .blended.composite import blend_pixels, composite_source
+    from .blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+    from .blended.pipeline import EditResult, EditSettings, best_device, blended_edit, edit_latents
+    from .blended.poisson import blend_poisson
+    from .core.errors import EditError, FamilyError, LoadError, MismatchError, ParameterError, ShapeError
+    from .core.guidance import EditPrompts
+    from .core.masks import MaskSchedule, constant_schedule, dilate, dilation_schedule, downsample, release_schedule
+    from .core.noise import image_seeds, seeded_noise, start_latent
+    from .core.progress import Progress
+    from .core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, Ranker, TextEncoder, TunableDenoiser
+    from .core.samplers import predictor, sample
+    from .core.shapes import crop_to, pad_to_factor
+    from .core.trajectory import Trajectory
+    from .diffedit import (
+        DiffEditMask,
+        DiffEditResult,
+        DiffEditSettings,
+        MaskRule,
+        diffedit,
+        diffedit_mask,
+        masked_decode,
+        strength_sigma,
+    )
+    from .evaluation.clip_ranking import Ranking, rank_by_text, text_scores
+    from .evaluation.drawing import save_image, sheet
+    from .evaluation.metrics import clip_score, largest_change_outside, psnr, psnr_outside, ssim
+    from .evaluation.report import Measures, measure_edit
+    from .imagic import Imagic, imagic
+    from .inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
+    from .inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
+    from .inversion.null_text import NullTextOptions, NullTextResult, negative_prompt, null_text
+    from .inversion.proximal import Proximal
+    from .layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, LayeredEmbeddings, layered_embeddings
+    from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
+    from .layerdiffusion.reference_background import object_latent_mask, reference_from_text
+    from .learning.weight_deltas import TunePlan, load_changes, save_changes
+    from .sdedit import sdedit
+    from .stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
+    from .stylediffusion.inversion import StyleOptions, StyleResult, image_features, style_invert
+    from .stylediffusion.value_embeddings import ValueEmbeddings, save_value_embeddings
+
+__all__ = [
+    "BlendOptions",
+    "Context",
+    "DecoderSettings",
+    "Denoiser",
+    "DiffEditMask",
+    "DiffEditResult",
+    "DiffEditSettings",
+    "EditError",
+    "EditPrompts",
+    "EditResult",
+    "EditSettings",
+    "EmbeddingOptions",
+    "Embeddings",
+    "FamilyError",
+    "PlugAndPlay",
+    "ImageEncoder",
+    "Imagic",
+    "InversionOptions",
+    "IterativeGuidance",
+    "LatentCodec",
+    "LayerChoice",
+    "LayeredEmbeddings",
+    "LayeredTuning",
+    "LoadError",
+    "LocalBlendOptions",
+    "MasaCtrl",
+    "MasaCtrlOptions",
+    "MaskRule",
+    "MaskSchedule",
+    "Measures",
+    "MismatchError",
+    "NoisedStart",
+    "NullTextOptions",
+    "NullTextResult",
+    "P2PControl",
+    "P2POptions",
+    "PairPrompts",
+    "PairResult",
+    "ParameterError",
+    "PlugAndPlayOptions",
+    "Progress",
+    "PromptEdit",
+    "Proximal",
+    "Ranker",
+    "Ranking",
+    "ShapeError",
+    "StyleEditOptions",
+    "StyleOptions",
+    "StyleResult",
+    "TextEncoder",
+    "Trajectory",
+    "TunableDenoiser",
+    "TuneOptions",
+    "TunePlan",
+    "TuneSettings",
+    "ValueEmbeddings",
+    "align_prompts",
+    "attention_edit",
+    "attention_maps",
+    "best_device",
+    "blend_pixels",
+    "blend_poisson",
+    "blended_denoise",
+    "blended_edit",
+    "clip_score",
+    "composite_source",
+    "constant_schedule",
+    "crop_to",
+    "diffedit",
+    "diffedit_mask",
+    "dilate",
+    "dilation_schedule",
+    "downsample",
+    "edit_latents",
+    "finished_latent",
+    "image_features",
+    "image_seeds",
+    "imagic",
+    "invert",
+    "largest_change_outside",
+    "layered_embeddings",
+    "layered_tune",
+    "load_changes",
+    "load_embeddings",
+    "masked_decode",
+    "measure_edit",
+    "negative_prompt",
+    "null_text",
+    "object_latent_mask",
+    "pad_to_factor",
+    "pair_edit",
+    "predictor",
+    "psnr",
+    "psnr_outside",
+    "rank_by_text",
+    "reconstruct",
+    "reconstruction_quality",
+    "reference_from_text",
+    "release_schedule",
+    "sample",
+    "save_changes",
+    "save_embeddings",
+    "save_image",
+    "save_value_embeddings",
+    "sdedit",
+    "seeded_noise",
+    "sheet",
+    "ssim",
+    "start_latent",
+    "strength_sigma",
+    "style_edit",
+    "style_invert",
+    "style_transfer",
+    "text_scores",
+    "tune_decoder",
+    "tune_latent",
+]
+
+# Where each name is defined, for the loader; the imports above say the same to type checkers.
+_HOMES = {
+    ".attention.cross_attention_maps": "LayerChoice attention_maps",
+    ".attention.local_blend": "LocalBlendOptions",
+    ".attention.masactrl": "MasaCtrl MasaCtrlOptions",
+    ".attention.p2p": "P2PControl P2POptions",
+    ".attention.pair_loop": "PairPrompts PairResult attention_edit pair_edit",
+    ".attention.plug_and_play": "PlugAndPlay PlugAndPlayOptions",
+    ".attention.prompts.align": "align_prompts",
+    ".attention.prompts.prompt_edit": "PromptEdit",
+    ".blended.blending": "BlendOptions blended_denoise finished_latent",
+    ".blended.composite": "blend_pixels composite_source",
+    ".blended.decoder_tuning": "DecoderSettings TuneSettings tune_decoder tune_latent",
+    ".blended.pipeline": "EditResult EditSettings best_device blended_edit edit_latents",
+    ".blended.poisson": "blend_poisson",
+    ".core.errors": "EditError FamilyError LoadError MismatchError ParameterError ShapeError",
+    ".core.guidance": "EditPrompts",
+    ".core.masks": "MaskSchedule constant_schedule dilate dilation_schedule downsample release_schedule",
+    ".core.noise": "image_seeds seeded_noise start_latent",
+    ".core.progress": "Progress",
+    ".core.protocols": "Context Denoiser ImageEncoder LatentCodec Ranker TextEncoder TunableDenoiser",
+    ".core.samplers": "predictor sample",
+    ".core.shapes": "crop_to pad_to_factor",
+    ".core.trajectory": "Trajectory",
+    ".diffedit": "DiffEditMask DiffEditResult DiffEditSettings MaskRule diffedit diffedit_mask masked_decode strength_sigma",
+    ".evaluation.clip_ranking": "Ranking rank_by_text text_scores",
+    ".evaluation.drawing": "save_image sheet",
+    ".evaluation.metrics": "clip_score largest_change_outside psnr psnr_outside ssim",
+    ".evaluation.report": "Measures measure_edit",
+    ".imagic": "Imagic imagic",
+    ".inversion.ddim": "InversionOptions invert reconstruct reconstruction_quality",
+    ".inversion.negative_embeddings": "Embeddings load_embeddings save_embeddings",
+    ".inversion.null_text": "NullTextOptions NullTextResult negative_prompt null_text",
+    ".inversion.proximal": "Proximal",
+    ".layerdiffusion.embeddings": "EmbeddingOptions IterativeGuidance LayeredEmbeddings layered_embeddings",
+    ".layerdiffusion.finetune": "LayeredTuning TuneOptions layered_tune",
+    ".layerdiffusion.reference_background": "object_latent_mask reference_from_text",
+    ".learning.weight_deltas": "TunePlan load_changes save_changes",
+    ".sdedit": "sdedit",
+    ".stylediffusion.edit": "NoisedStart StyleEditOptions style_edit style_transfer",
+    ".stylediffusion.inversion": "StyleOptions StyleResult image_features style_invert",
+    ".stylediffusion.value_embeddings": "ValueEmbeddings save_value_embeddings",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
