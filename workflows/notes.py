@@ -60,7 +60,7 @@ The mask is a stroke of three pixels; a cell of the latent grid is eight. In the
 is pinned so close to the stroke that little can form there. With *7,5,3,1* the mask begins grown and shrinks to the
 stroke. Both start from the same noise.
 
-*parts* is *equal noise* here: on a latent of twelve cells what is drawn is decided late, and with *equal steps*, as
+*parts* is *equal log-sigma* here: on a latent of twelve cells what is drawn is decided late, and with *equal steps*, as
 published, the stroke is alone long enough to lose it again.
 """,
     "background_replacement": """

@@ -38,7 +38,7 @@ class EditSettings:
         candidates: results to draw and rank.    seed: candidate b uses seed + b.
         mask_mode, mask_threshold: how the mask comes onto the latent grid.
         kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
-        mask_division: how the run is divided among them: "steps", "noise" or "published" (masks.MaskSchedule).
+        stage_spacing: how the kernels share the steps: "steps", "log-sigma" or "published" (`MaskSchedule`).
         tune_steps, tune_lr: decoder iterations for the winner (0 leaves the decoder alone) and Adam's learning rate.
         feather_px: soft edge of the composite, inside the mask.
     """
@@ -52,7 +52,7 @@ class EditSettings:
     mask_threshold: float = 0.5
     kernels: tuple[int, ...] = (1,)
     scale_kernels: bool = False
-    mask_division: str = "steps"
+    stage_spacing: str = "steps"
     tune_steps: int = 75
     tune_lr: float = 1e-4
     feather_px: int = 0
@@ -109,7 +109,7 @@ def edit_latents(
     for index in latent_pixels.lost:
         log.warning("the stroke of mask %d is gone on the latent grid: use mask mode 'max' or a thicker stroke", index)
     schedule = dilation_schedule(
-        latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, division=settings.mask_division
+        latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, spacing=settings.stage_spacing
     )
     positive = text.encode(prompt)
     prompts = EditPrompts(

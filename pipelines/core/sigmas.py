@@ -74,6 +74,9 @@ def _brief(sigmas: Tensor) -> str:
     return ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]])
 
 
+JUST_ABOVE = 1 + 3e-5  # factor that lifts a grid sigma into the step before it, past the tolerance of `step_of_sigma`
+
+
 def step_of_sigma(sigma: float, sigmas: Tensor) -> int:
     """The step i with S[i] >= sigma > S[i + 1] (a sampler may evaluate between two levels); ends are clamped."""
     levels = sigmas[:-1].tolist()

@@ -56,7 +56,7 @@ def chain() -> dict:
             "EditKit_LatentMask",
             {"mask": ["example", 1], "latent": ["encode", 0], "mode": "max", "threshold": 0.5},
         ),
-        "schedule": ("EditKit_DilationSchedule", {**shrink, "published_rule": False, "parts": "equal noise"}),
+        "schedule": ("EditKit_DilationSchedule", {**shrink, "published_rule": False, "parts": "equal log-sigma"}),
         "sigmas": ("EditKit_EditSigmas", {"model": ours, "steps": 6, "strength": 0.8}),
         "noise": ("EditKit_NoiseLatent", {**noised, "start": "noised source"}),
         "first": ("EditKit_BlendedDenoise", {**loop, "latent": ["noise", 0], "start_step": 0, "end_step": 2}),

@@ -40,60 +40,60 @@ def falling(steps: int, first: float = 14.6, last: float = 0.04) -> torch.Tensor
 def lengths(sigmas: torch.Tensor | int, **options: object) -> list[int]:
     sigmas = falling(sigmas) if isinstance(sigmas, int) else sigmas
     schedule = dilation_schedule(line(), **options)
-    parts = [schedule.part(i, sigmas) for i in range(len(sigmas) - 1)]
-    return [parts.count(i) for i in range(4)]
+    stages = [schedule.stage(i, sigmas) for i in range(len(sigmas) - 1)]
+    return [stages.count(i) for i in range(4)]
 
 
-def test_t7_equal_parts():
+def test_t7_stages_of_equal_steps():
     wanted = {5: [2, 1, 1, 1], 9: [3, 2, 2, 2], 30: [8, 7, 8, 7], 38: [10, 9, 10, 9], 50: [13, 12, 13, 12]}
     assert {steps: lengths(steps) for steps in wanted} == wanted
 
 
-def test_t7_published_parts():
+def test_t7_published_stages():
     wanted = {50: [13, 13, 13, 11], 38: [10, 10, 10, 8], 30: [8, 8, 8, 6], 20: [6, 6, 6, 2]}
-    assert {steps: lengths(steps, division="published") for steps in wanted} == wanted
-    assert all(lengths(steps, division="published")[-1] == 0 for steps in (4, 5, 6, 8, 9, 12))
+    assert {steps: lengths(steps, spacing="published") for steps in wanted} == wanted
+    assert all(lengths(steps, spacing="published")[-1] == 0 for steps in (4, 5, 6, 8, 9, 12))
 
 
-def test_parts_of_equal_noise():
+def test_stages_of_equal_log_sigma():
     """SD's 50 DDIM levels: log(sigma) falls in the middle of the run far slower than at its end."""
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     sigmas = leading_sigmas(((1 - alphas) / alphas).sqrt().float(), 50)
     bounds = [float(sigmas[0]) * (float(sigmas[-2]) / float(sigmas[0])) ** (k / 4) for k in range(1, 4)]
     above = [sum(float(sigma) > bound for sigma in sigmas[:-1]) for bound in bounds]
     counts = [above[0], above[1] - above[0], above[2] - above[1], 50 - above[2]]
-    assert lengths(sigmas, division="noise") == counts and counts[3] <= 3 < 12 < counts[0]
+    assert lengths(sigmas, spacing="log-sigma") == counts and counts[3] <= 3 < 12 < counts[0]
     assert lengths(sigmas) == [13, 12, 13, 12]
 
 
 def test_equal_factors_are_equal_steps_and_pure_noise_does_not_count():
-    assert lengths(falling(42), division="noise") == [11, 10, 10, 11]
-    # a first level without any signal (zero terminal SNR) takes no part in the division
+    assert lengths(falling(42), spacing="log-sigma") == [11, 10, 10, 11]
+    # a first level without any signal (zero terminal SNR) does not count in the spacing
     cut, raised = falling(40, first=15.0), falling(40, first=15.0)
     raised[0] = 4500.0
-    assert lengths(raised, division="noise") == lengths(cut, division="noise")
+    assert lengths(raised, spacing="log-sigma") == lengths(cut, spacing="log-sigma")
 
 
-def test_a_single_step_has_the_users_mask_by_any_division():
-    for division in ("steps", "noise"):
-        schedule = dilation_schedule(line(), division=division)
+def test_a_single_step_has_the_users_mask_by_any_spacing():
+    for spacing in ("steps", "log-sigma"):
+        schedule = dilation_schedule(line(), spacing=spacing)
         assert torch.equal(schedule.at(0, torch.tensor([3.0, 0.0]))[:, 0], line())
     noise_alone = torch.tensor([30.0, 24.0, 20.0, 18.0, 16.0])
     for grid in (noise_alone, torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0]), torch.tensor([5.0, 3.0, 2.0, 0.0, 0.0])):
-        assert [dilation_schedule(line(), division="noise").part(i, grid) for i in range(4)] == [0, 0, 0, 3]
+        assert [dilation_schedule(line(), spacing="log-sigma").stage(i, grid) for i in range(4)] == [0, 0, 0, 3]
     wild = torch.tensor([9.0, 12.0, 0.05, 0.1, 0.0])  # beyond both ends
-    assert [dilation_schedule(line(), division="noise").part(i, wild) for i in range(4)] == [0, 0, 3, 3]
+    assert [dilation_schedule(line(), spacing="log-sigma").stage(i, wild) for i in range(4)] == [0, 0, 3, 3]
 
 
-def test_an_unknown_division_is_refused():
-    with pytest.raises(ParameterError, match="parts are divided by 'sigma': choose one of steps, noise, published"):
-        dilation_schedule(line(), division="sigma")
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ParameterError, match="stages are spaced by 'sigma': choose one of steps, log-sigma, published"):
+        dilation_schedule(line(), spacing="sigma")
 
 
-@given(st.integers(1, 120), st.sampled_from(["steps", "noise"]))
-def test_every_run_ends_with_the_users_mask_and_only_shrinks(steps, division):
+@given(st.integers(1, 120), st.sampled_from(["steps", "log-sigma"]))
+def test_every_run_ends_with_the_users_mask_and_only_shrinks(steps, spacing):
     mask = line()
-    schedule = dilation_schedule(mask, division=division)
+    schedule = dilation_schedule(mask, spacing=spacing)
     masks = [schedule.at(i, falling(steps)) for i in range(steps)]
     assert torch.equal(masks[-1][:, 0], mask)
     assert all((a >= b).all() for a, b in zip(masks, masks[1:], strict=False))
@@ -110,7 +110,7 @@ def test_empty_and_full_masks_stay():
 
 def test_inversion_comes_before_dilation_and_the_published_order_erodes():
     mask = line()
-    ours, theirs = dilation_schedule(mask, invert=True), dilation_schedule(mask, invert=True, division="published")
+    ours, theirs = dilation_schedule(mask, invert=True), dilation_schedule(mask, invert=True, spacing="published")
     assert torch.equal(ours.masks[-1, :, 0], 1 - mask) and torch.equal(theirs.masks[-1, :, 0], 1 - mask)
     assert (ours.masks[0] >= ours.masks[-1]).all() and ours.masks[0].sum() > ours.masks[-1].sum()
     assert theirs.masks[0].sum() < theirs.masks[-1].sum()
@@ -196,7 +196,7 @@ def test_schedules_refuse_another_size_or_batch():
     assert constant_schedule(torch.ones(1, 4, 4)).expanded(3, 4, 4).batch == 3
 
 
-def test_preview_shows_every_part_of_every_image():
-    strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(latent_pixel=2)
+def test_preview_shows_every_stage_of_every_image():
+    strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(zoom=2)
     assert strip.shape == (1, 2 * (64 + 2) + 2, 4 * (64 + 2) + 2, 3)
     assert strip[0, 2 + 2 * 16, 2 + 2 * 12, 0] == 1 and strip[0, 0, 0, 0] == 0.5

@@ -48,7 +48,7 @@ def test_one_candidate_needs_no_ranker(tmp_path):
     "more, word",
     [
         (["--kernels", "4,2"], "kernels"),
-        (["--kernels", "3,1", "--parts", "halves"], "halves"),
+        (["--kernels", "3,1", "--stages", "halves"], "halves"),
         (["--strength", "0"], "strength"),
         (["--mask-mode", "sharp"], "mode"),
         (["--image", "nowhere.png"], "nowhere.png"),
