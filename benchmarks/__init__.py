@@ -1,1 +1,1 @@
-"""Timings and claims: opt-in, never part of the tests. `python -m editkit.benchmarks --help` lists them."""
+"""Timings on the machine at hand, never part of the tests. `python -m editkit.benchmarks --help` lists them."""

@@ -1,9 +1,9 @@
 """What an attention edit costs, on a U-Net of Stable Diffusion 1.5's size with random weights, in one run on one machine.
 
-`python -m editkit.benchmarks attention-cost` prints it. Memory is what the run holds at its worst moment beyond the model:
-of a P2Plus edit with LocalBlend, of plain sampling of the same rows, and of the published loop, which keeps whole maps.
-Time is that of an edit of a real image, against nothing but the network calls that it needs: 4 rows while tau_u is open, 3
-while only the conditional branch is read, 2 after the last gate.
+`python -m editkit.benchmarks attention-cost` prints it. Memory is the largest amount that is held beyond the model by a
+P2Plus edit with LocalBlend, by plain sampling of the same batch, and by the published loop, which keeps whole maps. Time is
+that of an edit of a real image, against the bare model calls that it needs: 4 forward passes a step up to tau_u, 3 while
+only the source's conditional branch is read, 2 after the last fraction of the steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,11 +33,14 @@ from .memory import peak_bytes
 LIMIT = 1.10
 STEPS = 5
 OPTIONS = P2POptions(0.8, 0.4, 0.2)
-TOKENS, WIDTH, WORD = 77, 768, 5
+TOKENS = 77
+WIDTH = 768
+WORD = 5
+COND: tuple[Literal["cond"]] = ("cond",)
 
 
 class PublishedLoop(PairControl):
-    """The published way: whole maps in every layer, those of 32 x 32 tokens and less added up over the steps."""
+    """The published loop: whole maps in every layer; those of at most 32 x 32 tokens are added up over the steps."""
 
     def __init__(self, sigmas: Tensor) -> None:
         super().__init__(sigmas)
@@ -54,7 +57,7 @@ class PublishedLoop(PairControl):
         if site.tokens <= 1024:
             key = site.order, site.cross
             self.store[key] = maps.clone() if key not in self.store else self.store[key] + maps
-        partners = self.partners(site.rows, ("cond",), q.device)
+        partners = self.partners(site.rows, COND, q.device)
         if partners is not None and (site.cross or site.tokens <= 1024):
             maps = maps.index_copy(0, partners.targets, maps.index_select(0, partners.sources))
         return maps @ v
@@ -69,7 +72,7 @@ class Work:
     negative: Context
     sigmas: Tensor
     start: Tensor
-    path: Trajectory
+    trajectory: Trajectory
 
     @property
     def prompts(self) -> PairPrompts:
@@ -87,7 +90,7 @@ def large_network() -> Any:
 
 
 def work_on(unet: Any, latent_pixels: int, batch: int = 1, width: int = WIDTH) -> Work:
-    """A word swap of an image of `latent pixels` x `latent pixels`, on the network's device."""
+    """A word swap on latents of `latent_pixels` x `latent_pixels`, on the network's device."""
     unet = unet.eval().requires_grad_(False)
     schedule = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     denoiser = DiffusersDenoiser(unet, sigma_table(schedule), "epsilon", "sd1", 0.18215, 8)
@@ -99,13 +102,13 @@ def work_on(unet: Any, latent_pixels: int, batch: int = 1, width: int = WIDTH) -
     edit = PromptEdit(source, target, whole, ones, ones, {}, blend_source=(WORD,), blend_target=(WORD,))
     noise = seeded_noise((4, latent_pixels, latent_pixels), range(batch), device)
     latents = torch.stack([noise * float(sigma) for sigma in sigmas])
-    path = Trajectory(sigmas, latents, noise, denoiser.family, denoiser.fingerprint, context_digest(source))
-    return Work(denoiser, edit, negative, sigmas, latents[0], path)
+    trajectory = Trajectory(sigmas, latents, noise, denoiser.family, denoiser.fingerprint, context_digest(source))
+    return Work(denoiser, edit, negative, sigmas, latents[0], trajectory)
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
 def peaks(work: Work) -> dict[str, int]:
-    """Bytes that plain sampling of four rows, our edit and the published loop hold over two steps from noise."""
+    """Bytes that plain sampling of the same batch, our edit and the published loop hold over two steps from noise."""
     sigmas = work.denoiser.schedule(2)
     options = P2POptions(1.0, 1.0, 1.0, local_blend=LocalBlendOptions(start=0.0))
     controls = {
@@ -121,7 +124,7 @@ def _run(work: Work, control: PairControl) -> Callable[[], object]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- time
-def rows_per_call(work: Work, run: Callable[[], object]) -> list[int]:
+def passes_per_call(work: Work, run: Callable[[], object]) -> list[int]:
     counter = CountingUnet(work.denoiser.unet)
     try:
         run()
@@ -131,7 +134,7 @@ def rows_per_call(work: Work, run: Callable[[], object]) -> list[int]:
 
 
 def bare(work: Work, calls: Sequence[int]) -> Callable[[], None]:
-    """Nothing but network calls of so many rows."""
+    """Model calls with `calls[i]` latents at step i, and nothing else."""
     denoiser = work.denoiser
     x = work.start[:1].repeat(max(calls), 1, 1, 1).to(denoiser.dtype)
     tokens = work.edit.target.tokens.to(denoiser.dtype).expand(max(calls), -1, -1).contiguous()
@@ -139,22 +142,22 @@ def bare(work: Work, calls: Sequence[int]) -> Callable[[], None]:
 
     @torch.no_grad()
     def run() -> None:
-        for rows, timestep in zip(calls, timesteps, strict=True):
-            denoiser.unet(x[:rows], timestep, tokens[:rows], return_dict=False)
+        for count, timestep in zip(calls, timesteps, strict=True):
+            denoiser.unet(x[:count], timestep, tokens[:count], return_dict=False)
         wait(denoiser.device)
 
     return run
 
 
 def seconds(work: Work, rounds: int) -> tuple[list[int], float, float]:
-    """Rows of every step, and median seconds of the edit and of its bare rows."""
+    """Forward passes of every step, and median seconds of the edit and of these passes alone."""
     words = replace(work.edit, blend_source=(), blend_target=())  # LocalBlend would read the source to the end
 
     def edit() -> None:
-        pair_edit(work.denoiser, work.prompts, P2PControl(words, work.sigmas, OPTIONS), work.path)
+        pair_edit(work.denoiser, work.prompts, P2PControl(words, work.sigmas, OPTIONS), work.trajectory)
         wait(work.denoiser.device)
 
-    calls = rows_per_call(work, edit)
+    calls = passes_per_call(work, edit)
     runs = alternating([edit, bare(work, calls)], rounds, clock_of(work.denoiser.device))
     ours, floor = (statistics.median(times) for times in runs)
     return calls, ours, floor
@@ -173,7 +176,7 @@ def main(rounds: int = 3) -> bool:
         print(f"{name:<16} {size / 2**20:8.1f} MiB {size / found['plain sampling']:6.3f}")
     memory = found["P2Plus"] / found["plain sampling"]
     calls, ours, floor = seconds(work, rounds)
-    print(f"rows per step {calls}: {ours:.3f} s against {floor:.3f} s for the bare rows, {ours / floor:.3f}")
+    print(f"forward passes per step {calls}: {ours:.3f} s against {floor:.3f} s for these alone, {ours / floor:.3f}")
     good = memory <= LIMIT and ours / floor <= LIMIT
     print(f"{'PASS' if good else 'FAIL'} memory {memory:.3f} and time {ours / floor:.3f}, both at most {LIMIT}")
     return good

@@ -1,6 +1,6 @@
-"""What a blended edit costs against the bare network rows it cannot avoid, in one run on one machine.
+"""What a blended edit costs against the forward passes that it needs, in one run on one machine.
 
-`python -m editkit.benchmarks cost` prints rows and times. Both sides alternate; the ratio is of the medians.
+`python -m editkit.benchmarks cost` prints forward passes and times. Both sides alternate; the ratio is of the medians.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMIT = 1.05
 
 
 class CountingUnet:
-    """Counts the rows that a U-Net evaluates, together and call by call."""
+    """Counts the forward passes of a U-Net: the latents of each call, and all of them."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.calls: list[int] = []
@@ -31,7 +31,7 @@ class CountingUnet:
         self.calls.append(len(args[0]))
 
     @property
-    def rows(self) -> int:
+    def passes(self) -> int:
         return sum(self.calls)
 
     def remove(self) -> None:
@@ -41,6 +41,16 @@ class CountingUnet:
 def clock_of(device: torch.device) -> Callable[[], float]:
     """Processor time where there is no accelerator to wait for: it does not depend on what else runs."""
     return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def finished(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """`run`, and the wait until `device` has done what it queued."""
+
+    def run_and_wait() -> None:
+        run()
+        wait(device)
+
+    return run_and_wait
 
 
 def alternating(
@@ -60,7 +70,7 @@ def alternating(
 
 
 def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, latent_pixels: int = 12) -> dict[str, float]:
-    """A guided edit of `batch` images against the same U-Net calls alone: rows, seconds and their ratio."""
+    """A guided edit of `batch` images against the same U-Net calls alone: forward passes, seconds and their ratio."""
     denoiser = model.denoiser
     sigmas, seeds = denoiser.schedule(steps), list(range(batch))
     source = seeded_noise((denoiser.channels, latent_pixels, latent_pixels), seeds, denoiser.device)
@@ -77,19 +87,19 @@ def edit_cost(model: Any, batch: int, *, steps: int = 50, rounds: int = 3, laten
 
     @torch.no_grad()
     def bare() -> None:
-        rows = source.repeat(2, 1, 1, 1).to(denoiser.dtype)
+        latents = source.repeat(2, 1, 1, 1).to(denoiser.dtype)
         for sigma in sigmas[:-1].tolist():
-            denoiser.unet(rows, denoiser.timestep(sigma), tokens, return_dict=False)
+            denoiser.unet(latents, denoiser.timestep(sigma), tokens, return_dict=False)
         wait(denoiser.device)
 
     edit()
-    rows = counter.rows
+    passes = counter.passes
     counter.remove()
     ours, floor = (statistics.median(times) for times in alternating([edit, bare], rounds))
     return {
         "batch": batch,
         "steps": steps,
-        "rows": rows,
+        "passes": passes,
         "needed": 2 * steps * batch,
         "edit_s": ours,
         "bare_s": floor,
@@ -109,11 +119,13 @@ def main(rounds: int = 5) -> bool:
     from ..pipelines.blended.pipeline import best_device
 
     model, good = load_bundled(best_device()), True
-    print(f"{'batch':>5} {'steps':>5} {'rows':>6} {'needed':>6} {'edit s':>8} {'bare s':>8} {'ratio':>6}")
+    print(f"{'batch':>5} {'steps':>5} {'passes':>6} {'needed':>6} {'edit s':>8} {'bare s':>8} {'ratio':>6}")
     for batch in (1, 8):
         row = edit_cost(model, batch, rounds=rounds)
-        good &= row["ratio"] <= LIMIT and row["rows"] == row["needed"]
+        good &= row["ratio"] <= LIMIT and row["passes"] == row["needed"]
         print(
-            "{batch:5.0f} {steps:5.0f} {rows:6.0f} {needed:6.0f} {edit_s:8.3f} {bare_s:8.3f} {ratio:6.3f}".format(**row)
+            "{batch:5.0f} {steps:5.0f} {passes:6.0f} {needed:6.0f} {edit_s:8.3f} {bare_s:8.3f} {ratio:6.3f}".format(
+                **row
+            )
         )
     return good

@@ -1,4 +1,4 @@
-"""How much memory a computation holds at its worst moment, beyond what was there before."""
+"""The most memory that a computation uses at once, beyond what was in use before."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside that are still alive, for devices whose allocator does not tell.
+    """Counts the bytes of tensors made inside that are still alive, for devices whose allocator has no statistics.
 
-    What an operation needs and frees before it returns is not seen.
+    Memory that an operation frees before it returns is not counted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._held: set[int] = set()
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
-                self._hold(value.untyped_storage(), before)
+                self._count(value.untyped_storage(), before)
         return out
 
-    def _hold(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+    def _count(self, storage: torch.UntypedStorage, before: set[int]) -> None:
         key = storage._cdata
-        if key in before or key in self._held:
+        if key in before or key in self._alive:
             return
-        self._held.add(key)
+        self._alive.add(key)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, key, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
-        self._held.discard(key)
+        self._alive.discard(key)
         self.now -= size
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that `run` held at once, without what was held before it."""
+    """The most bytes that `run` used at once, without those in use before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

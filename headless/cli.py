@@ -1,6 +1,6 @@
-"""The `editkit` command: edit an image, run a workflow, run the demo.
+"""The `editkit` command: edit an image, run a workflow, run the demo, print claims.
 
-Exit codes: 0 done, 1 the edit cannot be made (the message says why), 2 wrong arguments, 130 cancelled.
+Exit codes: 0 success, 1 failure (the message names the cause) or a missed claim, 2 wrong arguments, 130 cancelled.
 """
 
 from __future__ import annotations
@@ -52,11 +52,23 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: output/demo)")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=demo_command)
-    claims = commands.add_parser("claims", help="measure on the bundled model what methods promise, and print it")
-    claims.add_argument("names", nargs="+", metavar="NAME", help="tables: style, layered, blended, diffedit, ...")
-    claims.add_argument("--trials", type=int, help="trials of each claim (default: the table's own)")
-    claims.set_defaults(run=claims_command)
+    _claims_arguments(commands)
     return parser
+
+
+def _claims_arguments(commands: Any) -> None:
+    from .claims.registry import listing
+
+    claims = commands.add_parser(
+        "claims",
+        help="measure the claims of each method on the bundled model",
+        description="Measure the claims of each method on the bundled model. Exit code 1 if a claim is missed.",
+        epilog=listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    claims.add_argument("names", nargs="+", metavar="NAME", help="one or more of the tables below")
+    claims.add_argument("--trials", type=int, help="trials of each claim (default: the table's own number)")
+    claims.set_defaults(run=claims_command)
 
 
 def _edit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,26 +78,30 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, required=True, help="the image, any size")
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
     parser.add_argument("--prompt", required=True, help="what the image should show")
-    parser.add_argument("--negative", default="", help="what to move away from")
+    parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
-    parser.add_argument("--steps", type=int, default=default.steps, help="steps of the whole grid (%(default)s)")
+    parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
     parser.add_argument(
-        "--strength", type=float, default=default.strength, help="part of the grid that runs, 0-1 (%(default)s)"
+        "--strength", type=float, default=default.strength, help="fraction of the steps that run, 0-1 (%(default)s)"
     )
     parser.add_argument(
         "--cfg", type=float, default=default.guidance_scale, help="guidance scale; 1 = none (%(default)s)"
     )
-    parser.add_argument("--candidates", type=int, default=default.candidates, help="results to rank (%(default)s)")
+    parser.add_argument(
+        "--candidates", type=int, default=default.candidates, help="results to draw and rank (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument(
-        "--kernels", default="1", help="mask shrinking in latent pixels, for thin masks 7,5,3,1 (%(default)s = none)"
+        "--kernels",
+        default="1",
+        help="sizes of the progressive dilation in latent pixels; for thin masks 7,5,3,1 (%(default)s = none)",
     )
     parser.add_argument(
-        "--parts",
-        default=default.mask_division,
-        help="each kernel's part of the run: steps, noise or published (%(default)s)",
+        "--stages",
+        default=default.stage_spacing,
+        help="stages of the dilation: equal steps, equal log-sigma or published (%(default)s)",
     )
     parser.add_argument(
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
@@ -96,21 +112,27 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
     )
+    _ranker_arguments(parser)
+    parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
+    parser.add_argument("--half", action="store_true", help="run U-Net and text encoder in float16")
+    parser.set_defaults(run=edit_command)
+
+
+def _ranker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank-text", help="text to rank by (default: the prompt)")
     parser.add_argument(
         "--ranker", type=Path, help="local open_clip weights, safetensors (default: the bundled ranker)"
     )
     parser.add_argument("--ranker-architecture", default="ViT-B-16", help="architecture of --ranker (%(default)s)")
-    parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
-    parser.add_argument("--half", action="store_true", help="run U-Net and text encoder in float16")
-    parser.set_defaults(run=edit_command)
 
 
 class Bar:
     """A progress bar on standard error, quiet when that is not a terminal."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.begun, self.live = label, time.monotonic(), sys.stderr.isatty()
+        self.label = label
+        self.begun = time.monotonic()
+        self.live = sys.stderr.isatty()
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
         if self.live:
@@ -124,6 +146,7 @@ class Bar:
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
+    """Model and ranker of `editkit edit`; one candidate needs no ranker."""
     import torch
 
     from ..hosts.diffusers.loading import load_bundled, load_folder
@@ -138,10 +161,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
     if options.ranker:
         return model, load_open_clip(options.ranker_architecture, options.ranker, device=device)
     if options.model:
-        print(
-            "editkit: the bundled ranker knows only the bundled model's images; candidates keep their order",
-            file=sys.stderr,
-        )
+        message = "editkit: the bundled ranker knows only images of the bundled model; candidates are not ranked"
+        print(message, file=sys.stderr)
         return model, None
     return model, load_bundled_ranker(device=device)
 
@@ -154,22 +175,46 @@ def edit_command(options: argparse.Namespace) -> int:
 
     image, mask = load_image(options.image), load_mask(options.mask)
     settings = EditSettings(
-        steps=options.steps, strength=options.strength, guidance_scale=options.cfg, candidates=options.candidates,
-        seed=options.seed, mask_mode=options.mask_mode, kernels=parse_kernels(options.kernels),
-        mask_division=options.parts,
-        tune_steps=options.tune_steps, tune_lr=options.tune_lr, feather_px=options.feather,
-    )  # fmt: skip
+        steps=options.steps,
+        strength=options.strength,
+        guidance_scale=options.cfg,
+        candidates=options.candidates,
+        seed=options.seed,
+        mask_mode=options.mask_mode,
+        kernels=parse_kernels(options.kernels),
+        stage_spacing=options.stages,
+        tune_steps=options.tune_steps,
+        tune_lr=options.tune_lr,
+        feather_px=options.feather,
+    )
     model, ranker = _load(options)
     result = blended_edit(
-        model.denoiser, model.codec, model.text, image, mask, options.prompt,
-        ranker=ranker, rank_text=options.rank_text, negative=options.negative, settings=settings, stage=Bar,
-    )  # fmt: skip
+        model.denoiser,
+        model.codec,
+        model.text,
+        image,
+        mask,
+        options.prompt,
+        ranker=ranker,
+        rank_text=options.rank_text,
+        negative=options.negative,
+        settings=settings,
+        stage=Bar,
+    )
     write_result(result, image, mask, options.output, options.prompt)
     return 0
 
 
 def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt: str) -> None:
-    """Source, mask, candidates, tuned winner, composite, comparison sheet and report.json; prints what changed."""
+    """Write source, mask, candidates, tuned winner, composite, comparison sheet and report.json; print the changes.
+
+    Args:
+        result: an `EditResult`.
+        image: the source [1, H, W, 3] in [0, 1].
+        mask: [1, H, W], 1 = edit.
+        folder: made if it does not exist.
+        prompt: written into report.json.
+    """
     from ..pipelines.evaluation.drawing import curve, save_image, sheet
 
     save_image(image[0], folder / "source.png")
@@ -209,25 +254,33 @@ def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt:
 def demo_command(options: argparse.Namespace) -> int:
     """`editkit demo`: a blended edit of a shipped image with the bundled model and ranker."""
     from ..hosts.bundled.example_images import load_example
-    from ..pipelines.blended.pipeline import EditSettings, blended_edit
+    from ..hosts.diffusers.loading import load_bundled
+    from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker
+    from ..pipelines.blended.pipeline import EditSettings, best_device, blended_edit
 
-    begun = time.monotonic()
+    begun, device = time.monotonic(), best_device()
     example = load_example("empty_side")
-    settings = EditSettings(candidates=6, seed=options.seed)
-    options.device, options.half, options.model, options.ranker, options.candidates = None, False, None, None, 6
-    model, ranker = _load(options)
+    model = load_bundled(device)
     print(f"source: {example.caption}\nprompt: {example.prompt}")
     result = blended_edit(
-        model.denoiser, model.codec, model.text, example.image, example.mask, example.prompt,
-        ranker=ranker, rank_text=example.subject, settings=settings, stage=Bar,
-    )  # fmt: skip
+        model.denoiser,
+        model.codec,
+        model.text,
+        example.image,
+        example.mask,
+        example.prompt,
+        ranker=load_bundled_ranker(device=device),
+        rank_text=example.new_words,
+        settings=EditSettings(candidates=6, seed=options.seed),
+        stage=Bar,
+    )
     write_result(result, example.image, example.mask, options.output, example.prompt)
     print(f"done in {time.monotonic() - begun:.0f} s")
     return 0
 
 
 def claims_command(options: argparse.Namespace) -> int:
-    """`editkit claims`: tables, and whether every claim holds (exit code 1 if not). Raises ParameterError for a name."""
+    """`editkit claims`: print tables; exit code 1 if a claim is missed. Raises ParameterError for an unknown name."""
     from .claims.registry import TABLES, print_tables
 
     unknown = [name for name in options.names if name not in TABLES]
@@ -237,7 +290,7 @@ def claims_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """`editkit run`: a workflow here or on a server; prints the files it saved. Raises LoadError for a bad file."""
+    """`editkit run`: run a workflow here or on a server and print the files it saved. Raises LoadError for a bad file."""
     try:
         workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -256,19 +309,17 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _run_here(workflow: Any, options: argparse.Namespace) -> list[Path]:
-    """The one place where the headless side calls the nodes: a workflow is made of them."""
+    """Run a workflow in this process, on the nodes themselves."""
     from .run import Run
     from .runner import load_host, run_workflow
 
     load_host()
-    from ..hosts.host import set_headless_progress
 
     def on_node(done: int, total: int, name: str) -> None:
         if name:
             print(f"[{done + 1}/{total}] {name}", file=sys.stderr)
-            set_headless_progress(Bar("steps"))
 
-    run = Run(options.input or options.workflow.parent, options.output, on_node)
+    run = Run(options.input or options.workflow.parent, options.output, on_node, lambda: Bar("steps"))
     run_workflow(workflow, run)
     for texts in run.texts.values():
         print("\n".join(texts))

@@ -1,4 +1,4 @@
-"""Sending a workflow to a ComfyUI server that the user names. The only module that opens a connection."""
+"""Run a workflow on a ComfyUI server that the user names. No other module opens a connection."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ def run_on_server(
     progress: Progress = silent,
     timeout: float = 3600,
 ) -> list[Path]:
-    """Upload the images that the workflow names, queue it, wait, and download what it saved.
+    """Upload the images that the workflow names, queue it, wait, and download the images that it saved.
 
     Args:
         server: for example http://127.0.0.1:8188.
+        workflow: in API format.
+        inputs: the folder that Load Image nodes read here.
+        output: the folder for the downloads, made if it does not exist.
+        progress: called once, at the end.
         timeout: seconds to wait for the end.
-    Raises: LoadError (no server there), EditError (the server refused or failed; its message).
+
+    Returns: the downloaded files.
+
+    Raises: LoadError where no server answers; EditError with the server's message where it refuses or fails.
     """
     base = server if "://" in server else f"http://{server}"
     base = base.rstrip("/")

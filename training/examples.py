@@ -80,8 +80,8 @@ def write_examples(folder: Path) -> None:
     """Write NAME.png, NAME.mask.png and examples.json for every example."""
     words = {}
     for name in EXAMPLES:
-        image, mask, caption, prompt, subject = MAKERS[name]()
+        image, mask, caption, prompt, new_words = MAKERS[name]()
         save_image(torch.from_numpy(image), folder / f"{name}.png")
         save_image(torch.from_numpy(mask), folder / f"{name}.mask.png")
-        words[name] = {"caption": caption, "prompt": prompt, "subject": subject}
+        words[name] = {"caption": caption, "prompt": prompt, "subject": new_words}
     write_json(folder / "examples.json", words)

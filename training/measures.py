@@ -173,16 +173,16 @@ def caption_first(ranker: Ranker, count: int, size: int, *, hard: bool) -> Row:
 def masked_object_first(ranker: Ranker, count: int, size: int) -> Row:
     """The same through a mask (black outside), captions naming the object only, one word wrong in seven."""
     begun = time.monotonic()
-    scenes, lists, images = held_out(count, 1, 6), [], []
-    for i, scene in enumerate(scenes):
+    lists, images = [], []
+    for i, scene in enumerate(held_out(count, 1, 6)):
         rng = np.random.default_rng([12, i])
         objects = [changed.objects[0].words for changed in one_word_changes(scene)]
         wrong = sorted({words for words in objects if words != scene.objects[0].words})
         words = [scene.objects[0].words, *rng.permutation(wrong)[:7]]
         lists.append([Caption((str(word),), None).text for word in words])
         images.append(render(scene, size) * window(scene, 0, size, rng)[..., None])
-    images = torch.from_numpy(np.stack(images)).float()
-    return share_row("ranker, masked object, one word wrong in 7", first_of(ranker, images, lists), None, begun)
+    stack = torch.from_numpy(np.stack(images)).float()
+    return share_row("ranker, masked object, one word wrong in 7", first_of(ranker, stack, lists), None, begun)
 
 
 def good_before_spoilt(ranker: Ranker, count: int, size: int) -> Row:

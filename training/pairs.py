@@ -40,7 +40,9 @@ class Caption:
     @property
     def text(self) -> str:
         objects = " left of ".join(f"{'an' if words[0] in 'aeiou' else 'a'} {words}" for words in self.objects)
-        return f"{objects} on {self.background}" if self.objects and self.background else objects or str(self.background)
+        return (
+            f"{objects} on {self.background}" if self.objects and self.background else objects or str(self.background)
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def cache_latents(folder: Path, count: int, *, size: int = 96, autocast: bool = 
     objects = rng.choice(3, size=count, p=SHARES)
     latents, captions = [], []
     for start in range(0, count, 64):
-        scenes = [sample_scene(scene_rng(20_000_000 + i), int(objects[i])) for i in range(start, min(count, start + 64))]
+        scenes = [
+            sample_scene(scene_rng(20_000_000 + i), int(objects[i])) for i in range(start, min(count, start + 64))
+        ]
         images = np.stack([render(scene, size) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             mean = vae.encode(torch.from_numpy(images).movedim(-1, 1) * 2 - 1).latent_dist.mean

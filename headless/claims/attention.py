@@ -1,9 +1,9 @@
 """What attention control can do on the bundled model: its claims as one table.
 
-`python -m editkit.benchmarks attention` prints it: 64 pairs of captions each, checked by the weight-free oracle. Settings are
-the published ones, except for the swap of shapes: this model follows the target's words whatever the first part of the run
-has done, so that 50 steps leave nothing to gain. There the run has 4 steps, and the source's attention acts in every layer
-until half of it (chosen on other scenes).
+`editkit claims attention` prints it: 64 pairs of captions for each claim, checked by the oracle. Settings are the published
+ones, except for the swap of shapes. In 50 steps this model follows the target's words whatever the first steps have done,
+which leaves nothing to gain. Shapes are therefore swapped in 4 steps, with the source's attention in every layer for the
+first half of them (chosen on other scenes).
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def blend_claims(model: Any, count: int = 64) -> list[Claim]:
     def colours(pair: t.Pair) -> dict[str, Any]:
         return {"blend_words": [scene.objects[0].colour for scene in (pair.before, pair.after)]}
 
-    kept, rates = [], []
-    for words in (colours, lambda pair: {}):
+    kept: list[Tensor] = []
+    rates: list[list[bool]] = []
+    choices: tuple[t.Words, ...] = (colours, lambda pair: {})
+    for words in choices:
         sources, targets = t.edited(model, pairs, RUN, words)
         half = torch.zeros(targets.shape[:3])
         half[:, :, targets.shape[2] // 2 :] = 1
@@ -117,14 +119,15 @@ def rising(name: str, weights: Sequence[float], values: Sequence[float]) -> Clai
 
 # ---------------------------------------------------------------------------------------------------------------- P2Plus
 def sign_test(better: int, worse: int) -> float:
-    """Two-sided exact probability of so uneven a split of discordant pairs by chance (McNemar)."""
+    """McNemar's exact test: the two-sided probability that chance splits the discordant pairs at least as unevenly."""
     total = better + worse
     tail = sum(math.comb(total, k) for k in range(max(better, worse), total + 1)) / 2**total
     return min(1.0, 2 * tail)
 
 
-def compared(name: str, first: Sequence[bool], second: Sequence[bool], margin: float) -> Claim:
-    """Success rates on the same pairs, and the test of their difference."""
+def compared(name: str, hits: Sequence[Sequence[bool]], margin: float) -> Claim:
+    """Success rates of two methods on the same pairs, and the test of their difference."""
+    first, second = hits
     better = sum(a and not b for a, b in zip(first, second, strict=True))
     worse = sum(b and not a for a, b in zip(first, second, strict=True))
     gain = (better - worse) / len(first)
@@ -136,16 +139,16 @@ def compared(name: str, first: Sequence[bool], second: Sequence[bool], margin: f
 
 
 def shape_claims(model: Any, count: int = 256) -> list[Claim]:
-    """Another shape: P2Plus until half of the run against Prompt-to-Prompt; the caption's shape must be there."""
+    """Another shape: P2Plus for half of the steps against Prompt-to-Prompt; the caption's shape must be there."""
     pairs = pairs_of(t.shape_swap, count)
     images = [
         t.edited(model, pairs, replace(SHAPES, options=replace(HELD, uncond_self_until=until)))[1]
         for until in (0.5, 0.0)
     ]
-    shapes, objects = ([t.hits(part, pairs, judge) for part in images] for judge in (t.has_shape, t.has_object_at))
+    shapes, objects = ([t.hits(part, pairs, check) for part in images] for check in (t.has_shape, t.has_object_at))
     return [
-        compared("P2Plus over P2P: shape right", *shapes, 0.05),
-        compared("P2Plus over P2P: and colour kept", *objects, 0.0),
+        compared("P2Plus over P2P: shape right", shapes, 0.05),
+        compared("P2Plus over P2P: and colour kept", objects, 0.0),
     ]
 
 
@@ -155,10 +158,9 @@ def main(count: int = 64) -> bool:
     from ...pipelines.blended.pipeline import best_device
 
     model, good = load_bundled(best_device()), True
-    for claims in (
-        lambda: swap_claims(model, count), lambda: swap_claims(model, count, real=True),
-        lambda: blend_claims(model, count), lambda: refine_claims(model, count), lambda: weight_claims(model, count),
-        lambda: shape_claims(model, 4 * count),
-    ):  # fmt: skip
-        good &= print_claims(claims())
-    return good
+    good &= print_claims(swap_claims(model, count))
+    good &= print_claims(swap_claims(model, count, real=True))
+    good &= print_claims(blend_claims(model, count))
+    good &= print_claims(refine_claims(model, count))
+    good &= print_claims(weight_claims(model, count))
+    return good & print_claims(shape_claims(model, 4 * count))

@@ -148,9 +148,9 @@ def _inverted(model: Any, pairs: Sequence[Pair], source: Context, sigmas: Tensor
     return invert(model.denoiser, model.codec.encode(images), source, sigmas)
 
 
-# -------------------------------------------------------------------------------------------------------------- judging
+# -------------------------------------------------------------------------------------------------------------- verdicts
 def objects_mask(image: Tensor) -> np.ndarray:
-    """Where the oracle sees something that is no background, bool [S, S]."""
+    """Pixels that the oracle takes for objects, bool [S, S]."""
     pixels = image.numpy()
     background, pattern = oracle.read_background(pixels)
     parts = oracle.components(pixels, background, pattern)
@@ -197,5 +197,5 @@ def paint(image: Tensor, source: Tensor, pair: Pair) -> float:
 Check = Callable[[Tensor, Pair], bool]
 
 
-def hits(images: Tensor, pairs: Sequence[Pair], judge: Check) -> list[bool]:
-    return [judge(image, pair) for image, pair in zip(images, pairs, strict=True)]
+def hits(images: Tensor, pairs: Sequence[Pair], check: Check) -> list[bool]:
+    return [check(image, pair) for image, pair in zip(images, pairs, strict=True)]

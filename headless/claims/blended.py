@@ -1,6 +1,6 @@
-"""What Blended Latent Diffusion can do on the bundled model: the claims of the README, as one table.
+"""What Blended Latent Diffusion can do on the bundled model: its claims as one table.
 
-`python -m editkit.benchmarks blended` prints it: 64 trials each, checked by the weight-free oracle.
+`editkit claims blended` prints it: 64 trials for each claim, checked by the oracle, which knows no weights.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from ...pipelines.evaluation.clip_ranking import rank_by_text
 from ...pipelines.evaluation.metrics import psnr_outside, seam_contrast, wilson_interval
 from . import trials as t
 
-log = logging.getLogger("editkit.benchmarks")
+log = logging.getLogger("editkit.claims")
 SETTINGS = EditSettings(steps=50, strength=1.0, guidance_scale=3.0, candidates=1)
-# On small latents what a thin mask shows is decided at low noise: parts of equal noise leave the mask alone late enough.
-SHRINKING = replace(SETTINGS, kernels=PAPER_KERNELS, mask_division="noise")
+# On small latents the last, least noisy steps decide what a thin mask shows. Stages of equal log-sigma leave the drawn mask
+# in place for enough of them.
+SHRINKING = replace(SETTINGS, kernels=PAPER_KERNELS, stage_spacing="log-sigma")
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def composited(model: Any, trials: Sequence[t.Trial], latents: Tensor) -> tuple[
 def edit_claims(model: Any, count: int = 64) -> list[Claim]:
     """New object, new background, thin strokes; nothing outside changes."""
     claims, change = [], 0.0
-    for name, make, judge, floor in (
+    for name, make, check, floor in (
         ("new object in a box", t.new_object, t.object_right, 0.95),
         ("new background", t.new_background, t.background_right, 0.80),
     ):
         trials = [make(i) for i in range(count)]
         images, outside = composited(model, trials, t.edit_all(model, trials, SETTINGS))
         change = max(change, outside)
-        claims.append(share(name, [judge(image, trial) for image, trial in zip(images, trials, strict=True)], floor))
+        claims.append(share(name, [check(image, trial) for image, trial in zip(images, trials, strict=True)], floor))
     claims += thin_claims(model, count)
     claims.append(Claim("largest change outside", change, f"{change:g}, wanted 0", change == 0))
     return claims
@@ -69,7 +70,7 @@ def edit_claims(model: Any, count: int = 64) -> list[Claim]:
 def thin_claims(model: Any, count: int = 64) -> list[Claim]:
     """Progressive shrinking against the plain loop, on the same strokes and seeds."""
     trials, rates = [t.thin_stroke(i) for i in range(count)], []
-    for settings in (SETTINGS, SHRINKING, replace(SHRINKING, mask_division="steps")):
+    for settings in (SETTINGS, SHRINKING, replace(SHRINKING, stage_spacing="steps")):
         images, _ = composited(model, trials, t.edit_all(model, trials, settings))
         rates.append(sum(t.stroke_right(*pair) for pair in zip(images, trials, strict=True)) / count)
     plain, shrinking, equal_steps = rates
@@ -119,8 +120,8 @@ class Method:
     def total(self, cap: float = VISIBLE) -> Tensor:
         """dB outside the mask minus the seam in units of 1/255, per trial: what the paper weighs, on one scale.
 
-        Pastes are exact outside, so an uncapped PSNR would crown them whatever seam they leave. What exceeds `VISIBLE`
-        is not seen and does not count; `print_table` gives the sum with the cap at `EXACT` beside it.
+        Pasting is exact outside, so with an uncapped PSNR it would win whatever seam it leaves. Differences above `VISIBLE`
+        dB cannot be seen and do not count; `print_table` also gives the sum with the cap at `EXACT`.
         """
         return self.psnr.clamp(max=cap) - self.seam * 255
 
@@ -163,10 +164,10 @@ def background_claims(table: Sequence[Method]) -> list[Claim]:
         ),
         Claim("edit kept by the fine-tune", kept[1], f"{kept[1]:.1%} right, {kept[0]:.1%} before", kept[1] >= kept[0]),
     ]
-    return claims + [against(tuned, rival) for rival in by_name.values()]
+    return claims + [paired_claim(tuned, rival) for rival in by_name.values()]
 
 
-def against(tuned: Method, rival: Method) -> Claim:
+def paired_claim(tuned: Method, rival: Method) -> Claim:
     """The sum of the tuned decoder over a rival's, paired over the trials."""
     difference = tuned.total() - rival.total()
     mean, error = float(difference.mean()), float(difference.std()) / len(difference) ** 0.5

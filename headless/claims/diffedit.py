@@ -1,10 +1,10 @@
 """What DiffEdit, inversion and null-text inversion can do on the bundled model: their claims as one table.
 
-`python -m editkit.benchmarks diffedit` prints it. All 64 trials are scenes with one object, which becomes another of
-another colour and shape with no mask drawn; the source prompt is the scene's caption. The weight-free oracle judges.
+`editkit claims diffedit` prints it. All 64 trials are scenes with one object, which becomes one of another colour and shape;
+no mask is drawn. The source prompt is the scene's caption, and the oracle reads the results.
 
-The true mask at latent resolution marks every latent pixel that the object touches (`downsample`'s mode "max", the default of the
-latent mask node): an edit that leaves a touched latent pixel out leaves a piece of the old object behind. All settings are the
+The true mask at latent resolution marks every latent pixel that the object touches (`downsample`'s mode "max", the default
+of the latent mask node): an edit that omits one of them leaves a piece of the old object behind. All settings are the
 published ones.
 """
 
@@ -53,16 +53,17 @@ class Scenes:
 def scenes(model: Any, trials: Sequence[t.Trial]) -> Scenes:
     images, _ = t.images_of(trials)
     encode = model.text.encode
-    before, after = ([getattr(trial, name).caption for trial in trials] for name in ("before", "target"))
-    contexts = (t.stacked([encode(caption) for caption in captions]) for captions in (before, after))
-    return Scenes(trials, images, model.codec.encode(images), *contexts, encode(""))
+    source = t.stacked([encode(trial.before.caption) for trial in trials])
+    target = t.stacked([encode(trial.target.caption) for trial in trials])
+    return Scenes(trials, images, model.codec.encode(images), source, target, encode(""))
 
 
 # ------------------------------------------------------------------------------------------------------------- masks
 def true_latent_mask(model: Any, work: Scenes) -> Tensor:
-    """Cells that the object touches, [B, h, w]."""
+    """Latent pixels that the object touches, [B, h, w]."""
     _, masks = t.images_of(work.trials)
-    return downsample(masks, *work.latent.shape[-2:], "max", factor=model.codec.factor).mask.to(work.latent.device)
+    height, width = work.latent.shape[-2:]
+    return downsample(masks, height, width, "max", factor=model.codec.factor).mask.to(work.latent.device)
 
 
 def overlap(found: Tensor, true: Tensor) -> Tensor:
@@ -73,9 +74,15 @@ def overlap(found: Tensor, true: Tensor) -> Tensor:
 
 def overlaps(model: Any, work: Scenes, maps: int) -> Tensor:
     found = diffedit_mask(
-        model.denoiser, work.latent, work.source, work.target, seeds=work.seeds, maps=maps,
-        sigma=strength_sigma(model.denoiser, SETTINGS.strength), rule=SETTINGS.rule,
-    )  # fmt: skip
+        model.denoiser,
+        work.latent,
+        work.source,
+        work.target,
+        seeds=work.seeds,
+        maps=maps,
+        sigma=strength_sigma(model.denoiser, SETTINGS.strength),
+        rule=SETTINGS.rule,
+    )
     return overlap(found.mask, true_latent_mask(model, work)).cpu()
 
 
@@ -144,12 +151,12 @@ def rebuild(model: Any, work: Scenes, steps: int = 50, options: NullTextOptions 
         return psnr(codec.decode(denoiser.scale_out(z)), work.images).cpu()
 
     exact = invert(denoiser, work.latent, work.source, sigmas, options=IMPLICIT)
-    path = invert(denoiser, work.latent, work.source, sigmas)
-    learned = null_text(denoiser, path, work.source, work.null, options=options)
+    trajectory = invert(denoiser, work.latent, work.source, sigmas)
+    learned = null_text(denoiser, trajectory, work.source, work.null, options=options)
     return Rebuilt(
-        quality(path.source),
+        quality(trajectory.source),
         quality(reconstruct(denoiser, exact, work.source)),
-        quality(reconstruct(denoiser, path, work.source, negative=work.null, guidance_scale=scale)),
+        quality(reconstruct(denoiser, trajectory, work.source, negative=work.null, guidance_scale=scale)),
         quality(learned.rebuilt),
     )
 

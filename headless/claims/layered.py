@@ -1,12 +1,12 @@
 """What LayerDiffusion can do on the bundled model: two-part edits, with every part of the method left out in turn.
 
-`python -m editkit.benchmarks layered` prints it. A scene's one object gets another colour and stays what it is, and the
-background becomes another: the prompts say the new colour ("a blue shape", a word for no shape) and the new background;
-that the object is a star, only the image tells. The reference is the empty new background. Drawn from noise and checked by
-the weight-free oracle: one object, its colour, its shape, and the background with its pattern.
+`editkit claims layered` prints it. A scene has one object, which gets another colour and keeps its shape; the
+background becomes another. The prompts name the new colour ("a blue shape") and the new background, and only the image
+tells that the object is a star. The reference is the empty new background. Images are sampled from noise, and the oracle
+checks four answers: one object, its colour, its shape, and the background with its pattern.
 
-Every scene learns by itself, in batches (`rowwise.py`). Steps and rates are fewer and larger than published, because the
-bundled model is small; they were chosen on other scenes.
+Scenes learn in batches, each with weights of its own (`rowwise.py`). The bundled model is small, so there are fewer steps
+and larger learning rates than published; they were chosen on other scenes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ...hosts.bundled.scenes import (
     sample_scene,
     scene_rng,
 )
+from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.guidance import EditPrompts, Positive
 from ...pipelines.core.noise import seeded_noise
 from ...pipelines.core.samplers import predictor, sample
@@ -61,16 +62,16 @@ def two_part(index: int, first: int = t.FIRST + KIND) -> t.Trial:
     colour = str(rng.choice([c for c in OBJECT_COLOURS if c != before.objects[0].colour]))
     behind = str(rng.choice([c for c in BACKGROUND_COLOURS if c != before.background]))
     target = replace(before.with_object(0, colour=colour), background=behind, pattern=str(rng.choice(PATTERNS)))
-    return t.Trial(render(before, t.SIZE), object_mask(before, t.SIZE), _subject(colour), before, target)
+    return t.Trial(render(before, t.SIZE), object_mask(before, t.SIZE), _object_words(colour), before, target)
 
 
-def _subject(colour: str) -> str:
+def _object_words(colour: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} shape"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the oracle saw in one image."""
+    """Which of the three answers are right in one image."""
 
     colour: bool
     shape: bool
@@ -81,7 +82,7 @@ class Verdict:
         return self.colour and self.shape and self.background
 
 
-def judge(image: Tensor, trial: t.Trial) -> Verdict:
+def verdict_of(image: Tensor, trial: t.Trial) -> Verdict:
     found, wanted = oracle.read(image.numpy()), trial.target.objects[0]
     item = found.objects[0] if len(found.objects) == 1 else None
     return Verdict(
@@ -130,16 +131,23 @@ class Scenes:
 
     def tune(self, found: LayeredEmbeddings, alpha: float = ALPHA, **changed: Any) -> tuple[RowwiseDenoiser, Any]:
         """The tuned denoiser, and the mix that it was tuned at."""
-        assert found.background is not None
+        if found.background is None:
+            raise ParameterError("found has no background embedding: give stage 1 a background text")
         mixed = mix_embeddings(found.subject, found.background, alpha)
+        options = replace(TUNING, **changed)
         tuning = layered_tune(
-            self.denoiser, self.source, self.reference, mixed, self.latent_pixels, seeds=self.seeds,
-            options=replace(TUNING, **changed),
-        )  # fmt: skip
+            self.denoiser,
+            self.source,
+            self.reference,
+            mixed,
+            self.latent_pixels,
+            seeds=self.seeds,
+            options=options,
+        )
         return self.denoiser.with_rows(tuning.changes), mixed
 
     def draw(self, denoiser: Any, positive: Positive) -> list[Verdict]:
-        """Images from noise, judged; the noises are the same for every variant."""
+        """Verdicts on images sampled from noise; every variant starts from the same noise."""
         verdicts, sigmas = [], denoiser.schedule(STEPS)
         prompts = EditPrompts(positive, self.model.text.encode(""), SCALE)
         for draw in range(DRAWS):
@@ -147,11 +155,15 @@ class Scenes:
             z = denoiser.noise(torch.zeros_like(noise), noise, float(sigmas[0]))
             z = sample("euler", predictor(denoiser, prompts), z, sigmas)
             images = self.model.codec.decode(denoiser.scale_out(z)).cpu()
-            verdicts += [judge(image, trial) for image, trial in zip(images, self.trials, strict=True)]
+            verdicts += [verdict_of(image, trial) for image, trial in zip(images, self.trials, strict=True)]
         return verdicts
 
 
-FULL, MIX, SUBJECT = "as published, alpha 0.7", "  without iterative guidance (mix only)", "  subject's embedding only"
+FULL, MIX, OBJECT_ONLY = (
+    "as published, alpha 0.7",
+    "  without iterative guidance (mix only)",
+    "  object's embedding only",
+)
 NO_OBJECT, NO_BACKGROUND = "  without L_obj", "  without L_bg"
 ALPHA_0, ALPHA_1, UNTUNED = "  alpha 0", "  alpha 1", "  without fine-tune"
 
@@ -167,7 +179,7 @@ def variants(scenes: Scenes) -> dict[str, list[Verdict]]:
     tuned, mixed = scenes.tune(found)
     verdicts[FULL] = scenes.draw(tuned, alternating(tuned, mixed))
     verdicts[MIX] = scenes.draw(tuned, mixed)
-    verdicts[SUBJECT] = scenes.draw(tuned, found.subject)
+    verdicts[OBJECT_ONLY] = scenes.draw(tuned, found.subject)
     verdicts[UNTUNED] = scenes.draw(scenes.model.denoiser, alternating(scenes.model.denoiser, mixed))
     for name, changed in (
         (NO_OBJECT, {"object_weight": 0.0}),
@@ -207,7 +219,7 @@ def claims(rows: dict[str, Rates]) -> list[Claim]:
         points("iterative guidance", full.share() - rows[MIX].share(), 0.10),
         points("alpha 0.7 over alpha 0", full.share() - rows[ALPHA_0].share(), 0.0),
         points("alpha 0.7 over alpha 1", full.share() - rows[ALPHA_1].share(), 0.0),
-        hurts("without L_obj the subject suffers", full, rows[NO_OBJECT], "shape"),
+        hurts("without L_obj the object suffers", full, rows[NO_OBJECT], "shape"),
         hurts("without L_bg the background suffers", full, rows[NO_BACKGROUND], "background"),
     ]
 

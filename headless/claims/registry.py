@@ -15,9 +15,9 @@ class Table:
 
     Attributes:
         module: its name in `package`.
-        about: what it shows, for the help text.
-        trials: whether `main` takes the number of trials of each claim.
-        package: where it lies.
+        about: its content, for the help text.
+        trials: whether the first parameter of `main` is the number of trials of each claim.
+        package: the package that holds `module`.
     """
 
     module: str
@@ -27,12 +27,21 @@ class Table:
 
 
 TABLES = {
-    "blended": Table("blended", "blended edits, ranking and background methods", trials=True),
-    "diffedit": Table("diffedit", "masks, inversion and null-text", trials=True),
-    "attention": Table("attention", "attention control: swaps, refinements, weights", trials=True),
+    "blended": Table("blended", "Blended Latent Diffusion: edits, ranking and background methods", trials=True),
+    "diffedit": Table("diffedit", "DiffEdit: masks, edits, inversion and null-text inversion", trials=True),
+    "attention": Table("attention", "Prompt-to-Prompt and P2Plus: swaps, refinements, weights", trials=True),
     "style": Table("style", "StyleDiffusion: reconstructions and edits", trials=True),
-    "layered": Table("layered", "LayerDiffusion: two-part edits, and what each part of the method adds", trials=True),
+    "layered": Table(
+        "layered",
+        "LayerDiffusion: edits of object and background, and the gain from each part of the method",
+        trials=True,
+    ),
 }
+
+
+def listing(tables: Mapping[str, Table] = TABLES) -> str:
+    """The tables for a help text, one per line."""
+    return "\n".join(["tables:", *(f"  {name:<16}{table.about}" for name, table in tables.items())])
 
 
 def print_tables(names: Sequence[str], trials: int | None = None, tables: Mapping[str, Table] = TABLES) -> bool:

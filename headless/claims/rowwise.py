@@ -1,9 +1,8 @@
-"""Many scenes at once: a denoiser whose every image has low-rank weights of its own.
+"""Many scenes at once: a denoiser with separate low-rank weights for every image of a batch.
 
-Tuning and sampling 32 scenes one by one would cost 32 times the calls. Image b of a batch goes through the network with
-its own additions, and the loss of one image gives the others no gradient, so each learns as it would alone. Rows of a
-call are stacked image by image (`row r` belongs to image `r % images`): pairs of source and reference, conditional and
-unconditional rows.
+Tuning and sampling 32 scenes one by one would cost 32 times the model calls. Image b of a batch goes through the network
+with weights of its own, and its loss gives the others no gradient, so each image learns as it would alone. Batch row r of
+a call belongs to image `r % images`: pairs of source and reference, conditional and unconditional rows.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ...pipelines.learning.weight_deltas import TunePlan, attention_layers
 
 
 class RowLowRank(nn.Module):
-    """`weights.LowRank` with additions [images, ...]."""
+    """`LowRank` of `pipelines/learning/weight_deltas.py`, with factors [images, ...]."""
 
     def __init__(self, layer: nn.Linear, images: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class RowLowRank(nn.Module):
 
 
 def _summed(value: Tensor) -> Tensor:
-    """The same numbers, with the gradient of a sum over images instead of the mean: that of each image alone."""
+    """`value`, with the gradient of a sum over the images in place of their mean: the gradient of each image alone."""
     return value + (len(value) - 1) * (value - value.detach())
 
 
@@ -51,11 +50,11 @@ class RowwiseDenoiser(DiffusersDenoiser):
 
     images: int = 1
 
-    def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> RowwiseClone:
+    def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> RowwiseClone:  # type: ignore[override]
         return RowwiseClone(self, plan)
 
     def with_rows(self, changes: dict[str, Tensor]) -> RowwiseDenoiser:
-        """A denoiser with what a `RowwiseClone` learned."""
+        """A denoiser with the weights that a `RowwiseClone` learned."""
         clone = RowwiseClone(self, TunePlan("lora", rank=next(iter(changes.values())).shape[-1]))
         for name, layer in clone.added.items():
             layer.up.data, layer.down.data = changes[f"{name}.up"], changes[f"{name}.down"]
@@ -63,7 +62,7 @@ class RowwiseDenoiser(DiffusersDenoiser):
 
 
 class RowwiseClone:
-    """See `DenoiserClone`; `changes` are kept in a layout of their own, which no file has."""
+    """See `DenoiserClone`. `changes` has one entry per image, which no file format holds."""
 
     def __init__(self, denoiser: RowwiseDenoiser, plan: TunePlan) -> None:
         unet: Any = copy.deepcopy(denoiser.unet)

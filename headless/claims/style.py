@@ -1,8 +1,8 @@
 """What StyleDiffusion can do on the bundled model: reconstructions beside null-text's, and edits beside word swap's.
 
-`python -m editkit.benchmarks style` prints it. Scenes have one object; the source prompt is the scene's caption, and an edit
-gives the object another colour (even trials) or another shape (odd trials). 30 steps, guidance 7.5, and the preset "even"
-throughout; the published one is shown beside it. The weight-free oracle judges.
+`editkit claims style` prints it. Scenes have one object; the source prompt is the scene's caption, and an edit gives the
+object another colour (even trials) or another shape (odd trials). All runs take 30 steps, guidance 7.5 and the preset
+"even"; the published preset is printed beside it. The oracle reads the results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .diffedit import Scenes, interval, scenes
 
 STEPS, SCALE, BATCH = 30, 7.5, 16
 OPTIONS = PRESETS["even"]
-RECONSTRUCTED = 16  # scenes that are also learned without the maps' loss, and with the published settings
+RECONSTRUCTED = 16  # scenes that are also inverted without the attention loss, and with the published settings
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A batch of scenes with what was learned of them."""
+    """A batch of scenes, their trajectories and their value embeddings."""
 
     work: Scenes
     trajectory: Trajectory
@@ -44,15 +44,13 @@ class Learned:
 
 def learn(model: Any, encoder: Any, trials: Sequence[t.Trial]) -> Learned:
     work = scenes(model, trials)
-    path = invert(model.denoiser, work.latent, work.source, model.denoiser.schedule(STEPS))
-    return Learned(work, path, _learn(model, encoder, work, path, OPTIONS))
+    trajectory = invert(model.denoiser, work.latent, work.source, model.denoiser.schedule(STEPS))
+    return Learned(work, trajectory, _learn(model, encoder, work, trajectory, OPTIONS))
 
 
-def _learn(model: Any, encoder: Any, work: Scenes, path: Trajectory, options: StyleOptions) -> StyleResult:
+def _learn(model: Any, encoder: Any, work: Scenes, trajectory: Trajectory, options: StyleOptions) -> StyleResult:
     features = image_features(encoder, work.images, work.source.tokens.shape[2])
-    return style_invert(
-        model.denoiser, path, work.source, work.null, features, seeds=work.seeds, options=options
-    )  # fmt: skip
+    return style_invert(model.denoiser, trajectory, work.source, work.null, features, seeds=work.seeds, options=options)
 
 
 def images(model: Any, z: Tensor) -> Tensor:
@@ -62,18 +60,18 @@ def images(model: Any, z: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- reconstructions
 def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Claim]:
     """Prints PSNR against the decoded source latent (what inversions lose, without the VAE) and against the image."""
-    work, path, denoiser = learned.work, learned.trajectory, model.denoiser
-    bare = _learn(model, encoder, work, path, replace(OPTIONS, attention_weight=0.0))
-    published = _learn(model, encoder, work, path, PRESETS["published"])
+    work, trajectory, denoiser = learned.work, learned.trajectory, model.denoiser
+    bare = _learn(model, encoder, work, trajectory, replace(OPTIONS, attention_weight=0.0))
+    published = _learn(model, encoder, work, trajectory, PRESETS["published"])
     rebuilt = {
-        "guidance 1": reconstruct(denoiser, path, work.source),
-        "no learning": reconstruct(denoiser, path, work.source, negative=work.null, guidance_scale=SCALE),
-        "null-text": null_text(denoiser, path, work.source, work.null, options=NullTextOptions(SCALE)).rebuilt,
+        "guidance 1": reconstruct(denoiser, trajectory, work.source),
+        "no learning": reconstruct(denoiser, trajectory, work.source, negative=work.null, guidance_scale=SCALE),
+        "null-text": null_text(denoiser, trajectory, work.source, work.null, options=NullTextOptions(SCALE)).rebuilt,
         "StyleDiffusion": learned.style.rebuilt,
         "  without L_att": bare.rebuilt,
         "  published preset": published.rebuilt,
     }
-    source, found = images(model, path.source), {}
+    source, found = images(model, trajectory.source), {}
     print(f"{'reconstruction':<20} {'to latent dB':>12} {'to image dB':>13}   ({len(work.trials)} scenes)")
     print(f"{'VAE alone':<20} {'':>12} {float(psnr(source, work.images).mean()):13.2f}")
     for name, z in rebuilt.items():
@@ -101,17 +99,17 @@ def _maps_claim(style: StyleResult, bare: StyleResult) -> Claim:
 
 # ------------------------------------------------------------------------------------------------------------- edits
 @dataclass(frozen=True)
-class Judged:
+class Outcomes:
     """Per trial: overlap of the object's mask before and after, and whether the object is what the prompt says."""
 
     overlap: Tensor
     right: Tensor
 
 
-def judged(edited: Tensor, trials: Sequence[t.Trial]) -> Judged:
+def outcomes(edited: Tensor, trials: Sequence[t.Trial]) -> Outcomes:
     pairs = list(zip(edited, trials, strict=True))
     overlap = torch.tensor([t.object_overlap(*pair) for pair in pairs])
-    return Judged(overlap, torch.tensor([float(t.object_right(*pair)) for pair in pairs]))
+    return Outcomes(overlap, torch.tensor([float(t.object_right(*pair)) for pair in pairs]))
 
 
 def style_edits(model: Any, learned: Learned, options: StyleEditOptions | None = None) -> Tensor:
@@ -126,12 +124,15 @@ def style_edits(model: Any, learned: Learned, options: StyleEditOptions | None =
 
 def picked(embeddings: ValueEmbeddings, index: int, source: Context) -> ValueEmbeddings:
     """Those of one image of a batch."""
-    one, path = slice(index, index + 1), embeddings.trajectory
-    path = replace(
-        path, latents=path.latents[:, one], source_latent=path.source_latent[one], prompt=context_digest(source)
+    one, trajectory = slice(index, index + 1), embeddings.trajectory
+    trajectory = replace(
+        trajectory,
+        latents=trajectory.latents[:, one],
+        source_latent=trajectory.source_latent[one],
+        prompt=context_digest(source),
     )
     scale = None if embeddings.scale is None else embeddings.scale[:, one]
-    return replace(embeddings, base=source, scale=scale, shift=embeddings.shift[:, one], trajectory=path)
+    return replace(embeddings, base=source, scale=scale, shift=embeddings.shift[:, one], trajectory=trajectory)
 
 
 def word_swap(model: Any, learned: Learned) -> Tensor:
@@ -143,8 +144,8 @@ def word_swap(model: Any, learned: Learned) -> Tensor:
 def edit_claims(model: Any, parts: Sequence[Learned]) -> list[Claim]:
     """Prints the share of right edits and the overlap, for both methods and both kinds of edit."""
     trials = [trial for part in parts for trial in part.work.trials]
-    ours = judged(torch.cat([style_edits(model, part) for part in parts]), trials)
-    swap = judged(torch.cat([word_swap(model, part) for part in parts]), trials)
+    ours = outcomes(torch.cat([style_edits(model, part) for part in parts]), trials)
+    swap = outcomes(torch.cat([word_swap(model, part) for part in parts]), trials)
     print(f"{'edit':<18} {'right':>7} {'mask IoU':>9} {'colour':>14} {'shape':>14}   ({len(trials)} pairs)")
     for name, found in (("StyleDiffusion", ours), ("DDIM word swap", swap)):
         kinds = [f"{float(found.right[k::2].mean()):.0%} {float(found.overlap[k::2].mean()):.3f}" for k in (0, 1)]
@@ -170,8 +171,8 @@ def main(count: int = 32) -> bool:
     model, encoder = load_bundled(device), load_bundled_ranker(device)
     trials = [(t.recolour, t.reshape)[i % 2](i) for i in range(count)]
     first = min(count, RECONSTRUCTED)
-    cuts = [0, first, *range(first + BATCH, count, BATCH), count]
-    parts = [learn(model, encoder, trials[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    borders = [0, first, *range(first + BATCH, count, BATCH), count]
+    parts = [learn(model, encoder, trials[a:b]) for a, b in zip(borders, borders[1:], strict=False) if a < b]
     claims = reconstruction_claims(model, encoder, parts[0]) + edit_claims(model, parts)
     print(f"     ({time.monotonic() - begun:.0f} s)")
     return print_claims(claims)

@@ -27,7 +27,7 @@ from ...hosts.bundled.scenes import (
     scene_rng,
     shape_distance,
 )
-from ...pipelines.blended.blending import blended_denoise, finished_latent
+from ...pipelines.blended.blending import blended_denoise, unscale_over_source
 from ...pipelines.blended.pipeline import EditSettings
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import dilation_schedule, downsample
@@ -156,7 +156,7 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
     source = codec.encode(images)
     height, width = source.shape[-2:]
     latent_pixels = downsample(masks, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
-    schedule = dilation_schedule(latent_pixels.mask, settings.kernels, division=settings.mask_division)
+    schedule = dilation_schedule(latent_pixels.mask, settings.kernels, spacing=settings.stage_spacing)
     prompts = EditPrompts(
         stacked([model.text.encode(trial.prompt) for trial in trials]), model.text.encode(""), settings.guidance_scale
     )
@@ -164,10 +164,10 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
     seeds = [seed + i for i in range(len(trials))]
     z = start_latent(denoiser, scaled, float(sigmas[0]), seeded_noise(scaled.shape[1:], seeds))
     z = blended_denoise(denoiser, z, scaled, sigmas, schedule, prompts, seeds=seeds, options=settings.options)
-    return finished_latent(denoiser.scale_out(z), source, schedule, sigmas)
+    return unscale_over_source(denoiser, z, source, schedule, sigmas)
 
 
-# ------------------------------------------------------------------------------------------------------------ judging
+# ------------------------------------------------------------------------------------------------------------ verdicts
 def object_right(image: Tensor, trial: Trial) -> bool:
     """The new object is there with its colour and shape, and the old one still is."""
     words = [item.words for item in oracle.read(image.numpy()).objects]

@@ -1,4 +1,4 @@
-"""The pictures that ship with EditKit: scenes of the bundled model's grammar, each with a mask and its caption."""
+"""The images that ship with EditKit: scenes of the bundled model's grammar, each with a mask and its caption."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ EXAMPLES = ("empty_side", "one_object", "thin_stroke", "scribble", "red_circle")
 
 @dataclass(frozen=True)
 class Example:
-    """image [1, H, W, 3] in [0, 1]; mask [1, H, W], 1 = edit; its caption; a prompt to edit it with, and what is new in it."""
+    """An image to edit.
+
+    Attributes:
+        image: [1, H, W, 3] in [0, 1].
+        mask: [1, H, W], 1 = edit.
+        caption: the sentence for the image as it is.
+        prompt: the sentence for the edited image.
+        new_words: the words of `prompt` for what the edit adds.
+    """
 
     image: Tensor
     mask: Tensor
     caption: str
     prompt: str
-    subject: str
+    new_words: str
 
 
 def load_example(name: str) -> Example:
@@ -39,19 +47,19 @@ def load_example(name: str) -> Example:
 
 
 def load_image(path: str | Path) -> Tensor:
-    """A picture file as IMAGE [1, H, W, 3]. Raises LoadError if it cannot be read."""
+    """An image file as IMAGE [1, H, W, 3]. Raises LoadError if it cannot be read."""
     return _load(path, "RGB") / 255
 
 
 def load_mask(path: str | Path) -> Tensor:
-    """A picture file as MASK [1, H, W]: bright = edit; of a picture with transparency, transparent = edit."""
+    """An image file as MASK [1, H, W]: bright = edit; of an image with transparency, transparent = edit."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
             has_alpha = "A" in file.getbands()
     except (OSError, UnidentifiedImageError) as error:
-        raise LoadError(f"{path} cannot be read as a picture ({error})") from error
+        raise LoadError(f"{path} cannot be read as an image ({error})") from error
     if has_alpha:
         return 1 - _load(path, "RGBA")[..., 3] / 255
     return _load(path, "L")[..., 0] / 255
@@ -65,5 +73,5 @@ def _load(path: str | Path, mode: str) -> Tensor:
         with Image.open(path) as file:
             array = np.asarray(ImageOps.exif_transpose(file).convert(mode), dtype=np.float32)
     except (OSError, UnidentifiedImageError) as error:
-        raise LoadError(f"{path} cannot be read as a picture ({error})") from error
+        raise LoadError(f"{path} cannot be read as an image ({error})") from error
     return torch.from_numpy(array.reshape(1, *array.shape[:2], -1).copy())

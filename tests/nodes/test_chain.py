@@ -8,9 +8,10 @@ import random
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.host import headless_run
 from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.host import open_denoiser
 from editkit.pipelines.blended.pipeline import EditSettings, edit_latents
 from editkit.pipelines.core.errors import EditError, MismatchError, ShapeError
 from editkit.pipelines.core.masks import PAPER_KERNELS
@@ -69,13 +70,13 @@ def test_any_size_comes_back_the_same(loaded, height, width):
 
 def test_tuned_vae_decodes_like_its_image_and_the_users_vae_stays(loaded, example):
     latent = call("EncodeImage", image=example.image, vae=loaded[2])[0]
-    before = {name: value.clone() for name, value in loaded[2].editkit_codec.vae.state_dict().items()}
+    before = {name: value.clone() for name, value in loaded[2].codec.vae.state_dict().items()}
     vae, image, plot, report = call(
         "TuneDecoder", vae=loaded[2], latent=latent, source=example.image, mask=example.mask, steps=3
     )  # fmt: skip
     assert torch.allclose(call("DecodeLatent", latent=latent, vae=vae)[0], image, atol=1e-5)
     assert plot.ndim == 4 and "dB" in report
-    after = loaded[2].editkit_codec.vae.state_dict()
+    after = loaded[2].codec.vae.state_dict()
     assert all(torch.equal(before[name], value) for name, value in after.items())
 
 
@@ -84,7 +85,7 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
     images = call("DecodeLatent", latent=chain["edited"], vae=loaded[2])[0]
     ranker = call("LoadRanker", weights="bundled")[0]
     ranked, latent, scores, order = call(
-        "RankByText", images=images, ranker=ranker, text=example.subject, mask=example.mask, latent=chain["edited"], keep=3
+        "RankByText", images=images, ranker=ranker, text=example.new_words, mask=example.mask, latent=chain["edited"], keep=3
     )  # fmt: skip
     index = [int(i) for i in order.split(",")]
     values = [float(line) for line in scores.splitlines()]
@@ -92,7 +93,7 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
     assert torch.equal(ranked, images[index]) and torch.equal(latent["samples"], chain["edited"]["samples"][index])
     named = {**chain["edited"], "batch_index": [7, 8, 9, 10], "noise_mask": torch.arange(4.0).reshape(4, 1, 1)}
     again = call(
-        "RankByText", images=images, ranker=ranker, text=example.subject, mask=example.mask, latent=named, keep=3
+        "RankByText", images=images, ranker=ranker, text=example.new_words, mask=example.mask, latent=named, keep=3
     )[1]
     assert again["batch_index"] == [7 + i for i in index] and again["noise_mask"].flatten().tolist() == index
 
@@ -121,9 +122,8 @@ class Cancelled(Exception):
 @pytest.mark.parametrize("error", [Cancelled, ZeroDivisionError, MemoryError, torch.cuda.OutOfMemoryError])
 @pytest.mark.parametrize("node", ["loop", "decoder"])
 def test_faults_leave_model_and_vae_bit_identical(loaded, example, error, node):
-    from editkit.hosts import host as _host
 
-    modules = [loaded[0].editkit_denoiser.unet, loaded[2].editkit_codec.vae, *loaded[1].editkit_text.modules()]
+    modules = [loaded[0].denoiser.unet, loaded[2].codec.vae, *loaded[1].text_encoder.modules()]
     before = [{n: v.clone() for n, v in module.state_dict().items()} for module in modules]
     chain = blended_chain(*loaded, example.image, example.mask, example.prompt, steps=2)
     at = random.Random(f"{node} {error.__name__}").randint(1, 12)  # another iteration for each, the same in every run
@@ -132,22 +132,18 @@ def test_faults_leave_model_and_vae_bit_identical(loaded, example, error, node):
         if done == at:
             raise error("stop")
 
-    _host.set_headless_progress(fail)
-    try:
-        with pytest.raises(error):
-            if node == "loop":
-                blended_chain(*loaded, example.image, example.mask, example.prompt, steps=12)
-            else:
-                call(
-                    "TuneDecoder",
-                    vae=loaded[2],
-                    latent=chain["edited"],
-                    source=example.image,
-                    mask=example.mask,
-                    steps=12,
-                )
-    finally:
-        _host.set_headless_progress(None)
+    with headless_run(progress=fail), pytest.raises(error):
+        if node == "loop":
+            blended_chain(*loaded, example.image, example.mask, example.prompt, steps=12)
+        else:
+            call(
+                "TuneDecoder",
+                vae=loaded[2],
+                latent=chain["edited"],
+                source=example.image,
+                mask=example.mask,
+                steps=12,
+            )
     for module, state in zip(modules, before, strict=True):
         assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
@@ -179,9 +175,9 @@ def test_errors_are_edit_errors_with_socket_names(loaded, example):
     with pytest.raises(EditError, match="kernels"):
         call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), kernels="4,1")
     with pytest.raises(EditError, match="published_rule"):
-        call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), published_rule=True, parts="equal noise")
+        call("DilationSchedule", latent_mask=torch.ones(1, 4, 4), published_rule=True, parts="equal log-sigma")
     blended = call("BlendedModel", model=loaded[0], schedule=torch.ones(1, 12, 12))[0]
-    with pytest.raises(EditError, match="is blended"), _host.open_denoiser(blended, (1, 4, 12, 12), []):
+    with pytest.raises(EditError, match="is blended"), open_denoiser(blended, (1, 4, 12, 12), []):
         pass
     with pytest.raises(EditError, match="step"):
         sigmas = call("EditSigmas", model=loaded[0], steps=3)[0]
