@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
     from .attention.prompts.align import align_prompts
     from .attention.prompts.prompt_edit import PromptEdit
-    from .blended.blending import BlendOptions, blended_denoise, finished_latent
+    from .blended.blending import BlendOptions, blended_denoise, unscale_over_source
     from .blended.composite import blend_pixels, composite_source
     from .blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
     from .blended.pipeline import EditResult, EditSettings, best_device, blended_edit, edit_latents
@@ -76,7 +76,6 @@ __all__ = [
     "EmbeddingOptions",
     "Embeddings",
     "FamilyError",
-    "PlugAndPlay",
     "ImageEncoder",
     "Imagic",
     "InversionOptions",
@@ -101,6 +100,7 @@ __all__ = [
     "PairPrompts",
     "PairResult",
     "ParameterError",
+    "PlugAndPlay",
     "PlugAndPlayOptions",
     "Progress",
     "PromptEdit",
@@ -136,7 +136,6 @@ __all__ = [
     "dilation_schedule",
     "downsample",
     "edit_latents",
-    "finished_latent",
     "image_features",
     "image_seeds",
     "imagic",
@@ -178,6 +177,7 @@ __all__ = [
     "text_scores",
     "tune_decoder",
     "tune_latent",
+    "unscale_over_source",
 ]
 
 # Where each name is defined, for the loader; the imports above say the same to type checkers.
@@ -190,7 +190,7 @@ _HOMES = {
     ".attention.plug_and_play": "PlugAndPlay PlugAndPlayOptions",
     ".attention.prompts.align": "align_prompts",
     ".attention.prompts.prompt_edit": "PromptEdit",
-    ".blended.blending": "BlendOptions blended_denoise finished_latent",
+    ".blended.blending": "BlendOptions blended_denoise unscale_over_source",
     ".blended.composite": "blend_pixels composite_source",
     ".blended.decoder_tuning": "DecoderSettings TuneSettings tune_decoder tune_latent",
     ".blended.pipeline": "EditResult EditSettings best_device blended_edit edit_latents",
