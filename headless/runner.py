@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..hosts.files import set_headless_output
 from ..pipelines.core.errors import EditError, LoadError, ParameterError
 from .run import Run
 
@@ -41,7 +40,8 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
     Raises: EditError for a malformed workflow, an unknown node or a bad input; the message names the node.
     """
     load_host()
-    set_headless_output(run.output_folder)
+    from ..hosts.diffusers.host import headless_run
+
     nodes = check_workflow(workflow)
     order = execution_order(nodes)
     classes = node_classes()
@@ -52,7 +52,8 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
         node = nodes[name]
         run.on_node(done, len(order), node["class_type"])
         try:
-            run.results[name] = _execute(classes[node["class_type"]], node, name, run)
+            with headless_run(run.output_folder, run.progress()):
+                run.results[name] = _execute(classes[node["class_type"]], node, name, run)
         except EditError as error:
             raise type(error)(f"node {name} ({node['class_type']}): {error}") from error
     run.on_node(len(order), len(order), "")

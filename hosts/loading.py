@@ -1,91 +1,63 @@
-"""Models from files: natively inside ComfyUI, over diffusers elsewhere. safetensors only; nothing is downloaded."""
+"""Models from files: natively inside ComfyUI, over diffusers without it. safetensors only; nothing is downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..pipelines.core.errors import LoadError
-from .bundled import tiny_folder
-from .sockets import HeadlessClip, HeadlessModel, HeadlessVae, in_comfyui
+from .host import in_comfyui, this_host
 
-RANKER_FOLDERS = ("clip_vision", "editkit_rankers")  # below ComfyUI's models folder
-PARTS = ("unet", "vae", "text_encoder")
+DIFFUSERS = "diffusers"  # below ComfyUI's models folder, as are the two below
+RANKERS = "editkit_rankers"
+RANKER_FOLDERS = ("clip_vision", RANKERS)
+SUBFOLDERS = ("unet", "vae", "text_encoder")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
 
 
 def load_bundled() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the bundled model."""
-    if in_comfyui():
-        from .comfyui.bundled import build
-
-        return build(tiny_folder())
-    from .diffusers.loading import load_bundled as load
-
-    return _headless(load)
+    return this_host().load_bundled()
 
 
 def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a folder in diffusers layout: a name from `diffusers_folders`, or a path without ComfyUI.
+    """MODEL, CLIP and VAE of a folder in diffusers layout: a name from `diffusers_folders`; headless, a path.
 
     Raises: LoadError for a folder that is missing, incomplete or holds pickles.
     """
-    if not in_comfyui():
-        from .diffusers.loading import load_folder
+    return this_host().load_diffusers_folder(_checked_folder(name) if in_comfyui() else Path(name))
 
-        return _headless(lambda: load_folder(name))
-    folder = next((path for path in _below("diffusers") if path.name == name or _relative(path) == name), None)
+
+def _checked_folder(name: str) -> Path:
+    folders = _model_folders()
+    folder = folders.get(name) or next((path for path in folders.values() if path.name == name), None)
     if folder is None:
         raise LoadError(f"models/diffusers has no folder {name!r}: put the model there and refresh the page")
-    for part in PARTS:
-        files = [
-            file.name for file in (folder / part).glob("*") if file.suffix in (".safetensors", ".bin", ".pt", ".ckpt")
-        ]
+    for part in SUBFOLDERS:
+        files = [file.name for file in (folder / part).glob("*") if file.suffix in WEIGHTS]
         if not any(file.endswith(".safetensors") for file in files):
             raise LoadError(
                 f"{name}/{part} has no safetensors file ({', '.join(files) or 'no weights'}): pickles are not read"
             )
-    import comfy.diffusers_load
-    import folder_paths
-
-    embeddings = folder_paths.get_folder_paths("embeddings")
-    return comfy.diffusers_load.load_diffusers(
-        str(folder), output_vae=True, output_clip=True, embedding_directory=embeddings
-    )
-
-
-def _headless(load: Callable[[], Any]) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
-    """Loaded outside inference mode, whatever the caller is in: autograd may save the weights."""
-    with torch.inference_mode(False):
-        loaded = load()
-    return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)
+    return folder
 
 
 def diffusers_folders() -> list[str]:
     """Model folders below models/diffusers, by their path there; none without ComfyUI."""
-    return sorted({_relative(path) for path in _below("diffusers")}) if in_comfyui() else []
+    return sorted(_model_folders())
 
 
-def _below(kind: str) -> list[Path]:
-    import folder_paths
-
-    roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
-    return [path.parent for root in roots if root.is_dir() for path in root.glob("**/model_index.json")]
-
-
-def _relative(path: Path) -> str:
-    import folder_paths
-
-    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
-    return next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), path.name)
+def _model_folders() -> dict[str, Path]:
+    """Every folder with a model_index.json; of two with one name, the first."""
+    found: dict[str, Path] = {}
+    for root in this_host().model_folders(DIFFUSERS):
+        for index in root.glob("**/model_index.json"):
+            found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+    return found
 
 
 def ranker_files() -> list[str]:
-    """safetensors files below models/clip_vision and models/editkit_rankers, with their folder's name."""
-    if not in_comfyui():
-        return []
+    """safetensors files below models/clip_vision and models/editkit_rankers, with the name of that folder."""
     return sorted(
         f"{kind}/{path.relative_to(root).as_posix()}"
         for kind, root in _ranker_roots()
@@ -94,16 +66,11 @@ def ranker_files() -> list[str]:
 
 
 def _ranker_roots() -> list[tuple[str, Path]]:
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths
-    roots = [(kind, Path(root)) for kind in RANKER_FOLDERS for root in (known[kind][0] if kind in known else [])]
-    roots.append(("editkit_rankers", Path(folder_paths.models_dir) / "editkit_rankers"))
-    return [(kind, root) for kind, root in dict.fromkeys(roots) if root.is_dir()]
+    return [(kind, root) for kind in RANKER_FOLDERS for root in this_host().model_folders(kind)]
 
 
 def ranker_path(name: str) -> Path:
-    """The file behind a name from `ranker_files`, or a path (headless). Raises LoadError where there is none."""
+    """The file of a name from `ranker_files`; headless, a path. Raises LoadError if there is no such file."""
     if not in_comfyui():
         return Path(name)
     kind, _, rest = name.partition("/")
@@ -111,26 +78,18 @@ def ranker_path(name: str) -> Path:
         path = (root / rest).resolve()
         if found == kind and path.is_relative_to(root.resolve()) and path.is_file():
             return path
-    raise LoadError(f"models has no ranker file {name!r}: put it below models/editkit_rankers and refresh the page")
+    raise LoadError(f"models has no ranker file {name!r}: put it below models/{RANKERS} and refresh the page")
 
 
 def load_bundled_ranker() -> Any:
     """The ranker that ships with the pack."""
     from .diffusers.open_clip_ranker import load_bundled_ranker as load
 
-    return _managed(load())
+    return this_host().managed_ranker(load())
 
 
 def load_ranker_file(architecture: str, name: str) -> Any:
-    """A ranker of one of open_clip's architectures with a weight file: from `ranker_files`, or a path (headless)."""
+    """A ranker of one of open_clip's architectures, with a weight file: from `ranker_files`; headless, a path."""
     from .diffusers.open_clip_ranker import load_open_clip
 
-    return _managed(load_open_clip(architecture, ranker_path(name)))
-
-
-def _managed(ranker: Any) -> Any:
-    if not in_comfyui():
-        return ranker
-    from .comfyui.memory import ManagedRanker
-
-    return ManagedRanker(ranker)
+    return this_host().managed_ranker(load_open_clip(architecture, ranker_path(name)))

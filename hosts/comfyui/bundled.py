@@ -34,7 +34,7 @@ class BundledConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 0.2
 
 
-def build(
+def build_bundled(
     folder: Path, *, model_type: comfy.model_base.ModelType = comfy.model_base.ModelType.EPS
 ) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of `folder`, all in float32. Raises LoadError for files that are not such a model."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pipelines.core.errors import MismatchError
 from ...pipelines.core.protocols import Context
-from ..sockets import conditioning
+from ..sockets import conditioning_of
 
 NAMES = ("positive", "negative")  # the host wires ControlNets and aesthetic scores by these keys
 ANNOUNCED = ("hooks", "control", "gligen", "additional_models")  # what must be loaded before a run
@@ -58,7 +58,7 @@ class Conditions:
         return self._cached[key][1]
 
     def _made(self, context: Context, z: Tensor) -> Parts:
-        fresh = helpers.convert_cond(conditioning(context))
+        fresh = helpers.convert_cond(conditioning_of(context))
         for index, (opened, _) in enumerate(self._opened):
             if context.host is not None and opened.host is context.host:
                 return self._with_text(index, fresh[0], z)

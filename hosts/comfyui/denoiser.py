@@ -22,7 +22,7 @@ from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.shapes import check_latent
 from ...pipelines.learning.loss_scaling import LossScaling
-from ..sockets import conditioning
+from ..sockets import conditioning_of
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, name_of_prompt
 from .gradients import differentiable_attention, learnable, network_blocks, reserve
@@ -35,10 +35,10 @@ GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_p
 def native_denoiser(
     model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
 ) -> Iterator[NativeDenoiser]:
-    """See `_host.open_denoiser`."""
+    """See `open_denoiser`."""
     levels = NativeModelSampling(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {name_of_prompt(i): helpers.convert_cond(conditioning(context)) for i, context in enumerate(contexts)}
+    conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}
     hook_mode, loaded, denoiser = model.hook_mode, [], None
     try:
         samplers.preprocess_conds_hooks(conds)

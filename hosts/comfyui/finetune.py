@@ -115,7 +115,7 @@ def _layer_names(inner: Any) -> dict[str, str]:
 
 
 def native_tuned_model(model: Any, changes: Mapping[str, Tensor]) -> Any:
-    """See `_host.tuned_model`: what the host's own LoRA loader makes of such a file."""
+    """See `tuned_model`: what the host's own LoRA loader makes of such a file."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     layers = {name.rsplit(suffix, 1)[0] for name in changes for suffix in SUFFIXES if name.endswith(suffix)}
     unknown = sorted(layers - set(names))

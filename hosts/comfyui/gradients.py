@@ -1,7 +1,7 @@
-"""A native MODEL through which gradients may pass, to what an edit learns and never to its weights.
+"""Gradients through a native MODEL, to an embedding that an edit learns and never to the MODEL's weights.
 
-The host loads weights under inference mode, and autograd refuses to save such tensors. They get no copies here: for the
-length of a run, every weight is replaced by another view of the same memory that autograd may save.
+ComfyUI loads weights in inference mode, and autograd refuses to save such tensors. The weights are not copied: during a
+run, every weight is replaced by another view of the same memory, which autograd may save.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import comfy.model_management as management
 import torch
 from torch import Tensor, nn
 
-# in host's estimates of one evaluation; what a backward pass keeps is 9 (SD 1.5, 512 px) to 19 of them (SDXL, 1024 px)
+# Memory of a backward pass, in ComfyUI's estimates of one model call: measured 9 (SD 1.5, 512 px) to 19 (SDXL, 1024 px).
 LEARNING_MEMORY = 20
 NO_GRADIENTS = ("attention_sage", "attention_flash")
-LAYERS = ("ResBlock", "SpatialTransformer")  # of a U-Net; its blocks are called layer by layer, never as a whole
+LAYERS = ("ResBlock", "SpatialTransformer")  # a U-Net calls its blocks layer by layer, never as a whole
 
 
 def reserve(model: Any, shape: Sequence[int]) -> None:
     """Load all of a MODEL and make room for a backward pass of latents `shape` [B, C, h, w].
 
-    All of it, because weights that are brought over for one call would be kept for the backward pass anyway.
+    All of it is loaded, because the backward pass would keep weights that are moved over for one call anyway.
     """
     need = LEARNING_MEMORY * model.memory_required(list(shape))
     management.load_models_gpu([model], memory_required=need, force_full_load=True)
@@ -32,8 +32,9 @@ def reserve(model: Any, shape: Sequence[int]) -> None:
 
 @contextmanager
 def learnable(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, autograd may save every weight of `modules` and asks no gradient of any. Afterwards the very same
-    tensors are back; weights that the host itself replaced meanwhile stay as it left them.
+    """Inside, autograd may save every weight of `modules`, and no weight asks for a gradient.
+
+    Afterwards the same tensors are back. Weights that ComfyUI replaced meanwhile stay as it left them.
     """
     swapped: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     stand_ins: dict[int, Tensor] = {}  # shared weights stay shared
@@ -51,9 +52,9 @@ def learnable(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _own_tensors(part: nn.Module) -> list[tuple[str, Tensor]]:
-    """Weights and buffers of `part` itself that autograd could not save, or would ask gradients of.
+    """Weights and buffers of `part` itself that autograd could not save, or would compute gradients of.
 
-    Packed formats of other packs are left alone: they unpack into ordinary tensors at every call.
+    Packed formats of other packs are left alone, because they unpack into ordinary tensors at every call.
     """
     own = [
         *part.named_parameters(recurse=False, remove_duplicate=False),
@@ -68,7 +69,7 @@ def _own_tensors(part: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _view(value: Tensor) -> Tensor:
-    """The same memory as a frozen tensor that is none of inference mode's."""
+    """The same memory as a frozen tensor outside inference mode."""
     with torch.inference_mode(False):
         view = torch.empty(0, dtype=value.dtype, device=value.device)
         view.set_(value.untyped_storage(), value.storage_offset(), value.shape, value.stride())
@@ -76,7 +77,7 @@ def _view(value: Tensor) -> Tensor:
 
 
 def differentiable_attention(options: dict) -> None:
-    """Let a run with `options` use PyTorch's attention where the host was started with one that has no gradients."""
+    """Make a run with `options` use PyTorch's attention if ComfyUI was started with an attention without gradients."""
     without = {getattr(getattr(attention, name, None), "__wrapped__", None) for name in NO_GRADIENTS}
 
     def override(function: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
@@ -86,7 +87,7 @@ def differentiable_attention(options: dict) -> None:
 
 
 def network_blocks(network: Any) -> list[nn.Module]:
-    """What may run again in the backward pass (`optimise.recomputing`): a U-Net's layers, a transformer's blocks."""
+    """The parts for gradient checkpointing (`optimise.recomputing`): a U-Net's layers, a transformer's blocks."""
     unet: list[Any] = [getattr(network, name, None) for name in ("input_blocks", "middle_block", "output_blocks")]
     if all(part is not None for part in unet):
         lists: list[Any] = [block for part in unet for block in (part if isinstance(part, nn.ModuleList) else [part])]

@@ -1,4 +1,4 @@
-"""Memory, devices and progress of a native host."""
+"""ComfyUI's memory management, progress bar and previews."""
 
 from __future__ import annotations
 
@@ -14,58 +14,53 @@ from torch import Tensor
 from ...pipelines.core.progress import Progress
 from ...pipelines.evaluation.drawing import curve, to_pil
 
-CURVE_SIZE = 512  # pixels that the page shows at most
-RESERVE = 1.5  # free memory that the host wants for a batch, as a multiple of its estimate
-
-
-def intermediate_device() -> torch.device:
-    """See `_host.intermediate_device`."""
-    return management.intermediate_device()
+CURVE_SIZE = 512  # largest side of a preview on the page, in pixels
+RESERVE = 1.5  # free memory that ComfyUI wants for a batch, as a multiple of its estimate
 
 
 class _Tensor(torch.nn.Module):
-    """One tensor as a module: the host's memory manager counts parameters."""
+    """One tensor as a module, because ComfyUI's memory manager counts parameters."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self.device: torch.device | None = None  # kept by ModelPatcher
+        self.device: torch.device | None = None  # set by ModelPatcher
         self.tensor = torch.nn.Parameter(tensor.detach(), requires_grad=False)
 
 
 class Evictable:
-    """A tensor on the accelerator that the host may move to main memory when it needs room."""
+    """A tensor on the accelerator that ComfyUI may move to main memory when it needs room."""
 
     def __init__(self, tensor: Tensor) -> None:
         offload = management.unet_offload_device()
         self.device = tensor.device
         self.patcher = comfy.model_patcher.ModelPatcher(_Tensor(tensor), self.device, offload)
-        # tells the manager that the memory is taken; the tensor is there already and does not move
+        # Tells the manager that the memory is taken; the tensor is there already and does not move.
         management.load_models_gpu([self.patcher], force_full_load=True)
 
     def get(self) -> Tensor:
         """The tensor on its accelerator; a copy there if it was evicted.
 
-        Never loads through the manager: a latent is read while a model is open, which loading might evict.
+        It does not load through the manager: a latent is read while a model is open, and loading might evict the model.
         """
         return self.patcher.model.tensor.data.to(self.device)
 
 
-def batch_that_fits(model: Any, shape: Sequence[int]) -> int:
-    """See `_host.rows_that_fit`: by the host's own estimate, with the reserve that its sampler leaves.
+def native_batch_that_fits(model: Any, shape: Sequence[int]) -> int:
+    """See `batch_that_fits`: from ComfyUI's own estimate, with the reserve that its sampler leaves.
 
-    To be asked once the weights are loaded, because it looks at the memory that is free then.
+    Ask it after the weights are loaded, because it looks at the memory that is free at that moment.
     """
-    row = model.memory_required([1, *shape[1:]])
-    return max(1, int(management.get_free_memory(model.load_device) / (RESERVE * row)))
+    one_latent = model.memory_required([1, *shape[1:]])
+    return max(1, int(management.get_free_memory(model.load_device) / (RESERVE * one_latent)))
 
 
 def native_progress(total: int, model: Any | None) -> Progress:
-    """See `_host.progress`."""
+    """See `progress_bar`."""
     return NativeProgress(total, _previewer(model))
 
 
 class NativeProgress:
-    """The node's bar; its preview is the latent, or the curve of what is being learned (`LossProgress`)."""
+    """The node's progress bar. Its preview is the latent, or the loss curve of an optimisation (`LossProgress`)."""
 
     def __init__(self, total: int, previewer: Any | None) -> None:
         self._bar, self._previewer = comfy.utils.ProgressBar(total), previewer
@@ -75,12 +70,12 @@ class NativeProgress:
         management.throw_exception_if_processing_interrupted()
         image, self._curve = self._curve, None
         if self._previewer is not None and preview is not None:
-            with torch.inference_mode():  # whoever learns reports with gradients on
+            with torch.inference_mode():  # an optimisation reports with gradients on
                 image = self._previewer.decode_latent_to_preview_image("JPEG", preview)
         self._bar.update_absolute(done, total, image)
 
     def losses(self, values: Sequence[float]) -> None:
-        """See `LossProgress.losses`; shown with the next step."""
+        """See `LossProgress.losses`; the curve is shown with the next step."""
         self._curve = ("JPEG", to_pil(curve(values, "loss")[0]), CURVE_SIZE)
 
 
@@ -93,8 +88,7 @@ def _previewer(model: Any | None) -> Any | None:
 
 
 class ManagedRanker:
-    """A `Ranker` and `ImageEncoder` whose weights the host moves to the accelerator when it is asked, and away when others
-    need room."""
+    """A `Ranker` and `ImageEncoder` whose weights ComfyUI moves to the accelerator for a call and may evict afterwards."""
 
     def __init__(self, ranker: Any) -> None:
         self._ranker = ranker
@@ -129,6 +123,6 @@ class NativeVision:
         hidden = self._vision.encode_image(images)["last_hidden_state"]
         tower = getattr(self._vision.model, "vision_model", None)
         if tower is None or getattr(tower, "output_layernorm", False):
-            return hidden.float()  # DINOv2 and SigLIP give them normed
+            return hidden.float()  # DINOv2 and SigLIP normalise them already
         with torch.inference_mode():
             return tower.post_layernorm(hidden.to(self._vision.load_device)).float()

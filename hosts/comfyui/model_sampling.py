@@ -1,4 +1,4 @@
-"""What a native MODEL says about itself without its weights: family, noise levels and latent scale."""
+"""Family, sigmas and latent scale of a native MODEL, without its weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ REFUSED = ("STABLE_CASCADE", "IMG_TO_IMG", "FLOW_COSMOS")
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
-def name_of(thing: Any) -> str:
-    """A name for an object's lifetime (an id may be used again after the object is gone)."""
-    return _names.setdefault(thing, uuid.uuid4().hex)
+def name_of(value: Any) -> str:
+    """A name that is unique to an object (Python may reuse the id of an object that is gone)."""
+    return _names.setdefault(value, uuid.uuid4().hex)
 
 
 def family_of(model: Any) -> str:
     """Family of a ModelPatcher: "sd1", "sd2", "sdxl", "flow", "bundled", or "vp" for another eps or v model.
 
-    Raises: FamilyError for what has no still-image latents or no sigma-space form.
+    Raises: FamilyError for a model without still-image latents, or without a form in sigma space.
     """
     inner = model.model
     latent_format, config = getattr(inner, "latent_format", None), getattr(inner, "model_config", None)
@@ -49,7 +49,7 @@ def family_of(model: Any) -> str:
 
 
 class NativeModelSampling:
-    """A MODEL's noise levels and latent scale; holds no weights, so that a LATENT may keep it (see `Denoiser`)."""
+    """Sigmas and latent scale of a MODEL (see `Denoiser`). It holds no weights, so a LATENT may keep it."""
 
     def __init__(self, model: Any) -> None:
         self.family = family_of(model)
@@ -67,7 +67,7 @@ class NativeModelSampling:
         return leading_sigmas(table, steps, strength) if discrete else even_sigmas(table, steps, strength)
 
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-        """See `Denoiser.noise`; the host's own scaling, so that it fits whatever the MODEL was patched with."""
+        """See `Denoiser.noise`; ComfyUI's own scaling, so it fits a MODEL with patched sampling too."""
         clean, noise = torch.broadcast_tensors(clean, noise.to(clean))
         return self.sampling.noise_scaling(sigma_tensor(sigma, clean.device), noise, clean, max_denoise=False)
 
@@ -81,5 +81,5 @@ class NativeModelSampling:
 
 
 def sigma_tensor(sigma: float | Tensor, device: torch.device) -> Tensor:
-    """A level as the host wants it: float32 [1] or [B]."""
+    """A sigma as ComfyUI takes it: float32 [1] or [B]."""
     return torch.as_tensor(sigma, dtype=torch.float32).to(device).reshape(-1)

@@ -30,7 +30,7 @@ BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers whose own noise is a B
 
 
 def native_paired_model(model: Any, plan: PairPlan) -> Any:
-    """See `_host.paired_model`. Raises FamilyError for networks without separate self- and cross-attention."""
+    """See `paired_model`. Raises FamilyError for networks without separate self- and cross-attention."""
     layers = attention_layers(model)
     if has_attention_edit(model):
         raise ParameterError("this MODEL already has an attention edit: connect the MODEL from before the first one")
@@ -87,13 +87,13 @@ class NativePairRun:
     def predict(self, executor: Any, x: Tensor, timestep: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Around the guider's prediction of [2 B, C, h, w]."""
         sigma, before = float(timestep.flatten()[0]), self.evaluations
-        self.run.settle(x, sigma)
+        self.run.blend_state(x, sigma)
         clean = executor(x, timestep, *rest, **named)
         if self.evaluations == before:
             raise MismatchError(
                 "another node evaluates the model in a way of its own, past the attention edit: leave that node out"
             )
-        return self.run.after(clean, sigma)
+        return self.run.blend_denoised(clean, sigma)
 
     def evaluate(
         self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict, *rest: Any

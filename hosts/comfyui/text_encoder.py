@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...pipelines.core.errors import FamilyError, ParameterError
 from ...pipelines.core.protocols import Context, Token
-from ..sockets import context
+from ..sockets import context_of
 
 EMBEDDING = "embedding:"
 KEYS = ("l", "h", "g")  # CLIP towers by the host's names; SDXL's two share one tokenization
@@ -32,7 +32,7 @@ class NativeTextEncoder:
         conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
         for _, extras in conditioning:
             extras["editkit_text"] = text
-        return context(conditioning, "clip")
+        return context_of(conditioning, "clip")
 
     def tokens(self, text: str) -> list[Token]:
         """See `TextEncoder.tokens`.

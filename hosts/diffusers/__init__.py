@@ -12,10 +12,9 @@ from ...pipelines.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ..bundled.example_images import EXAMPLES, Example, load_example, load_image, load_mask
-    from .denoiser import LoadedModel
     from .finetune import with_changes
     from .image_encoder import load_vision_tokens
-    from .loading import load_bundled, load_folder
+    from .loading import LoadedModel, load_bundled, load_folder
     from .open_clip_ranker import OpenClipRanker, load_bundled_ranker, load_open_clip, load_ranker
 
 __all__ = [
@@ -38,10 +37,9 @@ __all__ = [
 # Where each name is defined, for the loader; the imports above say the same to type checkers.
 _HOMES = {
     "..bundled.example_images": "EXAMPLES Example load_example load_image load_mask",
-    ".denoiser": "LoadedModel",
     ".finetune": "with_changes",
     ".image_encoder": "load_vision_tokens",
-    ".loading": "load_bundled load_folder",
+    ".loading": "LoadedModel load_bundled load_folder",
     ".open_clip_ranker": "OpenClipRanker load_bundled_ranker load_open_clip load_ranker",
 }
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...pipelines.learning.weight_deltas import Learner, TunePlan, apply_changes, copied, learning_need
 
-if TYPE_CHECKING:
-    from .denoiser import DiffusersDenoiser
-
 PREFIX = "lora_unet_"
+
+
+class UNetDenoiser(Protocol):
+    """The part of a `DiffusersDenoiser` (a dataclass) that this module reads and replaces."""
+
+    unet: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+D = TypeVar("D", bound=UNetDenoiser)
 
 
 def layer_name(name: str) -> str:
@@ -32,7 +44,7 @@ class DiffusersClone:
     parameters: Sequence[Tensor]
     blocks: Sequence[nn.Module]
 
-    def __init__(self, denoiser: DiffusersDenoiser, plan: TunePlan) -> None:
+    def __init__(self, denoiser: UNetDenoiser, plan: TunePlan) -> None:
         learning_need(denoiser.unet, plan).check(denoiser.device, "a copy of the model that learns")
         self._learner: Any = Learner(denoiser.unet, plan, layer_name)
         self.denoiser: Any = replace(denoiser, unet=self._learner.network, _fingerprint=None)
@@ -48,7 +60,7 @@ class DiffusersClone:
         self.parameters, self.blocks = (), ()
 
 
-def with_changes(denoiser: DiffusersDenoiser, changes: Mapping[str, Tensor]) -> DiffusersDenoiser:
+def with_changes(denoiser: D, changes: Mapping[str, Tensor]) -> D:
     """A denoiser with weights of its own, of the same type, to which `changes` were added. See `weights.py`."""
     unet = copied(denoiser.unet, denoiser.dtype)
     apply_changes(unet, changes, layer_name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,23 @@ import torch
 
 from ...pipelines.core.errors import FamilyError, LoadError
 from ..bundled import tiny_folder
-from .denoiser import FAMILIES, DiffusersCodec, DiffusersDenoiser, LoadedModel, quiet_transformers
+from .denoiser import FAMILIES, DiffusersDenoiser
 from .text_encoder import ClipBpe, ClipTextEncoder, ClipTower, TransformersTokenizer
+from .vae import DiffusersCodec
+
+
+@dataclass
+class LoadedModel:
+    """What one folder gives."""
+
+    denoiser: DiffusersDenoiser
+    codec: DiffusersCodec
+    text: Any
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LoadedModel:
+        for module in (self.denoiser.unet, self.codec.vae, *self.text.modules()):
+            module.to(device=device, dtype=dtype)
+        return replace(self)
 
 
 def load_bundled(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
@@ -159,3 +177,17 @@ def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
         raise FamilyError(f"noise schedule {kind!r} is not one of a Stable Diffusion model (scaled_linear, linear)")
     abar = torch.cumprod(1 - betas, 0)
     return ((1 - abar) / abar).sqrt().float()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Config warnings of a compact vocabulary and progress bars of three tiny files help nobody."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error(), transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0]), transformers_logging.set_verbosity(levels[1])

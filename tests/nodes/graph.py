@@ -57,6 +57,7 @@ def blended_chain(
 
 
 def _encode(clip: Any) -> Any:
-    from editkit.hosts import host as _host
+    from editkit.hosts.host import text_encoder_of
+    from editkit.hosts.sockets import conditioning_of
 
-    return lambda text: _host.conditioning(_host.text_encoder(clip).encode(text))
+    return lambda text: conditioning_of(text_encoder_of(clip).encode(text))

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.host import headless_run
+from editkit.hosts.host import text_encoder_of
+from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.attention.p2p import P2POptions
 from editkit.pipelines.attention.pair_loop import attention_edit
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
@@ -29,7 +31,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def text(loaded):
-    return lambda prompt: _host.conditioning(_host.text_encoder(loaded[1]).encode(prompt))
+    return lambda prompt: conditioning_of(text_encoder_of(loaded[1]).encode(prompt))
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,9 @@ def close(a, b, tolerance=1e-3):
 def test_the_whole_edit_equals_the_python_api(loaded, text, sigmas):
     edit = aligned(loaded, blend_words="circle")
     source, edited = whole_edit(loaded, edit, text(""), tau_u=0.5, latent=empty(2), sigmas=sigmas, seed=5)
-    denoiser = loaded[0].editkit_denoiser
+    denoiser = loaded[0].denoiser
     noise = seeded_noise((4, 12, 12), [5, 6]) * float(sigmas[0])
-    negative = _host.context(text(""), "negative")
+    negative = context_of(text(""), "negative")
     wanted = attention_edit(
         denoiser, edit, negative, noise, sigmas=sigmas, guidance_scale=SCALE, options=P2POptions(uncond_self_until=0.5)
     )
@@ -218,7 +220,7 @@ def test_five_edits_leave_what_one_leaves(loaded, text, sigmas, image):
 
 
 def test_a_cancel_leaves_the_network_as_it_was(loaded, text, sigmas):
-    unet = loaded[0].editkit_denoiser.unet
+    unet = loaded[0].denoiser.unet
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     processors = list(unet.attn_processors.values())
 
@@ -226,12 +228,8 @@ def test_a_cancel_leaves_the_network_as_it_was(loaded, text, sigmas):
         if done == 2:
             raise Cancelled
 
-    _host.set_headless_progress(fail)
-    try:
-        with pytest.raises(Cancelled):
-            whole_edit(loaded, aligned(loaded), text(""), latent=empty(), sigmas=sigmas)
-    finally:
-        _host.set_headless_progress(None)
+    with headless_run(progress=fail), pytest.raises(Cancelled):
+        whole_edit(loaded, aligned(loaded), text(""), latent=empty(), sigmas=sigmas)
     assert list(unet.attn_processors.values()) == processors
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
 

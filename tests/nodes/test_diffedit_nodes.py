@@ -7,7 +7,9 @@ import logging
 import pytest
 import torch
 
-from editkit.hosts import host as _host
+from editkit.hosts.latent import finished_out
+from editkit.hosts.sockets import HeadlessVae
+from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
@@ -50,7 +52,7 @@ def latent_pixels():
 def test_the_mask_is_the_pipelines():
     host, (_, latent) = model(local), encoded(2)
     mask, latent_mask, heat, soft = found(host, latent, maps=3, strength=0.4, threshold=0.3, seed=7, clip_ratio=2.0)
-    denoiser = host.editkit_denoiser
+    denoiser = host.denoiser
     assert denoiser.rows == 2 * 3 * 2
     wanted = diffedit_mask(
         denoiser, latent["samples"], prompt(0.0), prompt(1.0), seeds=[7, 8], maps=3,
@@ -64,7 +66,7 @@ def test_the_mask_is_the_pipelines():
 
 def test_a_sigma_takes_the_place_of_the_strength():
     host, (_, latent) = model(local), encoded()
-    sigma = strength_sigma(host.editkit_denoiser, 0.3)
+    sigma = strength_sigma(host.denoiser, 0.3)
     assert torch.equal(found(host, latent, strength=0.9, sigma=sigma)[3], found(host, latent, strength=0.3)[3])
     assert not torch.equal(found(host, latent, strength=0.9)[3], found(host, latent, strength=0.3)[3])
 
@@ -83,7 +85,7 @@ def test_a_mask_does_not_depend_on_its_batch_unless_it_shall():
 
     host, (_, latent) = model(strong), encoded(2)
     both = found(host, latent, maps=2)[3]
-    alone = found(host, _host.finished_out(latent["samples"][1:], {"editkit_factor": 4, "batch_index": [1]}), maps=2)[3]
+    alone = found(host, finished_out(latent["samples"][1:], {"editkit_factor": 4, "batch_index": [1]}), maps=2)[3]
     assert torch.allclose(both[1:], alone, atol=1e-6)
     assert not torch.allclose(found(host, latent, maps=2, batch_mean=True)[3][1:], alone, atol=1e-3)
 
@@ -113,8 +115,8 @@ def test_a_foreign_latent_needs_the_vae_for_the_size():
     foreign = {"samples": latent["samples"]}
     with pytest.raises(ParameterError, match="connect vae"):
         found(host, foreign)
-    assert found(host, foreign, vae=_host.HeadlessVae(ToyCodec()))[0].shape == (1, HEIGHT, WIDTH)
-    assert host.editkit_denoiser.rows == 20
+    assert found(host, foreign, vae=HeadlessVae(ToyCodec()))[0].shape == (1, HEIGHT, WIDTH)
+    assert host.denoiser.rows == 20
 
 
 @pytest.mark.parametrize("mode", ["max", "area", "nearest"])
@@ -138,12 +140,12 @@ def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(latent_pixels
     host, (_, latent) = model(local, scale=0.3), encoded(2)
     held = inverted(host, latent)[0]
     ours = decoded(host, held, latent_pixels, encoding_ratio=0.5)
-    path = _host.trajectory_in(held)
+    path = trajectory_in(held)
     wanted = masked_decode(
-        host.editkit_denoiser, path, constant_schedule(latent_pixels), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
+        host.denoiser, path, constant_schedule(latent_pixels), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
     )  # fmt: skip
     outside = (latent_pixels[:, None] == 0).expand_as(wanted)
-    assert torch.allclose(ours["samples"], host.editkit_denoiser.scale_out(wanted))
+    assert torch.allclose(ours["samples"], wanted)
     assert torch.equal(ours["samples"][outside], latent["samples"][outside])
     assert (ours["samples"][~outside] - latent["samples"][~outside]).abs().min() > 1e-3
 
@@ -151,26 +153,26 @@ def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(latent_pixels
 def test_the_decode_counts_its_rows(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent, encoding_ratio=0.5)[0]
-    before = host.editkit_denoiser.rows
+    before = host.denoiser.rows
     decoded(host, held, latent_pixels, encoding_ratio=0.5)
-    assert host.editkit_denoiser.rows - before == 2 * 3
+    assert host.denoiser.rows - before == 2 * 3
     decoded(host, held, latent_pixels, encoding_ratio=0.5, cfg=1.0)
-    assert host.editkit_denoiser.rows - before == 3 * 3
+    assert host.denoiser.rows - before == 3 * 3
 
 
 def test_the_published_offset_ends_one_level_early(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent)[0]
     ours, outside = decoded(host, held, latent_pixels, legacy_offset=True)["samples"], (latent_pixels == 0)[0]
-    path = _host.trajectory_in(held)
-    assert torch.equal(ours[..., outside], path.level(path.steps - 1)[..., outside])
+    path = trajectory_in(held)
+    assert torch.equal(ours[..., outside], path.latent(path.steps - 1)[..., outside])
     assert not torch.equal(ours[..., outside], latent["samples"][..., outside])
 
 
 def test_the_decode_keeps_the_pictures_own_size(latent_pixels):
     host, (_, latent) = model(local), encoded(1, 21, 19)
     edited = decoded(host, inverted(host, latent)[0], latent_pixels)
-    assert call("DecodeLatent", latent=edited, vae=_host.HeadlessVae(ToyCodec()))[0].shape == (1, 21, 19, 3)
+    assert call("DecodeLatent", latent=edited, vae=HeadlessVae(ToyCodec()))[0].shape == (1, 21, 19, 3)
 
 
 def test_one_picture_and_many_masks():
@@ -188,7 +190,7 @@ def test_a_trajectory_of_something_else_is_refused(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent, encoding_ratio=0.5)[0]
     other = model(local)
-    other.editkit_denoiser.fingerprint = "other"
+    other.denoiser.fingerprint = "other"
     with pytest.raises(MismatchError, match="another model"):
         decoded(other, held, latent_pixels, encoding_ratio=0.5)
     with pytest.raises(MismatchError, match="larger encoding ratio"):
@@ -208,7 +210,7 @@ def test_one_node_equals_the_three():
         "DiffEdit", model=host, latent=latent, source=text(0.0), target=text(2.0), negative=text(0.0), cfg=3.0,
         steps=STEPS, encoding_ratio=0.5, maps=2, strength=0.4, threshold=0.4, seed=3, mode="current",
     )  # fmt: skip
-    assert host.editkit_denoiser.rows == 2 * (2 * 2 + 3 + 2 * 3)
+    assert host.denoiser.rows == 2 * (2 * 2 + 3 + 2 * 3)
     steps = found(host, latent, target=2.0, maps=2, strength=0.4, threshold=0.4, seed=3)
     assert all(torch.equal(a, b) for a, b in zip((mask, latent_mask, heat), steps[:3], strict=True))
     held = call(
@@ -224,7 +226,7 @@ def test_equal_prompts_change_nothing():
         "DiffEdit", model=host, latent=latent, source=text(1.0), target=text(1.0), negative=text(0.0), maps=2, steps=STEPS
     )  # fmt: skip
     assert torch.equal(edited["samples"], latent["samples"]) and mask.sum() == 0
-    assert host.editkit_denoiser.rows == 4
+    assert host.denoiser.rows == 4
 
 
 def test_another_prompt_may_invert():
@@ -281,8 +283,8 @@ def test_the_blended_loop_follows_the_trajectory_and_draws_no_noise(latent_pixel
     assert torch.equal(ours["samples"], decoded(host, held, latent_pixels)["samples"])
     assert torch.equal(ours["samples"], along(host, latent, held, noised, latent_pixels, seed=99)["samples"])
     half = along(host, latent, held, noised, latent_pixels, end_step=3)
-    path, outside = _host.trajectory_in(held), (latent_pixels == 0)[0]
-    assert torch.equal(half.z[..., outside], path.level(3)[..., outside])
+    path, outside = trajectory_in(held), (latent_pixels == 0)[0]
+    assert torch.equal(half.z[..., outside], path.latent(3)[..., outside])
     whole = along(host, latent, held, half, latent_pixels, start_step=3)
     assert torch.equal(whole["samples"], ours["samples"])
 
@@ -310,7 +312,7 @@ def test_what_does_not_fit_the_trajectory_is_refused(latent_pixels):
     with pytest.raises(MismatchError, match="another picture than source_latent"):
         along(host, small, held, noised, latent_pixels)
     stranger = model(local)
-    stranger.editkit_denoiser.fingerprint = "other"
+    stranger.denoiser.fingerprint = "other"
     with pytest.raises(MismatchError, match="another model"):
         along(stranger, latent, held, {"samples": latent["samples"]}, latent_pixels)
     pair = encoded(2)[1]

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
-from editkit.hosts import host as _host
+from editkit.hosts.diffusers.host import headless_run
+from editkit.hosts.latent import finished_out
+from editkit.hosts.sockets import HeadlessVae
+from editkit.hosts.trajectory import trajectory_in, trajectory_rest
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
@@ -22,22 +25,22 @@ from editkit.tests.toys import neighbourly, prompt
 def test_the_trajectory_is_the_pipelines(mode):
     host, (_, latent) = model(), encoded(2)
     held, noised, *_ = inverted(host, latent, mode=mode, iterations=7)
-    path = _host.trajectory_in(held)
+    path = trajectory_in(held)
     wanted = invert(
-        host.editkit_denoiser, latent["samples"], prompt(1.0), sigmas(host), options=InversionOptions(mode, iterations=7)
+        host.denoiser, latent["samples"], prompt(1.0), sigmas(host), options=InversionOptions(mode, iterations=7)
     )  # fmt: skip
     assert torch.equal(path.latents, wanted.latents) and torch.equal(path.sigmas, wanted.sigmas)
     assert (path.family, path.fingerprint, path.prompt) == (wanted.family, wanted.fingerprint, wanted.prompt)
     assert torch.equal(path.source_latent, latent["samples"])
-    assert noised.sigma == float(path.sigmas[0]) and torch.equal(noised.z, path.latents[0])
+    assert noised.device_tensor.sigma == float(path.sigmas[0]) and torch.equal(noised.z, path.latents[0])
 
 
 def test_quality_is_measured_with_and_without_the_vae():
     host, (image, latent) = model(neighbourly()), encoded(2, 22, 19)
-    vae, codec = _host.HeadlessVae(ToyCodec()), ToyCodec()
+    vae, codec = HeadlessVae(ToyCodec()), ToyCodec()
     held, _, psnr, inner, report = inverted(host, latent, vae=vae, image=image)
-    path = _host.trajectory_in(held)
-    rebuilt = reconstruct(host.editkit_denoiser, path, prompt(1.0))
+    path = trajectory_in(held)
+    rebuilt = reconstruct(host.denoiser, path, prompt(1.0))
     wanted = reconstruction_quality(codec, rebuilt, latent["samples"], image)
     assert psnr == float(wanted.with_vae.min()) and inner == float(wanted.without_vae.min())
     assert psnr < float(wanted.vae_only.max()) and len(report.splitlines()) == 2
@@ -46,11 +49,11 @@ def test_quality_is_measured_with_and_without_the_vae():
 
 def test_what_is_not_measured_is_not_a_number():
     host, (image, latent) = model(), encoded()
-    rows = host.editkit_denoiser
+    rows = host.denoiser
     _, _, psnr, inner, report = inverted(host, latent)
     assert math.isnan(psnr) and math.isnan(inner) and "connect vae" in report
     assert rows.rows == STEPS
-    _, _, psnr, inner, _ = inverted(host, latent, vae=_host.HeadlessVae(ToyCodec()))
+    _, _, psnr, inner, _ = inverted(host, latent, vae=HeadlessVae(ToyCodec()))
     assert math.isnan(psnr) and inner > 10
     assert rows.rows == 3 * STEPS
     with pytest.raises(ParameterError, match="image is connected but vae is not"):
@@ -60,16 +63,16 @@ def test_what_is_not_measured_is_not_a_number():
 def test_a_part_of_the_grid():
     host, (_, latent) = model(), encoded()
     held, noised, *_ = inverted(host, latent, encoding_ratio=0.5)
-    path = _host.trajectory_in(held)
-    assert path.first == 3 and host.editkit_denoiser.rows == 3
-    assert noised.sigma == float(path.sigmas[3])
+    path = trajectory_in(held)
+    assert path.first == 3 and host.denoiser.rows == 3
+    assert noised.device_tensor.sigma == float(path.sigmas[3])
 
 
 def test_guided_inversion_needs_its_negative():
     host, (_, latent) = model(), encoded()
     guided = inverted(host, latent, cfg=3.0, negative=text(0.0))[0]
-    assert host.editkit_denoiser.rows == 2 * STEPS
-    assert not torch.equal(_host.trajectory_in(guided).latents, _host.trajectory_in(inverted(host, latent)[0]).latents)
+    assert host.denoiser.rows == 2 * STEPS
+    assert not torch.equal(trajectory_in(guided).latents, trajectory_in(inverted(host, latent)[0]).latents)
     with pytest.raises(ParameterError, match="negative"):
         inverted(host, latent, cfg=3.0)
 
@@ -78,7 +81,7 @@ def test_flow_models_have_no_next():
     host, (_, latent) = model(flow=True), encoded()
     with pytest.raises(FamilyError, match="'implicit' or 'current'"):
         inverted(host, latent)
-    assert _host.trajectory_in(inverted(host, latent, mode="implicit")[0]).family == "toy-flow"
+    assert trajectory_in(inverted(host, latent, mode="implicit")[0]).family == "toy-flow"
 
 
 def test_a_noised_latent_is_no_picture():
@@ -94,10 +97,10 @@ def test_a_noised_latent_is_no_picture():
 
 def test_an_image_does_not_depend_on_its_batch():
     host, (_, latent) = model(neighbourly()), encoded(3)
-    whole = _host.trajectory_in(inverted(host, latent, mode="implicit")[0]).latents
+    whole = trajectory_in(inverted(host, latent, mode="implicit")[0]).latents
     for i in range(3):
-        alone = _host.finished_out(latent["samples"][i : i + 1], like={})
-        path = _host.trajectory_in(inverted(host, alone, mode="implicit")[0])
+        alone = finished_out(latent["samples"][i : i + 1], like={})
+        path = trajectory_in(inverted(host, alone, mode="implicit")[0])
         assert torch.equal(path.latents[:, 0], whole[:, i])
 
 
@@ -112,10 +115,10 @@ def test_a_sampler_that_adds_no_noise_goes_back_the_same_way():
         latent_image=noised,
     )  # fmt: skip
     same = STOCK_NODES["SamplerCustom"](None, cfg=1.0, positive=text(1.0), **custom)[0]
-    assert torch.allclose(same["samples"], latent["samples"], atol=2e-3) and same.sigma == 0
+    assert torch.allclose(same["samples"], latent["samples"], atol=2e-3) and same.device_tensor.sigma == 0
     swapped = STOCK_NODES["SamplerCustom"](None, cfg=3.0, positive=text(2.0), **custom)[0]
     wanted = reconstruct(
-        host.editkit_denoiser, _host.trajectory_in(held), prompt(2.0), negative=prompt(), guidance_scale=3.0
+        host.denoiser, trajectory_in(held), prompt(2.0), negative=prompt(), guidance_scale=3.0
     )  # fmt: skip
     assert torch.equal(swapped["samples"], wanted) and not torch.allclose(wanted, latent["samples"], atol=0.1)
     with pytest.raises(MismatchError, match="same sigmas"):
@@ -128,11 +131,11 @@ def test_sdedit_is_the_pipelines(sampler):
     options = dict(cfg=3.0, steps=STEPS, strength=0.5, sampler=sampler, seed=4)
     ours = call("SDEdit", model=host, positive=text(1.0), negative=text(), latent=latent, **options)[0]
     wanted = sdedit(
-        host.editkit_denoiser, latent["samples"], EditPrompts(prompt(1.0), prompt(), 3.0), seeds=[4, 5], steps=STEPS,
+        host.denoiser, latent["samples"], EditPrompts(prompt(1.0), prompt(), 3.0), seeds=[4, 5], steps=STEPS,
         strength=0.5, sampler=sampler,
     )  # fmt: skip
     assert torch.equal(ours["samples"], wanted)
-    second = _host.finished_out(latent["samples"][1:], like={"batch_index": [1]})
+    second = finished_out(latent["samples"][1:], like={"batch_index": [1]})
     alone = call("SDEdit", model=host, positive=text(1.0), negative=text(), latent=second, **options)[0]
     assert torch.equal(alone["samples"][0], ours["samples"][1])
 
@@ -141,13 +144,13 @@ def test_sdedit_at_strength_0_is_the_picture_and_at_cfg_1_has_no_negative():
     host, (_, latent) = model(), encoded()
     common = dict(model=host, positive=text(1.0), negative=text(), latent=latent, steps=STEPS)
     kept = call("SDEdit", strength=0.0, **common)[0]
-    assert torch.equal(kept["samples"], latent["samples"]) and host.editkit_denoiser.rows == 0
+    assert torch.equal(kept["samples"], latent["samples"]) and host.denoiser.rows == 0
     call("SDEdit", strength=1.0, cfg=1.0, **common)
-    assert host.editkit_denoiser.rows == STEPS
+    assert host.denoiser.rows == STEPS
 
 
 def test_results_keep_the_pictures_own_size():
-    vae, host, (_, latent) = _host.HeadlessVae(ToyCodec()), model(), encoded(1, 21, 19)
+    vae, host, (_, latent) = HeadlessVae(ToyCodec()), model(), encoded(1, 21, 19)
     edited = call("SDEdit", model=host, positive=text(1.0), negative=text(), latent=latent, steps=2)[0]
     assert call("DecodeLatent", latent=edited, vae=vae)[0].shape == (1, 21, 19, 3)
     noised = inverted(host, latent)[1]
@@ -163,7 +166,7 @@ def test_wrong_things_are_refused_by_name():
     with pytest.raises(ShapeError, match="channels"):
         inverted(host, {"samples": torch.zeros(1, 4, 5, 5)})
     with pytest.raises(EditError, match=r"trajectory is a int: connect"):
-        _host.trajectory_in(3)
+        trajectory_in(3)
 
 
 class Cancelled(Exception):
@@ -193,28 +196,21 @@ def test_every_step_can_be_cancelled(node):
         if done == 2:
             raise Cancelled
 
-    _host.set_headless_progress(report)
-    try:
-        with pytest.raises(Cancelled):
-            call(node, model=host, **inputs)
-    finally:
-        _host.set_headless_progress(None)
+    with headless_run(progress=report), pytest.raises(Cancelled):
+        call(node, model=host, **inputs)
     assert [done for done, _ in seen] == [1, 2] and seen[0][1] >= STEPS - 1
 
 
 def test_the_progress_of_several_parts_is_one():
     host, (image, latent) = model(), encoded()
     seen = []
-    _host.set_headless_progress(lambda done, total, preview=None: seen.append((done, total)))
-    try:
-        inverted(host, latent, vae=_host.HeadlessVae(ToyCodec()), image=image)
+    with headless_run(progress=lambda done, total, preview=None: seen.append((done, total))):
+        inverted(host, latent, vae=HeadlessVae(ToyCodec()), image=image)
         measured, seen[:] = list(seen), []
         call(
             "DiffEdit", model=host, latent=latent, source=text(), target=text(3.0), negative=text(), cfg=1.0, steps=STEPS,
             encoding_ratio=0.5, maps=2, threshold=0.3,
         )  # fmt: skip
-    finally:
-        _host.set_headless_progress(None)
     assert measured == [(i, 2 * STEPS) for i in range(1, 2 * STEPS + 1)]
     assert seen == [(i, 8) for i in range(1, 9)]
 
@@ -229,13 +225,13 @@ def test_between_nodes_a_trajectory_waits_where_the_host_wants_it(monkeypatch):
         moved.append(tensor.clone())
         return lambda copy=moved[-1]: copy
 
-    monkeypatch.setattr(_trajectory, "held", evicted)
+    monkeypatch.setattr(_trajectory, "keep_on_device", evicted)
     host, (_, latent) = model(), encoded(1, 21, 19)
     latent["batch_index"] = [4]
     held = inverted(host, latent)[0]
-    path = _host.trajectory_in(held)
+    path = trajectory_in(held)
     assert path.latents is moved[0] and path.source_latent is moved[1]
     assert path.source.shape == latent["samples"].shape
-    rest = _host.trajectory_rest(held)
+    rest = trajectory_rest(held)
     assert rest["editkit_size"] == (21, 19) and rest["batch_index"] == [4] and "samples" not in rest
     assert "levels=7" in repr(held)

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.host import headless_run
 from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.host import text_encoder_of, tuned_model
+from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import LIGHT, layered_tune
@@ -24,7 +26,7 @@ def start():
     model, clip, vae = call("LoadModel", model="bundled")
 
     def text(words: str):
-        return _host.conditioning(_host.text_encoder(clip).encode(words))
+        return conditioning_of(text_encoder_of(clip).encode(words))
 
     example = load_example("red_circle")
     latent = call("EncodeImage", image=example.image, vae=vae)[0]
@@ -49,7 +51,7 @@ def learned(start):
 def predict(model, conditioning) -> torch.Tensor:
     z = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return model.editkit_denoiser.denoise(z, 2.0, [_host.context(conditioning, "positive")])[0]
+        return model.denoiser.denoise(z, 2.0, [context_of(conditioning, "positive")])[0]
 
 
 def test_nodes_equal_the_headless_functions(start, learned):
@@ -57,19 +59,19 @@ def test_nodes_equal_the_headless_functions(start, learned):
     (*embeddings, curve, report), (tuned, lora, _, _) = learned
     latent_pixels = object_latent_mask(example.mask, 12, 12, 8)
     free = load_bundled()
-    pair = [_host.context(text(words), "text") for words in ("a blue shape", "a cream background")]
+    pair = [context_of(text(words), "text") for words in ("a blue shape", "a cream background")]
     fitted = layered_embeddings(
         free.denoiser, reference["samples"], *pair, latent_pixels, seeds=[4], options=EmbeddingOptions(steps=2, lr=0.01)
     )
     for ours, theirs in zip(embeddings, (fitted.subject, fitted.background, fitted.mixed), strict=True):
         torch.testing.assert_close(ours[0][0], theirs.tokens, atol=1e-4, rtol=1e-4)
     options = replace(LIGHT, plan=TunePlan("lora", 2, 4), steps=2, lr=1e-3)
-    mixed = _host.context(embeddings[2], "mixed")
+    mixed = context_of(embeddings[2], "mixed")
     found = layered_tune(
         free.denoiser, latent["samples"], reference["samples"], mixed, latent_pixels, seeds=[4], options=options
     )
     assert lora.keys() == found.changes.keys()
-    moved, same = (predict(_host.tuned_model(model, changes), embeddings[2]) for changes in (lora, found.changes))
+    moved, same = (predict(tuned_model(model, changes), embeddings[2]) for changes in (lora, found.changes))
     torch.testing.assert_close(moved, same, atol=1e-4, rtol=1e-4)
     assert torch.equal(moved, predict(tuned, embeddings[2]))
     assert curve.shape[-1] == 3 and report.startswith("embeddings: 2 steps")
@@ -152,18 +154,15 @@ def test_alternating_guidance_from_noise(start, learned):
 def test_what_was_learned_is_saved_as_a_lora(start, learned, tmp_path):
     model, text, *_ = start
     tuned, lora = learned[1][:2]
-    _host.set_headless_output(tmp_path)
-    try:
+    with headless_run(output_folder=tmp_path):
         first, second = (call("SaveLora", lora=lora, filename_prefix="mine/circle")[0] for _ in range(2))
         with pytest.raises(ParameterError, match="filename_prefix"):
             call("SaveLora", lora=lora, filename_prefix="../outside")
-    finally:
-        _host.set_headless_output(tmp_path.__class__())
     assert first == str(tmp_path / "loras" / "mine" / "circle_00001.safetensors") and second.endswith(
         "_00002.safetensors"
     )
     words, changes = text("a blue shape"), load_changes(tmp_path / "loras" / "mine" / "circle_00001.safetensors")
-    assert torch.equal(predict(_host.tuned_model(model, changes), words), predict(tuned, words))
+    assert torch.equal(predict(tuned_model(model, changes), words), predict(tuned, words))
     with pytest.raises(LoadError, match="cannot be read"):
         load_changes(tmp_path / "absent.safetensors")
 

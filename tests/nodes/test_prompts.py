@@ -35,15 +35,15 @@ def test_the_node_gives_what_the_function_gives(clip):
         blend_words="circle\nsource:red", keep_words="background",
     )  # fmt: skip
     expected = align_prompts(
-        clip.editkit_text, *TEXTS.values(), mode="refine", weights={"circle": 2, "green": 0.5},
+        clip.text_encoder, *TEXTS.values(), mode="refine", weights={"circle": 2, "green": 0.5},
         windows={"green": (0.1, 0.4)}, blend_words=("circle", "source:red"), keep_words=("background",),
     )  # fmt: skip
     assert isinstance(edit, PromptEdit)
-    for name in ("mapper", "gate", "scale"):
+    for name in ("mapper", "alphas", "equalizer"):
         assert torch.equal(getattr(edit, name), getattr(expected, name))
     assert (edit.blend_source, edit.blend_target) == ((2, 3), (3,)) == (expected.blend_source, expected.blend_target)
     assert edit.keep_source == edit.keep_target == (7,)
-    assert edit.windows == {2: (0.1, 0.4)}
+    assert edit.step_ranges == {2: (0.1, 0.4)}
     assert report.splitlines() == list(edit.report) and report.startswith("same: a\nremoved: red\nadded: green")
     assert image.shape[0] == 1 and image.shape[-1] == 3 and image.device.type == "cpu"
 

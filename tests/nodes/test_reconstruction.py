@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.diffusers.host import headless_run
+from editkit.hosts.embeddings import embeddings_in, negative_in
+from editkit.hosts.host import sampling_of, text_encoder_of
+from editkit.hosts.latent import samples_of
+from editkit.hosts.sockets import HeadlessModel, conditioning_of, context_of
+from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.core.errors import EditError, LoadError, MismatchError, ParameterError
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.tests.nodes.graph import call
@@ -30,7 +35,7 @@ class Scene:
         self.trajectory, self.noised = self.inverted()
 
     def encode(self, text: str) -> list:
-        return _host.conditioning(_host.text_encoder(self.clip).encode(text))
+        return conditioning_of(text_encoder_of(self.clip).encode(text))
 
     def inverted(self, **change: Any) -> tuple[Any, Any]:
         given = {"model": self.model, "positive": self.positive, "latent": self.latent, "sigmas": self.sigmas}
@@ -50,9 +55,9 @@ class Scene:
 
     def sampled(self, negative: Any, positive: list | None = None, cfg: float = CFG) -> torch.Tensor:
         """Guided sampling from the trajectory, unscaled."""
-        path, levels = _host.trajectory_in(self.trajectory), _host.levels(self.model)
-        context = _host.context(positive or self.positive, "positive")
-        z = reconstruct(levels, path, context, negative=_host.negative_in(negative), guidance_scale=cfg)
+        path, levels = trajectory_in(self.trajectory), sampling_of(self.model)
+        context = context_of(positive or self.positive, "positive")
+        z = reconstruct(levels, path, context, negative=negative_in(negative), guidance_scale=cfg)
         return levels.scale_out(z)
 
 
@@ -68,7 +73,7 @@ def learned(scene: Scene) -> tuple[Any, ...]:
 
 def test_null_text_learns_and_says_so(scene, learned):
     embeddings, rebuilt, plot, report = learned
-    found = _host.embeddings_in(embeddings)
+    found = embeddings_in(embeddings)
     assert found.tokens.shape == (STEPS, 1, 77, 128) and found.guidance_scale == CFG
     assert (found.tokens - scene.empty[0][0]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
     assert plot.shape[0] == 1 and plot.shape[-1] == 3
@@ -89,7 +94,7 @@ def test_the_picture_s_size_stays_with_the_reconstruction(scene):
 @pytest.mark.parametrize("change", [{"inner_steps": 0}, {"cfg": 1.0}])
 def test_with_nothing_to_learn_the_negative_stays(scene, change):
     learned, _, _, report = scene.learned(**change)
-    embeddings = _host.embeddings_in(learned)
+    embeddings = embeddings_in(learned)
     assert "nothing was learned" in report
     assert torch.equal(embeddings.tokens, scene.empty[0][0].expand(STEPS, 1, -1, -1))
 
@@ -102,8 +107,8 @@ def test_a_large_tolerance_stops_at_once(scene):
 def test_images_of_a_batch_do_not_influence_each_other(scene, learned):
     both = {"samples": torch.cat([scene.latent["samples"], scene.latent["samples"].flip(-1)])}
     trajectory, _ = scene.inverted(latent=both)
-    together = _host.embeddings_in(scene.learned(trajectory=trajectory)[0])
-    alone = _host.embeddings_in(learned[0])
+    together = embeddings_in(scene.learned(trajectory=trajectory)[0])
+    alone = embeddings_in(learned[0])
     assert together.tokens.shape == (STEPS, 2, 77, 128)
     assert torch.allclose(together.tokens[:, :1], alone.tokens, atol=2e-3)
 
@@ -154,7 +159,7 @@ def test_what_does_not_belong_is_refused_by_name(scene, learned):
         call("BlendedDenoise", **{**blended, "negative": torch.zeros(1)})
     with pytest.raises(EditError, match="embeddings is a list"):
         call("EmbeddingsGuider", model=scene.model, positive=scene.positive, embeddings=scene.empty, cfg=CFG)
-    stranger = _host.HeadlessModel(Stranger(scene.model.editkit_denoiser))
+    stranger = HeadlessModel(Stranger(scene.model.denoiser))
     for name, given in (("EmbeddingsGuider", {"embeddings": learned[0]}), ("NegativePrompt", {"prox": "off"})):
         with pytest.raises(MismatchError, match="made with another model"):
             inputs = {"trajectory": scene.trajectory} if name == "NegativePrompt" else {}
@@ -181,7 +186,7 @@ class Cancelled(Exception):
 
 @pytest.mark.parametrize("update", [1, 4, 9])
 def test_a_cancel_comes_through_and_leaves_the_model(scene, update):
-    weights = scene.model.editkit_denoiser.unet
+    weights = scene.model.denoiser.unet
     before = {name: value.clone() for name, value in weights.state_dict().items()}
     seen = []
 
@@ -190,28 +195,21 @@ def test_a_cancel_comes_through_and_leaves_the_model(scene, update):
         if len(seen) == update:
             raise Cancelled
 
-    _host.set_headless_progress(stop)
-    try:
-        with pytest.raises(Cancelled):
-            scene.learned()
-    finally:
-        _host.set_headless_progress(None)
+    with headless_run(progress=stop), pytest.raises(Cancelled):
+        scene.learned()
     assert len(seen) == update and seen[-1][0] <= seen[-1][1] == 2 * STEPS
     assert all(torch.equal(before[name], value) for name, value in weights.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in weights.parameters())
 
 
 def test_saved_and_loaded_bit_for_bit(scene, learned, tmp_path: Path):
-    _host.set_headless_output(tmp_path)
-    try:
+    with headless_run(output_folder=tmp_path):
         files = [call("SaveEmbeddings", embeddings=learned[0], filename_prefix="a/null")[0] for _ in range(2)]
         pulled = scene.borrowed(prox="soft", pull=0.4)
         files.append(call("SaveEmbeddings", embeddings=pulled, filename_prefix="null")[0])
         for wrong in ("../outside", "", " ", "/etc/outside", "."):
             with pytest.raises(ParameterError, match="filename_prefix"):
                 call("SaveEmbeddings", embeddings=learned[0], filename_prefix=wrong)
-    finally:
-        _host.set_headless_output(Path())
     assert len(set(files)) == 3 and all(Path(file).is_relative_to(tmp_path / "editkit_embeddings") for file in files)
     for file, embeddings in ((files[1], learned[0]), (files[2], pulled)):
         loaded = call("LoadEmbeddings", file=file)[0]
@@ -225,11 +223,8 @@ def test_a_guider_runs_in_a_workflow_without_a_host(scene, learned, tmp_path: Pa
     from editkit.headless.run import Run
     from editkit.headless.runner import run_workflow
 
-    _host.set_headless_output(tmp_path)
-    try:
+    with headless_run(output_folder=tmp_path):
         file = call("SaveEmbeddings", embeddings=learned[0], filename_prefix="null")[0]
-    finally:
-        _host.set_headless_output(Path())
     workflow = {
         "model": {"class_type": "EditKit_LoadModel", "inputs": {"model": "bundled"}},
         "picture": {"class_type": "EditKit_LoadExample", "inputs": {"name": "one_object"}},
@@ -260,4 +255,4 @@ def test_a_guider_runs_in_a_workflow_without_a_host(scene, learned, tmp_path: Pa
     }  # fmt: skip
     run = run_workflow(workflow, Run(tmp_path, tmp_path))
     result = run.results["sampled"][0]
-    assert torch.allclose(_host.samples(result), learned[1]["samples"], atol=1e-3)
+    assert torch.allclose(samples_of(result), learned[1]["samples"], atol=1e-3)

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.embeddings import value_embeddings_in
+from editkit.hosts.host import text_encoder_of
+from editkit.hosts.sockets import conditioning_of, context_of
+from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.attention.p2p import P2POptions
 from editkit.pipelines.attention.plug_and_play import PlugAndPlayOptions
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
@@ -33,7 +36,7 @@ def ranker():
 
 @pytest.fixture(scope="module")
 def text(loaded):
-    return lambda prompt: _host.conditioning(_host.text_encoder(loaded[1]).encode(prompt))
+    return lambda prompt: conditioning_of(text_encoder_of(loaded[1]).encode(prompt))
 
 
 @pytest.fixture(scope="module")
@@ -76,33 +79,31 @@ def edited(loaded, text, embeddings, **options):
 
 def pipeline(loaded, text, picture, ranker, options, seed=3):
     image, _, path = picture
-    prompts = [_host.context(text(prompt), "prompt") for prompt in (SOURCE, "")]
+    prompts = [context_of(text(prompt), "prompt") for prompt in (SOURCE, "")]
     features = image_features(ranker, image, 128)
-    return style_invert(
-        loaded[0].editkit_denoiser, _host.trajectory_in(path), *prompts, features, seeds=[seed], options=options
-    )
+    return style_invert(loaded[0].denoiser, trajectory_in(path), *prompts, features, seeds=[seed], options=options)
 
 
 # ------------------------------------------------------------------------------------------------------------ learning
 def test_learning_is_the_pipelines(loaded, text, picture, ranker, learned):
     embeddings, latent, curve, report = learned
     wanted = pipeline(loaded, text, picture, ranker, replace(PRESETS["published"], inner=UPDATES))
-    values = _host.value_embeddings_in(embeddings)
+    values = value_embeddings_in(embeddings)
     assert torch.equal(values.scale, wanted.embeddings.scale) and torch.equal(values.shift, wanted.embeddings.shift)
-    rebuilt = loaded[0].editkit_denoiser.scale_out(wanted.rebuilt)
+    rebuilt = loaded[0].denoiser.scale_out(wanted.rebuilt)
     assert torch.equal(latent["samples"], rebuilt) and latent["editkit_size"] == (92, 90)
     assert f"{sum(wanted.updates)} updates in {STEPS} steps" in report and curve.shape[0] == 1
 
 
 def test_a_preset_and_what_departs_from_it(loaded, text, picture, ranker, learn):
     changes = {"preset": "paper", "network": "affine", "init": "identity", "lr": 3e-3, "map_targets": "published"}
-    values = _host.value_embeddings_in(learn(seed=3, cfg=5.0, attention_loss=0.5, tolerance=0.0, **changes)[0])
+    values = value_embeddings_in(learn(seed=3, cfg=5.0, attention_loss=0.5, tolerance=0.0, **changes)[0])
     wanted = StyleOptions(
         5.0, "affine", "identity", UPDATES, 1.0, 3e-3, 0, (0.0, 0.999), 0.5, "published", tolerance=0.0
     )  # fmt: skip
     assert torch.equal(values.scale, pipeline(loaded, text, picture, ranker, wanted).embeddings.scale)
     assert values.guidance_scale == 5.0
-    assert _host.value_embeddings_in(learn(preset="paper")[0]).scale is None
+    assert value_embeddings_in(learn(preset="paper")[0]).scale is None
 
 
 def test_every_image_has_its_own_seed(learn, picture, loaded, text, ranker, learned):
@@ -112,27 +113,27 @@ def test_every_image_has_its_own_seed(learn, picture, loaded, text, ranker, lear
         "InvertDDIM", model=loaded[0], positive=text(SOURCE), latent=two,
         sigmas=call("EditSigmas", model=loaded[0], steps=STEPS, strength=1.0)[0],
     )[0]  # fmt: skip
-    both = _host.value_embeddings_in(learn(trajectory=path, seed=3)[0])
+    both = value_embeddings_in(learn(trajectory=path, seed=3)[0])
     assert both.scale.shape[1] == 2 and not torch.allclose(both.scale[:, 0], both.scale[:, 1])
-    alone = _host.value_embeddings_in(learned[0]).scale
+    alone = value_embeddings_in(learned[0]).scale
     assert (both.scale[:, :1] - alone).norm() < 1e-2 * alone.norm()
 
 
 # --------------------------------------------------------------------------------------------------------------- edits
 def test_edits_are_the_pipelines(loaded, text, picture, learned):
     (source, found), edit = edited(loaded, text, learned[0], tau_v=0.4, tau_c=0.7, tau_s=0.3, tau_u=0.5, self_divisor=1)
-    values, denoiser = _host.value_embeddings_in(learned[0]), loaded[0].editkit_denoiser
+    values, denoiser = value_embeddings_in(learned[0]), loaded[0].denoiser
     options = StyleEditOptions(0.4, P2POptions(0.7, 0.3, 0.5, 1))
-    wanted = style_edit(denoiser, values, edit, _host.context(text(""), "negative"), options=options)
+    wanted = style_edit(denoiser, values, edit, context_of(text(""), "negative"), options=options)
     assert torch.equal(found["samples"], denoiser.scale_out(wanted.edited)) and found["editkit_size"] == (92, 90)
     assert torch.equal(source["samples"], picture[1]["samples"])
 
 
 def test_sdedit_starts_from_seeded_noise(loaded, text, learned):
     (_, found), edit = edited(loaded, text, learned[0], sdedit_strength=0.5, seed=9)
-    values, denoiser = _host.value_embeddings_in(learned[0]), loaded[0].editkit_denoiser
+    values, denoiser = value_embeddings_in(learned[0]), loaded[0].denoiser
     wanted = style_edit(
-        denoiser, values, edit, _host.context(text(""), "negative"), start=NoisedStart(0.5, [9])
+        denoiser, values, edit, context_of(text(""), "negative"), start=NoisedStart(0.5, [9])
     )  # fmt: skip
     assert torch.equal(found["samples"], denoiser.scale_out(wanted.edited))
     assert not torch.equal(found["samples"], edited(loaded, text, learned[0])[0][1]["samples"])
@@ -144,10 +145,10 @@ def test_transfer_is_the_pipelines(loaded, text, picture, learned):
         "StyleTransfer", model=loaded[0], embeddings=learned[0], features_until=0.6, attention_until=0.4,
         last_step="exclusive", attention_from=0, **chosen,
     )[0]  # fmt: skip
-    values, denoiser = _host.value_embeddings_in(learned[0]), loaded[0].editkit_denoiser
-    prompts = [_host.context(text(prompt), "prompt") for prompt in (SOURCE, TARGET, "")]
+    values, denoiser = value_embeddings_in(learned[0]), loaded[0].denoiser
+    prompts = [context_of(text(prompt), "prompt") for prompt in (SOURCE, TARGET, "")]
     options = PlugAndPlayOptions(0.6, 0.4, False, None, 0)
-    wanted = style_transfer(denoiser, values, _host.trajectory_in(picture[2]), *prompts, options=options)
+    wanted = style_transfer(denoiser, values, trajectory_in(picture[2]), *prompts, options=options)
     assert torch.equal(found["samples"], denoiser.scale_out(wanted.edited)) and found["editkit_size"] == (92, 90)
 
 
@@ -160,10 +161,10 @@ def test_null_text_embeddings_may_stand_in_the_negative(loaded, text, picture, l
 
 # --------------------------------------------------------------------------------------------------------------- files
 def test_a_loaded_inversion_makes_the_same_edit_bit_for_bit(loaded, text, learned, tmp_path):
-    from editkit.hosts.files import set_headless_output
+    from editkit.hosts.diffusers.host import headless_run
 
-    set_headless_output(tmp_path)
-    file = call("SaveEmbeddings", embeddings=learned[0], filename_prefix="cat/red")[0]
+    with headless_run(tmp_path):
+        file = call("SaveEmbeddings", embeddings=learned[0], filename_prefix="cat/red")[0]
     again = call("LoadEmbeddings", file=file)[0]
     for options in ({}, {"sdedit_strength": 0.5}):
         (_, ours), _ = edited(loaded, text, learned[0], **options)

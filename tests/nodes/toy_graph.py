@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from editkit.hosts import host as _host
+from editkit.hosts.sockets import HeadlessModel, HeadlessVae, conditioning_of
 from editkit.tests.nodes.graph import call
 from editkit.tests.toy_codec import ToyCodec, random_image
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt
@@ -12,18 +12,18 @@ STEPS = 6
 
 def model(rule=None, **options):
     """A MODEL over a toy denoiser (it counts its rows), with the toy VAE's channels."""
-    return _host.HeadlessModel(ToyDenoiser(rule or pointwise(), channels=3, **options))
+    return HeadlessModel(ToyDenoiser(rule or pointwise(), channels=3, **options))
 
 
 def text(value: float = 0.0):
     """CONDITIONING of a number."""
-    return _host.conditioning(prompt(value))
+    return conditioning_of(prompt(value))
 
 
 def encoded(batch: int = 1, height: int = 24, width: int = 20, seed: int = 0):
     """A picture of a size of its own, and its LATENT."""
     image = random_image(batch, height, width, seed=seed)
-    return image, call("EncodeImage", image=image, vae=_host.HeadlessVae(ToyCodec()))[0]
+    return image, call("EncodeImage", image=image, vae=HeadlessVae(ToyCodec()))[0]
 
 
 def sigmas(host, steps: int = STEPS, strength: float = 1.0):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from editkit.hosts.diffusers.denoiser import DiffusersCodec, DiffusersDenoiser
+from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
 from editkit.hosts.diffusers.loading import load_folder, sigma_table
 from editkit.hosts.diffusers.text_encoder import ClipBpe, ClipTextEncoder, ClipTower
+from editkit.hosts.diffusers.vae import DiffusersCodec
 from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import EditError, FamilyError, LoadError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts

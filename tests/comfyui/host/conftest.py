@@ -52,10 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundled(folder: Path):
     """MODEL, CLIP, VAE built inside a node, so that their weights are inference tensors."""
-    from editkit.hosts import host as _host
+    from editkit.hosts.comfyui.bundled import build_bundled
 
     with torch.inference_mode():
-        return _host.native_bundled(folder)
+        return build_bundled(folder)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.host import open_denoiser
+from editkit.hosts.sockets import context_of
 from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate
 from editkit.pipelines.core.attention_sites import Controlled, FeatureSite, Passive, Row, RowMap, Site
 from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError
@@ -65,13 +66,13 @@ def z() -> Tensor:
 
 
 def contexts(images: int = 2, *, source=None, target=None, negative=None):
-    first, second = (_host.context(value, "positive") for value in (source or cond(1), target or cond(2)))
-    return [pair_context(first, second, images), _host.context(negative or cond(3), "negative")]
+    first, second = (context_of(value, "positive") for value in (source or cond(1), target or cond(2)))
+    return [pair_context(first, second, images), context_of(negative or cond(3), "negative")]
 
 
 def predict(model, z: Tensor, given, control, branches=("cond", "uncond"), rows: RowMap | None = None) -> Tensor:
     controlled = None if control is None else Controlled(control, rows or pair_rows(len(z) // 2, branches))
-    with _host.open_denoiser(model, z.shape, given) as denoiser:
+    with open_denoiser(model, z.shape, given) as denoiser:
         return denoiser.denoise(z, 2.0, given, controlled)
 
 
@@ -178,7 +179,7 @@ def test_only_the_meant_rows_change(model, z: Tensor, layout: str, which: dict) 
 
 
 def test_combined_prompts_have_rows_in_every_part(model, z: Tensor) -> None:
-    given = [_host.context([*cond(1), [tokens(2), {"area": (6, 6, 2, 2)}]], "positive"), *contexts()[1:]]
+    given = [context_of([*cond(1), [tokens(2), {"area": (6, 6, 2, 2)}]], "positive"), *contexts()[1:]]
     control = Shared()
     predict(model, z, given, control)
     whole, part = (
@@ -344,7 +345,7 @@ def hooks_of(model) -> int:
 def test_nothing_is_left_on_the_model(model, z: Tensor, at: str) -> None:
     before, options, wrappers = digest(model.model), repr(model.model_options), repr(model.wrappers)
     plain = predict(model, z, contexts(), None)
-    opened = _host.open_denoiser(model, z.shape, given := contexts())
+    opened = open_denoiser(model, z.shape, given := contexts())
     with opened as denoiser:
         controlled = Controlled(Failing(at), pair_rows(2, ("cond", "uncond")))
         if at == "nowhere":
@@ -359,7 +360,7 @@ def test_nothing_is_left_on_the_model(model, z: Tensor, at: str) -> None:
 
 
 def test_joint_attention_is_refused_by_name(folder: Path, z: Tensor) -> None:
-    other = _host_native.build(folder)[0]
+    other = _host_native.build_bundled(folder)[0]
     other.model.diffusion_model = torch.nn.Conv2d(4, 4, 1)
     other.model.diffusion_model.dtype = torch.float32
     other.model.__class__ = type("Flux", (type(other.model),), {})
@@ -371,7 +372,7 @@ def test_pairs_side_by_side() -> None:
     """The order that the host repeats a two-row prompt in is the order of `pair_rows`."""
     import comfy.utils
 
-    pair = pair_context(_host.context(cond(1), "a"), _host.context(cond(2), "b"), 1)
+    pair = pair_context(context_of(cond(1), "a"), context_of(cond(2), "b"), 1)
     repeated = comfy.utils.repeat_to_batch_size(pair.tokens, 6)
     assert torch.equal(repeated, interleave(tokens(1).expand(3, -1, -1), tokens(2).expand(3, -1, -1)))
     first, second = separate(repeated)

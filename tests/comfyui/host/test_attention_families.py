@@ -17,17 +17,18 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider
 from diffusers import UNet2DConditionModel
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
 from editkit.hosts.diffusers.loading import sigma_table
+from editkit.hosts.host import open_denoiser, paired_model
+from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows
 from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
 from editkit.pipelines.attention.pair_sampling import PairPlan, paired_context
-from editkit.pipelines.attention.plug_and_play import FeatureInjection
+from editkit.pipelines.attention.plug_and_play import PlugAndPlay
 from editkit.pipelines.attention.step_ranges import step_table
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.protocols import Context
@@ -117,7 +118,7 @@ def hosts(request) -> tuple[DiffusersDenoiser, Any]:
 def prompt(seed: int, hosted: bool = False) -> Context:
     tokens, pooled = random_latent(1, TOKENS, WIDTH, seed=seed), random_latent(1, POOLED, seed=seed + 50)
     if hosted:
-        return _host.context([[tokens, {"pooled_output": pooled}]], "positive")
+        return context_of([[tokens, {"pooled_output": pooled}]], "positive")
     return Context(tokens, pooled)
 
 
@@ -146,7 +147,7 @@ def test_both_hosts_name_the_same_places(hosts):
         spy, pair = Spy(), pair_context(prompt(1, hosted), prompt(2, hosted), 1)
         controlled = Controlled(spy, pair_rows(1, ("cond",)))
         if hosted:
-            with _host.open_denoiser(model, z.shape, [pair]) as denoiser:
+            with open_denoiser(model, z.shape, [pair]) as denoiser:
                 out = denoiser.denoise(z, 2.0, [pair], controlled)
         else:
             out = headless.denoise(z, 2.0, [pair], controlled)
@@ -163,7 +164,7 @@ def controls(edit, sigmas) -> dict[str, Any]:
         "local blend": P2PControl(replace(edit, **WORDS), sigmas, P2POptions(0.8, 0.6, 0.4, local_blend=blend)),
         "masactrl": MasaCtrl(sigmas, MasaCtrlOptions(from_step=1)),
         "masactrl of an object": MasaCtrl(sigmas, MasaCtrlOptions(1), replace(edit, **WORDS)),
-        "injection": FeatureInjection(sigmas),
+        "injection": PlugAndPlay(sigmas),
     }
 
 
@@ -197,7 +198,7 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
             return result.source, result.edited
 
         if hosted:
-            with _host.open_denoiser(model, (4, 4, *LATENT_PIXELS), contexts) as denoiser:
+            with open_denoiser(model, (4, 4, *LATENT_PIXELS), contexts) as denoiser:
                 results.append(edited(denoiser))
         else:
             results.append(edited(headless))
@@ -219,8 +220,8 @@ def test_a_native_sampler_on_every_family(hosts):
     prompts = PairPrompts(*ours, 4.0)
     wanted = pair_edit(headless, prompts, control(ours, sigmas), noise * float(sigmas[0]))
     theirs = [prompt(seed, True) for seed in (1, 2, 3)]
-    patched = _host.paired_model(model, PairPlan(lambda grid: control(theirs, grid), tokens=TOKENS))
-    positive = _host.conditioning(paired_context(theirs[0], theirs[1]))
+    patched = paired_model(model, PairPlan(lambda grid: control(theirs, grid), tokens=TOKENS))
+    positive = conditioning_of(paired_context(theirs[0], theirs[1]))
     guider = CFGGuider().get_guider(patched, positive, theirs[2].host, 4.0)[0]
     start, sampler = torch.zeros(2, 4, *LATENT_PIXELS), comfy.samplers.sampler_object("euler")
     got = guider.sample(noise.repeat(2, 1, 1, 1), start, sampler, sigmas, disable_pbar=True, seed=1) * 0.18215
@@ -233,9 +234,9 @@ def test_two_attentions_equal_the_explicit_maps(hosts, make):
     """The published order of things on whole maps, at every layer of the native network and every step."""
     _, model = hosts
     contexts = [prompt(seed, True) for seed in (1, 2, 3)]
-    edit = make(*contexts[:2], scale=torch.linspace(0.5, 3, TOKENS), windows={2: (0.0, 0.3), 4: (0.4, 1.0)})
+    edit = make(*contexts[:2], equalizer=torch.linspace(0.5, 3, TOKENS), step_ranges={2: (0.0, 0.3), 4: (0.4, 1.0)})
     z, prompts = random_latent(2, 4, *LATENT_PIXELS, seed=8), [pair_context(*contexts[:2], 1), contexts[2]]
-    with _host.open_denoiser(model, z.shape, prompts) as denoiser:
+    with open_denoiser(model, z.shape, prompts) as denoiser:
         sigmas = denoiser.schedule(4)
         ours = P2PControl(edit, sigmas, P2POptions(0.8, 0.6, 0.3))
         explicit = ExplicitEdit(edit, ours.step, step_table(edit, 0.8, 4), ours.self_branches)

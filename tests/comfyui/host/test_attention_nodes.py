@@ -11,10 +11,12 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 
 import nodes as stock_nodes
-from editkit.hosts import host as _host
 from editkit.hosts.bundled import tiny_folder
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.comfyui.bundled import build_bundled
 from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.host import text_encoder_of
+from editkit.hosts.sockets import HeadlessClip, HeadlessModel, HeadlessVae, conditioning_of
 from editkit.tests.comfyui.host.test_attention import hooks_of
 from editkit.tests.comfyui.host.tiny import digest, same_weights
 from editkit.tests.nodes.graph import call
@@ -27,17 +29,17 @@ KINDS = ("P2Plus", "MasaCtrl", "FeatureInjection")
 @pytest.fixture(scope="module")
 def native():
     with torch.inference_mode():
-        return _host.native_bundled(tiny_folder())
+        return build_bundled(tiny_folder())
 
 
 @pytest.fixture(scope="module")
 def headless():
     loaded = load_bundled()
-    return _host.HeadlessModel(loaded.denoiser), _host.HeadlessClip(loaded.text), _host.HeadlessVae(loaded.codec)
+    return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)
 
 
 def encoded(loaded, prompt: str) -> list:
-    return _host.conditioning(_host.text_encoder(loaded[1]).encode(prompt))
+    return conditioning_of(text_encoder_of(loaded[1]).encode(prompt))
 
 
 def aligned(loaded, **words):

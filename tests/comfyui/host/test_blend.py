@@ -12,8 +12,9 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_EmptyNoise, Noi
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.host import blended_model, open_denoiser, sampling_of
+from editkit.hosts.sockets import context_of
 from editkit.pipelines.blended.blending import blended_denoise
 from editkit.pipelines.core.errors import ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
@@ -42,8 +43,8 @@ def box(batch: int = 1) -> Tensor:
     return mask
 
 
-def shrinking(division: str = "steps") -> MaskSchedule:
-    return dilation_schedule(box(), (5, 3, 1), division=division)
+def shrinking(spacing: str = "steps") -> MaskSchedule:
+    return dilation_schedule(box(), (5, 3, 1), spacing=spacing)
 
 
 def run(model, source: Tensor, *, name: str = "euler", scheduler: str = "normal", seed: int = 5, **more) -> Tensor:
@@ -71,7 +72,7 @@ def outside_error(result: Tensor, source: Tensor, mask: Tensor) -> float:
 @pytest.mark.parametrize(("name", "denoise"), [*((name, 0.7) for name in SAMPLERS), ("euler", 1.0), ("dpmpp_sde", 1.0)])
 def test_any_sampler_leaves_the_outside(model, name: str, denoise: float) -> None:
     source = latent(1, 2, HEIGHT, WIDTH)
-    blended = _host.blended_model(model, shrinking(), None, None)
+    blended = blended_model(model, shrinking(), None, None)
     result = run(blended, source, name=name, denoise=denoise)
     assert outside_error(result, source, box()) <= 1e-5
     inside = (result - source) * box()[:, None]
@@ -82,11 +83,9 @@ def test_any_sampler_leaves_the_outside(model, name: str, denoise: float) -> Non
 @pytest.mark.parametrize("kind", ["V_PREDICTION", "FLOW"])
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "euler_ancestral", "lcm"])
 def test_other_parameterisations(folder: Path, kind: str, name: str) -> None:
-    model = _host_native.build(folder, model_type=comfy.model_base.ModelType[kind])[0]
+    model = _host_native.build_bundled(folder, model_type=comfy.model_base.ModelType[kind])[0]
     source = latent(1, 1, HEIGHT, WIDTH)
-    result = run(
-        _host.blended_model(model, constant_schedule(box()), None, None), source, name=name, scheduler="simple"
-    )
+    result = run(blended_model(model, constant_schedule(box()), None, None), source, name=name, scheduler="simple")
     assert outside_error(result, source, box()) <= 1e-5
     assert ((result - source) * box()[:, None]).abs().max() > 1
 
@@ -96,29 +95,29 @@ def test_full_mask_is_plain_sampling(model) -> None:
     whole = constant_schedule(torch.ones(1, HEIGHT, WIDTH))
     for name in ("euler", "dpmpp_2m", "euler_ancestral"):
         plain = run(model, source, name=name)
-        assert torch.equal(run(_host.blended_model(model, whole, None, None), source, name=name), plain)
+        assert torch.equal(run(blended_model(model, whole, None, None), source, name=name), plain)
 
 
 def test_empty_mask_returns_the_source(model) -> None:
     source = latent(3, 1, HEIGHT, WIDTH)
     empty = constant_schedule(torch.zeros(1, HEIGHT, WIDTH))
-    assert torch.equal(run(_host.blended_model(model, empty, None, None), source, name="euler_ancestral"), source)
+    assert torch.equal(run(blended_model(model, empty, None, None), source, name="euler_ancestral"), source)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "steps", "noise"])
+@pytest.mark.parametrize("schedule", ["constant", "steps", "log-sigma"])
 def test_euler_equals_our_loop(model, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """The patch is the same algorithm as `blended_denoise`, for masks that change over the steps too."""
     masks = constant_schedule(box()) if schedule == "constant" else shrinking(schedule)
     source, seed = latent(4, 1, HEIGHT, WIDTH), 11
-    sigmas = _host.levels(model).schedule(7, 0.9)
+    sigmas = sampling_of(model).schedule(7, 0.9)
     noise = torch.randn(1, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
-    blended = _host.blended_model(model, masks, None, sigmas)
+    blended = blended_model(model, masks, None, sigmas)
     theirs = comfy.samplers.sample(
         blended, noise, cond(1), cond(2), 3.0, model.load_device, comfy.samplers.sampler_object("euler"), sigmas,
         blended.model_options, latent_image=source, disable_pbar=True, seed=seed,
     )  # fmt: skip
-    positive, negative = _host.context(cond(1), "positive"), _host.context(cond(2), "negative")
-    with _host.open_denoiser(model, source.shape, [positive, negative]) as denoiser:
+    positive, negative = context_of(cond(1), "positive"), context_of(cond(2), "negative")
+    with open_denoiser(model, source.shape, [positive, negative]) as denoiser:
         clean = denoiser.scale_in(source)
         ours = blended_denoise(
             denoiser, denoiser.noise(clean, noise, float(sigmas[0])), clean, sigmas, masks,
@@ -130,10 +129,10 @@ def test_euler_equals_our_loop(model, monkeypatch: pytest.MonkeyPatch, schedule:
 
 def test_batched_masks_and_sources(model) -> None:
     source, mask = latent(5, 2, HEIGHT, WIDTH), box(2)
-    result = run(_host.blended_model(model, constant_schedule(mask), None, None), source)
+    result = run(blended_model(model, constant_schedule(mask), None, None), source)
     assert outside_error(result, source, mask) <= 1e-5
     one = latent(6, 1, HEIGHT, WIDTH)
-    result = run(_host.blended_model(model, constant_schedule(mask), one, None), source)
+    result = run(blended_model(model, constant_schedule(mask), one, None), source)
     assert outside_error(result, one, mask) <= 1e-5
 
 
@@ -141,7 +140,7 @@ def test_latent_noise_mask_is_honoured_too(model) -> None:
     source = latent(7, 1, HEIGHT, WIDTH)
     native = torch.zeros(1, 1, HEIGHT, WIDTH)
     native[..., :5] = 1
-    blended = _host.blended_model(model, constant_schedule(box()), None, None)
+    blended = blended_model(model, constant_schedule(box()), None, None)
     result = run(blended, source, extra={"noise_mask": native})
     assert outside_error(result, source, box() * native[:, 0]) <= 1e-5
     assert ((result - source) * box()[:, None] * native).abs().max() > 1
@@ -150,8 +149,8 @@ def test_latent_noise_mask_is_honoured_too(model) -> None:
 @pytest.mark.parametrize("name", ["euler", "uni_pc", "dpmpp_sde"])
 def test_sampler_custom_advanced(model, name: str) -> None:
     source = latent(8, 1, HEIGHT, WIDTH)
-    sigmas = _host.levels(model).schedule(6, 0.7)
-    blended = _host.blended_model(model, shrinking(), None, sigmas)
+    sigmas = sampling_of(model).schedule(6, 0.7)
+    blended = blended_model(model, shrinking(), None, sigmas)
     guider = BasicGuider().get_guider(blended, cond(1))[0]
     sampler = comfy.samplers.sampler_object(name)
     out, denoised = SamplerCustomAdvanced().sample(Noise_RandomNoise(3), guider, sampler, sigmas, {"samples": source})
@@ -170,10 +169,10 @@ def advanced(model, source: Tensor, seed: int, *, start: int, end: int, noise: b
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_leftover_noise_composes(folder: Path, kind: str) -> None:
     """Two KSamplerAdvanced stages over one grid equal a single one; with another seed the outside still is exact."""
-    model = _host_native.build(folder, model_type=comfy.model_base.ModelType[kind])[0]
+    model = _host_native.build_bundled(folder, model_type=comfy.model_base.ModelType[kind])[0]
     source = latent(9, 1, HEIGHT, WIDTH)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
-    blended = _host.blended_model(model, dilation_schedule(box(), (5, 1)), source, sigmas)
+    blended = blended_model(model, dilation_schedule(box(), (5, 1)), source, sigmas)
     whole = advanced(blended, source, 21, start=1, end=6, noise=True)
     half = advanced(blended, source, 21, start=1, end=2, noise=True)
     assert outside_error(half, source, box()) > 1
@@ -186,31 +185,31 @@ def test_leftover_noise_composes(folder: Path, kind: str) -> None:
 def test_a_run_cut_short_but_forced_clean_keeps_the_last_mask(model) -> None:
     source = latent(9, 1, HEIGHT, WIDTH)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
-    blended = _host.blended_model(model, shrinking(), None, sigmas)
+    blended = blended_model(model, shrinking(), None, sigmas)
     result = run(blended, source, steps=6, denoise=1.0, start_step=1, last_step=3, force_full_denoise=True)
     assert outside_error(result, source, box()) <= 1e-5
     assert ((result - source) * box()[:, None]).abs().max() > 1
 
 
 def test_our_own_nodes_refuse_a_blended_model(model) -> None:
-    blended = _host.blended_model(model, shrinking(), None, None)
-    with pytest.raises(ParameterError, match="is blended"), _host.open_denoiser(blended, (1, 4, HEIGHT, WIDTH), []):
+    blended = blended_model(model, shrinking(), None, None)
+    with pytest.raises(ParameterError, match="is blended"), open_denoiser(blended, (1, 4, HEIGHT, WIDTH), []):
         pass
     with pytest.raises(ParameterError, match="already blends"):
-        _host.blended_model(blended, shrinking(), None, None)
+        blended_model(blended, shrinking(), None, None)
 
 
 def test_a_noised_latent_without_its_source_is_refused(model) -> None:
-    blended = _host.blended_model(model, constant_schedule(box()), None, None)
+    blended = blended_model(model, constant_schedule(box()), None, None)
     with pytest.raises(ParameterError, match="source"):
         advanced(blended, latent(1, 1, HEIGHT, WIDTH), 1, start=3, end=6, noise=False)
 
 
 def test_custom_noise_disabled_with_source(model) -> None:
-    source, sigmas = latent(8, 1, HEIGHT, WIDTH), _host.levels(model).schedule(6, 0.7)
-    blended = _host.blended_model(model, constant_schedule(box()), source, sigmas)
+    source, sigmas = latent(8, 1, HEIGHT, WIDTH), sampling_of(model).schedule(6, 0.7)
+    blended = blended_model(model, constant_schedule(box()), source, sigmas)
     guider = BasicGuider().get_guider(blended, cond(1))[0]
-    levels = _host.levels(model)
+    levels = sampling_of(model)
     z = levels.noise(levels.scale_in(source), torch.randn_like(source), float(sigmas[0]))
     start = {"samples": levels.scale_out(z)}
     sampler = comfy.samplers.sampler_object("dpmpp_2m")
@@ -221,19 +220,19 @@ def test_custom_noise_disabled_with_source(model) -> None:
 def test_misfits_are_refused(model) -> None:
     source = latent(1, 3, HEIGHT, WIDTH)
     with pytest.raises(ShapeError, match="8 x 8"):
-        run(_host.blended_model(model, constant_schedule(torch.ones(1, 8, 8)), None, None), source)
+        run(blended_model(model, constant_schedule(torch.ones(1, 8, 8)), None, None), source)
     with pytest.raises(ShapeError, match="2 entries"):
-        run(_host.blended_model(model, constant_schedule(box(2)), None, None), source)
+        run(blended_model(model, constant_schedule(box(2)), None, None), source)
     with pytest.raises(ShapeError, match="source latent"):
-        run(_host.blended_model(model, constant_schedule(box()), latent(1, 1, 8, 8), None), source)
-    once = _host.blended_model(model, constant_schedule(box()), None, None)
+        run(blended_model(model, constant_schedule(box()), latent(1, 1, 8, 8), None), source)
+    once = blended_model(model, constant_schedule(box()), None, None)
     with pytest.raises(ParameterError, match="already blends"):
-        _host.blended_model(once.clone(), constant_schedule(box()), None, None)
+        blended_model(once.clone(), constant_schedule(box()), None, None)
 
 
 def test_nothing_of_the_model_changes(model) -> None:
     before, wrappers = digest(model.model), repr(model.wrappers)
-    blended = _host.blended_model(model, constant_schedule(box()), None, None)
+    blended = blended_model(model, constant_schedule(box()), None, None)
     plain = run(model, latent(1, 1, HEIGHT, WIDTH))
     run(blended, latent(1, 1, HEIGHT, WIDTH))
     with pytest.raises(RuntimeError, match="stop"):

@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled import expand_embedding
+from editkit.hosts.comfyui.bundled import build_bundled
+from editkit.hosts.host import codec_of, progress_bar, sampling_of, text_encoder_of
 from editkit.pipelines.core.errors import LoadError
 from editkit.tests.comfyui.host.tiny import latent, tokens
 
@@ -27,7 +28,7 @@ def test_unet_equals_diffusers(model, folder: Path) -> None:
 
 
 def test_schedule_is_the_leading_grid_of_diffusers(model) -> None:
-    levels = _host.levels(model)
+    levels = sampling_of(model)
     for steps in (50, 30, 7, 1):
         scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
         scheduler.set_timesteps(steps)
@@ -41,7 +42,7 @@ def test_schedule_is_the_leading_grid_of_diffusers(model) -> None:
 def test_vae_equals_diffusers(vae, folder: Path) -> None:
     reference = AutoencoderKL.from_pretrained(folder / "vae").eval()
     image = torch.rand(2, 48, 64, 3)
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     posterior = reference.encode(image.movedim(-1, 1) * 2 - 1).latent_dist
     z = codec.encode(image)
     assert z.shape == (2, 4, 6, 8)
@@ -60,7 +61,7 @@ def test_text_encoder_equals_transformers(clip, folder: Path) -> None:
     weights[rows] = expand_embedding(weights[rows], json.loads((folder / "text_encoder/token_ids.json").read_text()))
     reference = CLIPTextModel(CLIPTextConfig(**config)).eval()
     reference.load_state_dict(weights)
-    encoder = _host.text_encoder(clip)
+    encoder = text_encoder_of(clip)
     text = "a red circle on a striped gray background"
     ids = torch.tensor([[token.id for token in encoder.tokens(text)]])
     ours = encoder.encode(text).tokens
@@ -69,8 +70,8 @@ def test_text_encoder_equals_transformers(clip, folder: Path) -> None:
 
 
 def test_family_and_previews(model) -> None:
-    assert _host.levels(model).family == "bundled"
-    _host.progress(4, model)(1, 4, torch.zeros(1, 4, 4, 4))
+    assert sampling_of(model).family == "bundled"
+    progress_bar(4, model)(1, 4, torch.zeros(1, 4, 4, 4))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -87,4 +88,4 @@ def test_wrong_files_are_refused(folder: Path, tmp_path: Path, part: str) -> Non
     weights.pop(next(key for key in weights if not key.endswith("token_embedding.weight")))
     save_file(weights, path)
     with pytest.raises(LoadError, match="does not fit its config: 1 weights missing"):
-        _host.native_bundled(tmp_path)
+        build_bundled(tmp_path)

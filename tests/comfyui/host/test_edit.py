@@ -8,10 +8,12 @@ import pytest
 import torch
 from skimage import data
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled import tiny_folder
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.comfyui.bundled import build_bundled
+from editkit.hosts.comfyui.host import ComfyUIHost
 from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.host import open_denoiser
 from editkit.pipelines.blended.pipeline import EditSettings, edit_latents
 from editkit.pipelines.core.masks import PAPER_KERNELS
 from editkit.tests.nodes.graph import blended_chain, call
@@ -20,7 +22,7 @@ from editkit.tests.nodes.graph import blended_chain, call
 @pytest.fixture(scope="module")
 def shipped():
     with torch.inference_mode():
-        return _host.native_bundled(tiny_folder())
+        return build_bundled(tiny_folder())
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_predictions_of_both_hosts(shipped, example):
     headless = load_bundled()
     context, empty = (headless.text.encode(text) for text in (example.prompt, ""))
     z = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    with _host.open_denoiser(shipped[0], z.shape, [context, empty]) as native:
+    with open_denoiser(shipped[0], z.shape, [context, empty]) as native:
         for sigma in (14.0, 2.0, 0.1):
             noised = z * (1 + sigma**2) ** 0.5
             ours, theirs = (
@@ -103,7 +105,7 @@ def test_faults_leave_model_clip_and_vae_bit_identical(shipped, example, node, f
 
         return report
 
-    monkeypatch.setattr(_host, "progress", failing)
+    monkeypatch.setattr(ComfyUIHost, "progress", lambda self, total, model: failing(total))
     with pytest.raises(error):
         if node == "loop":
             blended_chain(*shipped, example.image, example.mask, example.prompt, steps=12)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
-from editkit.pipelines.blended.blending import blended_denoise, finished_latent
+from editkit.hosts.host import open_denoiser, sampling_of
+from editkit.hosts.sockets import context_of
+from editkit.pipelines.blended.blending import blended_denoise, unscale_over_source
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.tests.comfyui.host.test_model import close, ours, stock
@@ -45,7 +46,7 @@ def prompts(seed: int) -> list:
 
 def test_loop_equals_stock_euler_with_and_without_a_masked_picture(inpainting):
     noise, source = latent(2) * 0.18215, latent(3)
-    sigmas = _host.levels(inpainting).schedule(5)
+    sigmas = sampling_of(inpainting).schedule(5)
     results = []
     for positive, negative in ((prompts(1), prompts(4)), (cond(1), cond(4))):
         results.append(ours(inpainting, sigmas, noise, source, positive, negative, 4.0))
@@ -56,12 +57,12 @@ def test_loop_equals_stock_euler_with_and_without_a_masked_picture(inpainting):
 def test_blending_keeps_the_outside(inpainting):
     source, mask = latent(3), torch.zeros(1, 12, 10)
     mask[:, 3:8, 2:7] = 1
-    schedule, contexts = constant_schedule(mask), [_host.context(part, "positive") for part in (prompts(1), prompts(4))]
-    sigmas = _host.levels(inpainting).schedule(4)
-    with _host.open_denoiser(inpainting, source.shape, contexts, sigmas=sigmas) as denoiser:
+    schedule, contexts = constant_schedule(mask), [context_of(part, "positive") for part in (prompts(1), prompts(4))]
+    sigmas = sampling_of(inpainting).schedule(4)
+    with open_denoiser(inpainting, source.shape, contexts, sigmas=sigmas) as denoiser:
         scaled = denoiser.scale_in(source)
         z = denoiser.noise(scaled, torch.randn(scaled.shape, generator=torch.Generator().manual_seed(0)), sigmas[0])
         z = blended_denoise(denoiser, z, scaled, sigmas, schedule, EditPrompts(*contexts, 4.0), seeds=[0])
-        result = finished_latent(denoiser.scale_out(z), source, schedule, sigmas)
+        result = unscale_over_source(denoiser, z, source, schedule, sigmas)
     keep = (mask == 0)[:, None].expand_as(source)
     assert torch.equal(result[keep], source[keep]) and not torch.equal(result, source)

@@ -14,10 +14,12 @@ from comfy_extras import nodes_latent
 from torch import Tensor
 
 import nodes as stock
-from editkit.hosts import host as _host
 from editkit.hosts import latent as _latent
 from editkit.hosts.comfyui import bundled as _host_native
 from editkit.hosts.comfyui import memory as _host_memory
+from editkit.hosts.host import in_comfyui, open_denoiser, sampling_of
+from editkit.hosts.latent import finished_out, latent_in, latent_out
+from editkit.hosts.sockets import context_of
 from editkit.pipelines.core.guidance import guided
 from editkit.pipelines.core.sigmas import euler_step
 from editkit.tests.comfyui.host.tiny import cond, latent
@@ -32,7 +34,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def held(model, seed: int = 1, sigma: float = 0.0) -> _latent.DeviceLatent:
-    return _host.latent_out(latent(seed, 2, 8, 8), _host.levels(model), sigma, {})
+    return latent_out(latent(seed, 2, 8, 8), sampling_of(model), sigma, {})
 
 
 NATIVE = {
@@ -68,13 +70,13 @@ def test_a_mask_keeps_our_tensor(model, elsewhere: torch.device) -> None:
 
 
 def test_native_decode_reads_it(model, vae) -> None:
-    ours = _host.finished_out(latent(3, 1, 4, 4), {})
+    ours = finished_out(latent(3, 1, 4, 4), {})
     assert torch.equal(stock.VAEDecode().decode(vae, ours)[0], vae.decode(latent(3, 1, 4, 4)))
 
 
 def continued(model, z: Tensor, sigmas: list[float]) -> Tensor:
-    positive, negative = _host.context(cond(1), "positive"), _host.context(cond(2), "negative")
-    with _host.open_denoiser(model, z.shape, [positive, negative]) as denoiser:
+    positive, negative = context_of(cond(1), "positive"), context_of(cond(2), "negative")
+    with open_denoiser(model, z.shape, [positive, negative]) as denoiser:
         for sigma, target in pairwise(sigmas):
             z = euler_step(z, guided(denoiser, z, sigma, positive, negative, 3.0), sigma, target)
     return z
@@ -90,16 +92,16 @@ def sampled(model, sigmas: Tensor, noise: Tensor, start: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_leftover_noise_passes_both_ways(folder: Path, kind: str) -> None:
     """Half of a run ours and half the host's equals the whole run, whichever begins."""
-    model = _host_native.build(folder, model_type=comfy.model_base.ModelType[kind])[0]
-    levels = _host.levels(model)
+    model = _host_native.build_bundled(folder, model_type=comfy.model_base.ModelType[kind])[0]
+    levels = sampling_of(model)
     sigmas, source, noise = levels.schedule(6, 0.9), latent(5, 1, 8, 8), torch.randn(1, 4, 8, 8)
     whole = sampled(model, sigmas, noise, source)
     grid = sigmas.tolist()
     start = levels.noise(levels.scale_in(source), noise, grid[0])
-    halfway = _host.latent_out(continued(model, start, grid[:4]), levels, grid[3], {})
+    halfway = latent_out(continued(model, start, grid[:4]), levels, grid[3], {})
     ours_first = sampled(model, sigmas[3:], torch.zeros_like(noise), halfway["samples"])
     theirs = {"samples": sampled(model, sigmas[:4], noise, source)}
-    theirs_first = levels.scale_out(continued(model, _host.latent_in(theirs, levels, grid[3]), grid[3:]))
+    theirs_first = levels.scale_out(continued(model, latent_in(theirs, levels, grid[3]), grid[3:]))
     for result in (ours_first, theirs_first):
         assert float((result - whole).abs().max() / whole.abs().max()) <= 1e-4
 
@@ -148,6 +150,6 @@ def test_rankers_are_managed() -> None:
 
 
 def test_real_comfyui_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _host.in_comfyui()
+    assert in_comfyui()
     monkeypatch.delattr(comfy.samplers.CFGGuider, "inner_sample")
-    assert not _host.in_comfyui()
+    assert not in_comfyui()

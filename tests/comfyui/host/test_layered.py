@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import finetune as _host_tune
-from editkit.hosts.comfyui import iterative_guider as _host_alternate
+from editkit.hosts.comfyui.bundled import build_bundled
+from editkit.hosts.comfyui.guiders import IterativeGuider
+from editkit.hosts.host import iterative_guider, open_denoiser, progress_bar, sampling_of, tunable, tuned_model
+from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.pipelines.core.progress import silent
 from editkit.pipelines.imagic import imagic
@@ -65,13 +67,13 @@ def headless(folder: Path):
 
 
 def contexts() -> list:
-    return [_host.context(cond(seed), "positive") for seed in (1, 2)]
+    return [context_of(cond(seed), "positive") for seed in (1, 2)]
 
 
 def embed(model, progress=silent, **options):
     pair = contexts()
     chosen = EmbeddingOptions(**{"steps": STEPS, "lr": 0.05, **options})
-    with _host.open_denoiser(model, (1, 4, 12, 10), pair, learning=True) as denoiser:
+    with open_denoiser(model, (1, 4, 12, 10), pair, learning=True) as denoiser:
         return layered_embeddings(denoiser, latent(1), *pair, MASK, seeds=[5], options=chosen, progress=progress)
 
 
@@ -79,7 +81,7 @@ def tune(model, plan=LORA, progress=silent, **options):
     context = contexts()[0]
     chosen = TuneOptions(**{"plan": plan, "steps": STEPS, "lr": 5e-3, **options})
     return layered_tune(
-        _host.tunable(model, [context]),
+        tunable(model, [context]),
         latent(1),
         latent(2),
         context,
@@ -92,7 +94,7 @@ def tune(model, plan=LORA, progress=silent, **options):
 
 def predict(model, sigma: float = 2.0) -> Tensor:
     context = contexts()[0]
-    with _host.open_denoiser(model, (1, 4, 12, 10), [context]) as denoiser:
+    with open_denoiser(model, (1, 4, 12, 10), [context]) as denoiser:
         return denoiser.denoise(latent(3) * 0.18215, sigma, [context])[0]
 
 
@@ -114,7 +116,7 @@ def test_the_node_shows_the_loss_curve(model, monkeypatch):
     monkeypatch.setattr(
         comfy.utils.ProgressBar, "update_absolute", lambda bar, value, total=None, preview=None: shown.append(preview)
     )
-    embed(model, _host.progress(STEPS))
+    embed(model, progress_bar(STEPS))
     assert [preview is not None for preview in shown] == [False] * (STEPS - 1) + [True]
     kind, image, size = shown[-1]
     assert kind == "JPEG" and image.size == (480, 240) and size == 512
@@ -137,7 +139,7 @@ def test_stage_2_learns_what_headless_learns(model, headless, plan):
     assert native.background_losses == pytest.approx(free.background_losses, rel=1e-3)
     assert set(native.changes) == set(free.changes)  # one layout, one set of names: files suit both hosts
     assert same_weights(model.model, before)
-    tuned = _host.tuned_model(model, native.changes)
+    tuned = tuned_model(model, native.changes)
     with torch.no_grad():
         expected = headless.with_changes(native.changes).denoise(latent(3) * 0.18215, 2.0, [contexts()[0]])[0]
     moved = (predict(tuned) - predict(model)).abs().max()
@@ -150,7 +152,7 @@ def test_stage_2_learns_what_headless_learns(model, headless, plan):
 @pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
 def test_saved_changes_load_with_the_hosts_own_nodes(model, plan, tmp_path, monkeypatch):
     found = tune(model, plan)
-    tuned = predict(_host.tuned_model(model, found.changes))
+    tuned = predict(tuned_model(model, found.changes))
     save_file(found.changes, tmp_path / "tuned.safetensors")
     loaded = comfy.utils.load_torch_file(str(tmp_path / "tuned.safetensors"), safe_load=True)
     monkeypatch.setattr(stock_nodes.folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
@@ -165,10 +167,10 @@ def test_saved_changes_load_with_the_hosts_own_nodes(model, plan, tmp_path, monk
 def test_a_lora_in_force_is_part_of_what_learns(model):
     """The copy starts from the patched weights, and its changes go on top of the patches."""
     first = tune(model, lr=0.05).changes
-    patched = _host.tuned_model(model, first)
+    patched = tuned_model(model, first)
     plain, onto = tune(model), tune(patched)
     assert plain.object_losses[0] != pytest.approx(onto.object_losses[0], rel=1e-3)
-    both = _host.tuned_model(patched, onto.changes)
+    both = tuned_model(patched, onto.changes)
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     key = names["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"]
     assert len(both.patches[key]) == 2 and len(patched.patches[key]) == 1 and key not in model.patches
@@ -186,7 +188,7 @@ def test_bfloat16_arithmetic_learns_nearly_the_same(model, kind):
 
 def test_float16_weights_learn_in_float32(folder: Path):
     """What a user's checkpoint usually is: smaller changes than float16 can show are kept, and its weights stay."""
-    half = _host.native_bundled(folder)[0]
+    half = build_bundled(folder)[0]
     half.model.diffusion_model.to(torch.float16)
     half.model.diffusion_model.dtype = torch.float16
     before = digest(half.model)
@@ -202,19 +204,19 @@ def test_float16_weights_learn_in_float32(folder: Path):
 
 def test_changes_of_another_model_are_refused(model):
     with pytest.raises(MismatchError, match="another model"):
-        _host.tuned_model(model, {"lora_unet_elsewhere.diff": torch.zeros(1)})
+        tuned_model(model, {"lora_unet_elsewhere.diff": torch.zeros(1)})
 
 
 def test_imagic_on_a_native_model(model):
     pair = contexts()
-    opened = _host.open_denoiser(model, (1, 4, 12, 10), pair[:1], learning=True)
+    opened = open_denoiser(model, (1, 4, 12, 10), pair[:1], learning=True)
     found = imagic(
-        opened, _host.tunable(model, pair[:1]), latent(1), pair[0], eta=0.6, seeds=[1],
+        opened, tunable(model, pair[:1]), latent(1), pair[0], eta=0.6, seeds=[1],
         embeddings=EmbeddingOptions(steps=2, region="none"), tuning=TuneOptions(plan=LORA, steps=2, background_weight=0.0),
     )  # fmt: skip
     fitted = found.embeddings.subject.tokens.cpu()
     torch.testing.assert_close(found.context.tokens.cpu(), 0.6 * pair[0].tokens + 0.4 * fitted)
-    assert _host.conditioning(found.context)[0][0] is found.context.tokens
+    assert conditioning_of(found.context)[0][0] is found.context.tokens
 
 
 # ------------------------------------------------------------------------------------------------------------------ faults
@@ -260,7 +262,7 @@ def test_a_fault_leaves_the_model_as_it_was(model, stage, error, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- iterative guidance
-class Recorder(_host_alternate.IterativeGuider):
+class Recorder(IterativeGuider):
     """Notes the level and the condition of every evaluation."""
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
@@ -284,7 +286,7 @@ class Recorder(_host_alternate.IterativeGuider):
 def recorded(model, name: str, sigmas: Tensor, grid: Tensor | None = None) -> tuple[list, Tensor]:
     pair = contexts()
     guidance = IterativeGuidance(pair[0], pair[1], sigmas if grid is None else grid)
-    guider = Recorder(model, guidance, _host.context(cond(4), "negative"), 3.0)
+    guider = Recorder(model, guidance, context_of(cond(4), "negative"), 3.0)
     sampler = comfy.samplers.sampler_object(name)
     noise, empty = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 4, 12, 10)
     return guider, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=7)
@@ -298,7 +300,7 @@ WANTED = {
 
 @pytest.mark.parametrize("name", WANTED)
 def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name):
-    sigmas = _host.levels(model).schedule(6)
+    sigmas = sampling_of(model).schedule(6)
     guider, out = recorded(model, name, sigmas)
     expected = [
         "subject" if takes_object(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
@@ -310,7 +312,7 @@ def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name)
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_every_sampler_of_the_host_runs_and_alternates(model, name):
     """Whatever it looks at, a level inside a step has the step's condition, and the first look of a step too."""
-    sigmas = _host.levels(model).schedule(5)
+    sigmas = sampling_of(model).schedule(5)
     state = torch.get_rng_state()
     guider, out = recorded(model, name, sigmas)
     assert torch.isfinite(out).all()
@@ -326,10 +328,10 @@ def test_every_sampler_of_the_host_runs_and_alternates(model, name):
 
 def test_the_rehearsal_changes_no_result(model):
     """Equal conditions: the host's own guider gives the same bits, random samplers included."""
-    sigmas = _host.levels(model).schedule(4)
+    sigmas = sampling_of(model).schedule(4)
     for name in ("euler", "dpmpp_sde", "euler_ancestral", "heun"):
-        same, negative = contexts()[0], _host.context(cond(4), "negative")
-        ours = _host_alternate.IterativeGuider(model, IterativeGuidance(same, same, sigmas), negative, 3.0)
+        same, negative = contexts()[0], context_of(cond(4), "negative")
+        ours = IterativeGuider(model, IterativeGuidance(same, same, sigmas), negative, 3.0)
         plain = comfy.samplers.CFGGuider(model)
         plain.set_conds(cond(1), cond(4))
         plain.set_cfg(3.0)
@@ -347,21 +349,21 @@ def test_attention_edits_and_alternation_do_not_mix(model):
 
     edited = model.clone()
     edited.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, lambda executor, *rest, **named: executor(*rest, **named))
-    guidance = IterativeGuidance(*contexts(), _host.levels(model).schedule(4))
+    guidance = IterativeGuidance(*contexts(), sampling_of(model).schedule(4))
     with pytest.raises(ParameterError):
-        _host.iterative_guider(edited, guidance, contexts()[0], 3.0)
-    assert isinstance(_host.iterative_guider(model, guidance, contexts()[0], 3.0), comfy.samplers.CFGGuider)
+        iterative_guider(edited, guidance, contexts()[0], 3.0)
+    assert isinstance(iterative_guider(model, guidance, contexts()[0], 3.0), comfy.samplers.CFGGuider)
 
 
 def test_a_part_of_the_grid_counts_from_its_end_and_another_is_refused(model):
-    sigmas = _host.levels(model).schedule(6)
+    sigmas = sampling_of(model).schedule(6)
     whole, _ = recorded(model, "euler", sigmas)
     tail, _ = recorded(model, "euler", sigmas[3:], grid=sigmas)
     head, _ = recorded(model, "heun", sigmas[:4], grid=sigmas)
     assert tail.notes == whole.notes[3:]
     assert [kind for _, kind in head.notes] == [kind for _, kind in whole.notes[:3] for _ in range(2)]
     with pytest.raises(MismatchError, match="alternating guider"):
-        recorded(model, "euler", _host.levels(model).schedule(7), grid=sigmas)
+        recorded(model, "euler", sampling_of(model).schedule(7), grid=sigmas)
 
 
 def test_equal_to_the_headless_loop(model, headless):
@@ -370,7 +372,7 @@ def test_equal_to_the_headless_loop(model, headless):
 
     sigmas, pair = headless.schedule(6), contexts()
     _, native = recorded(model, "euler", sigmas)
-    prompts = EditPrompts(IterativeGuidance(*pair, sigmas), _host.context(cond(4), "negative"), 3.0)
+    prompts = EditPrompts(IterativeGuidance(*pair, sigmas), context_of(cond(4), "negative"), 3.0)
     noise = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1))
     z = headless.noise(torch.zeros_like(noise), noise, float(sigmas[0]))
     free = headless.scale_out(sample("euler", predictor(headless, prompts), z, sigmas))

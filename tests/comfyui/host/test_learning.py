@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
 from editkit.hosts.comfyui.gradients import differentiable_attention, learnable
+from editkit.hosts.host import open_denoiser
+from editkit.hosts.sockets import context_of
 from editkit.pipelines.learning.optimise import learning_mode
 from editkit.tests.comfyui.host.test_model import WEIGHT, Control
 from editkit.tests.comfyui.host.tiny import cond, digest, same_weights, tokens
@@ -27,8 +28,8 @@ def gradient(model, seed: int = 2, *, factor: float = 1.0) -> tuple[Tensor, floa
     """Gradient of `factor` times a weighted sum of the prediction with respect to the prompt, without the factor; and
     the measured slope along a direction, as a multiple of what the gradient says.
     """
-    context = _host.context(cond(seed), "positive")
-    with _host.open_denoiser(model, SHAPE, [context], learning=True) as denoiser, learning_mode():
+    context = context_of(cond(seed), "positive")
+    with open_denoiser(model, SHAPE, [context], learning=True) as denoiser, learning_mode():
         z, weight, direction = state().clone(), state(3).clone(), tokens(4).clone()
 
         def value(u: Tensor) -> Tensor:
@@ -58,17 +59,17 @@ def test_the_gradient_is_the_slope_and_the_model_stays(model) -> None:
 
 
 def test_weights_take_no_second_memory(model) -> None:
-    context = _host.context(cond(1), "positive")
+    context = context_of(cond(1), "positive")
     places = {name: value.data_ptr() for name, value in model.model.named_parameters()}
-    with _host.open_denoiser(model, SHAPE, [context], learning=True):
+    with open_denoiser(model, SHAPE, [context], learning=True):
         inside = dict(model.model.named_parameters())
         assert {name: value.data_ptr() for name, value in inside.items()} == places
         assert not any(value.is_inference() for value in inside.values())
 
 
 def test_plain_runs_make_no_graph(model) -> None:
-    context = _host.context(cond(1), "positive")
-    with _host.open_denoiser(model, SHAPE, [context]) as denoiser:
+    context = context_of(cond(1), "positive")
+    with open_denoiser(model, SHAPE, [context]) as denoiser:
         clean = denoiser.denoise(state(), 1.5, [context])[0]
         mixed = denoiser.combine(state(), 1.5, clean, clean, 1.0, [context])
     assert not clean.requires_grad and clean.grad_fn is None and clean.is_inference() and mixed.is_inference()
@@ -76,7 +77,7 @@ def test_plain_runs_make_no_graph(model) -> None:
 
 def test_weights_that_ask_for_gradients_get_none(model, folder: Path) -> None:
     with torch.inference_mode(False):  # as a checkpoint that was loaded outside inference mode
-        trainable = _host_native.build(folder)[0]
+        trainable = _host_native.build_bundled(folder)[0]
         trainable.model.requires_grad_(True)
     torch.testing.assert_close(gradient(trainable)[0], gradient(model)[0], atol=1e-6, rtol=1e-4)
     assert all(p.requires_grad and p.grad is None for p in trainable.model.diffusion_model.parameters())
@@ -84,7 +85,7 @@ def test_weights_that_ask_for_gradients_get_none(model, folder: Path) -> None:
 
 @pytest.mark.parametrize("lowvram", [False, True])
 def test_patched_weights_are_in_force(model, folder: Path, lowvram: bool) -> None:
-    patched = _host_native.build(folder)[0].clone()
+    patched = _host_native.build_bundled(folder)[0].clone()
     shape = patched.model.state_dict()[WEIGHT].shape
     patched.add_patches({WEIGHT: ("diff", (torch.randn(shape, generator=torch.Generator().manual_seed(5)),))}, 0.5)
     if lowvram:
@@ -98,7 +99,7 @@ def test_patched_weights_are_in_force(model, folder: Path, lowvram: bool) -> Non
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_small_gradients_pass_a_half_precision_model(model, folder: Path, dtype: torch.dtype, tolerance: float) -> None:
-    half = _host_native.build(folder)[0]
+    half = _host_native.build_bundled(folder)[0]
     half.model.diffusion_model.to(dtype)
     half.model.diffusion_model.dtype = dtype
     exact, _ = gradient(model)
@@ -113,9 +114,9 @@ def test_weight_hooks_of_the_positive_leave_no_trace(model) -> None:
     hook.weights, hook.need_weight_init = {WEIGHT: ("diff", (torch.randn_like(before[WEIGHT]),))}, False
     group = comfy.hooks.HookGroup()
     group.add(hook)
-    hooked, null = _host.context([[tokens(1), {"hooks": group}]], "positive"), _host.context(cond(2), "negative")
+    hooked, null = context_of([[tokens(1), {"hooks": group}]], "positive"), context_of(cond(2), "negative")
     found = []
-    with _host.open_denoiser(model, SHAPE, [hooked, null], learning=True) as denoiser, learning_mode():
+    with open_denoiser(model, SHAPE, [hooked, null], learning=True) as denoiser, learning_mode():
         for _ in range(2):
             with torch.no_grad():
                 denoiser.denoise(state().clone(), 1.5, [hooked])
@@ -133,8 +134,8 @@ class Stop(Exception):
 
 def test_a_fault_brings_the_weights_back(model) -> None:
     before, ids = digest(model.model), identities(model)
-    context = _host.context(cond(1), "positive")
-    with pytest.raises(Stop), _host.open_denoiser(model, SHAPE, [context], learning=True):
+    context = context_of(cond(1), "positive")
+    with pytest.raises(Stop), open_denoiser(model, SHAPE, [context], learning=True):
         raise Stop
     assert same_weights(model.model, before)
     assert identities(model) == ids
@@ -172,15 +173,15 @@ def test_attention_without_gradients_is_replaced(monkeypatch: pytest.MonkeyPatch
 def test_a_lone_negative_predicts_what_it_predicts_beside_the_positive(model) -> None:
     """A ControlNet of the positive prompt acts on the negative too, whenever and with whatever text it is evaluated."""
     z = state()
-    positive = _host.context([[tokens(1), {"control": Control(), "control_apply_to_uncond": True}]], "positive")
-    negative, bare = _host.context(cond(2), "negative"), _host.context(cond(2), "negative")
+    positive = context_of([[tokens(1), {"control": Control(), "control_apply_to_uncond": True}]], "positive")
+    negative, bare = context_of(cond(2), "negative"), context_of(cond(2), "negative")
     other = negative.with_tokens(tokens(3))
-    with _host.open_denoiser(model, z.shape, [positive, negative]) as denoiser:
+    with open_denoiser(model, z.shape, [positive, negative]) as denoiser:
         alone = denoiser.denoise(z, 1.5, [negative])[0]
         changed = denoiser.denoise(z, 1.5, [other])[0]
         together = denoiser.denoise(z, 1.5, [positive, negative])[1]
         pair = denoiser.denoise(z, 1.5, [positive, other])[1]
-    with _host.open_denoiser(model, z.shape, [bare]) as denoiser:
+    with open_denoiser(model, z.shape, [bare]) as denoiser:
         without = denoiser.denoise(z, 1.5, [bare])[0]
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(changed, pair, atol=1e-5, rtol=1e-4)
@@ -194,8 +195,8 @@ def test_guidance_hooks_see_the_prompts_of_the_predictions(model) -> None:
     patched.set_model_sampler_post_cfg_function(
         lambda args: seen.append([args[key][0]["cross_attn"] for key in ("cond", "uncond")]) or args["denoised"]
     )
-    z, positive, null = state(), _host.context(cond(1), "positive"), _host.context(cond(2), "negative")
-    with _host.open_denoiser(patched, z.shape, [positive, null]) as denoiser:
+    z, positive, null = state(), context_of(cond(1), "positive"), context_of(cond(2), "negative")
+    with open_denoiser(patched, z.shape, [positive, null]) as denoiser:
         clean = denoiser.denoise(z, 1.5, [positive])[0]
         for seed in (3, 4):
             other = null.with_tokens(tokens(seed))

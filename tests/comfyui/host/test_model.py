@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.host import open_denoiser, progress_bar, sampling_of
+from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import guided
 from editkit.pipelines.core.protocols import Context, Denoiser
@@ -29,7 +30,7 @@ WEIGHT = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
 @pytest.fixture(scope="module", params=["EPS", "V_PREDICTION", "FLOW"])
 def any_model(request, folder: Path):
     with torch.inference_mode():
-        return _host_native.build(folder, model_type=ModelType[request.param])[0]
+        return _host_native.build_bundled(folder, model_type=ModelType[request.param])[0]
 
 
 def stock(
@@ -44,8 +45,8 @@ def stock(
 
 def ours(model, sigmas: Tensor, noise: Tensor, source: Tensor, positive, negative, cfg: float) -> Tensor:
     """The same by our protocol and our Euler step."""
-    contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
-    with _host.open_denoiser(model, source.shape, contexts, sigmas=sigmas) as denoiser:
+    contexts = [context_of(positive, "positive"), context_of(negative, "negative")]
+    with open_denoiser(model, source.shape, contexts, sigmas=sigmas) as denoiser:
         levels = sigmas.tolist()
         z = denoiser.noise(denoiser.scale_in(source), noise, levels[0])
         for sigma, target in pairwise(levels):
@@ -59,7 +60,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_loop_equals_stock_euler(any_model, cfg: float) -> None:
-    sigmas = _host.levels(any_model).schedule(6, 0.9)
+    sigmas = sampling_of(any_model).schedule(6, 0.9)
     arguments = (sigmas, torch.randn(2, 4, 12, 10), latent(1, 2), cond(2), cond(3), cfg)
     expected = stock(any_model, *arguments)
     assert expected.abs().max() > 1
@@ -67,7 +68,7 @@ def test_loop_equals_stock_euler(any_model, cfg: float) -> None:
 
 
 def test_denoiser_fits_the_protocol(any_model) -> None:
-    with _host.open_denoiser(any_model, (1, 4, 8, 8), [_host.context(cond(1), "positive")]) as denoiser:
+    with open_denoiser(any_model, (1, 4, 8, 8), [context_of(cond(1), "positive")]) as denoiser:
         assert isinstance(denoiser, Denoiser)
         assert denoiser.channels == 4
         assert denoiser.flow == (any_model.model.model_type == ModelType.FLOW)
@@ -75,7 +76,7 @@ def test_denoiser_fits_the_protocol(any_model) -> None:
 
 
 def test_flow_schedule_starts_at_the_largest_sigma(folder: Path) -> None:
-    levels = _host.levels(_host_native.build(folder, model_type=ModelType.FLOW)[0])
+    levels = sampling_of(_host_native.build_bundled(folder, model_type=ModelType.FLOW)[0])
     expected = comfy.samplers.simple_scheduler(levels.sampling, 8)
     torch.testing.assert_close(levels.schedule(8), expected, rtol=0, atol=2e-3)
     assert levels.schedule(8)[0] == 1
@@ -83,14 +84,14 @@ def test_flow_schedule_starts_at_the_largest_sigma(folder: Path) -> None:
 
 
 def test_many_contexts_in_one_call(model) -> None:
-    contexts = [_host.context(cond(seed), f"prompt{seed}") for seed in range(5)]
+    contexts = [context_of(cond(seed), f"prompt{seed}") for seed in range(5)]
     z = torch.randn(2, 4, 8, 8)
     calls = []
     patched = model.clone()
     patched.set_model_unet_function_wrapper(
         lambda apply, args: calls.append(len(args["input"])) or apply(args["input"], args["timestep"], **args["c"])
     )
-    with _host.open_denoiser(patched, z.shape, contexts) as denoiser:
+    with open_denoiser(patched, z.shape, contexts) as denoiser:
         together = denoiser.denoise(z, 2.5, contexts)
         assert calls == [10]
         assert together.shape == (5, 2, 4, 8, 8)
@@ -103,14 +104,14 @@ def test_many_contexts_in_one_call(model) -> None:
 
 
 def test_half_precision_state_stays_float32(folder: Path) -> None:
-    model = _host_native.build(folder)[0]
+    model = _host_native.build_bundled(folder)[0]
     reference = model.model.diffusion_model
-    context, z = _host.context(cond(1), "positive"), torch.randn(1, 4, 8, 8)
-    with _host.open_denoiser(model, z.shape, [context]) as denoiser:
+    context, z = context_of(cond(1), "positive"), torch.randn(1, 4, 8, 8)
+    with open_denoiser(model, z.shape, [context]) as denoiser:
         full = denoiser.denoise(z, 1.0, [context])
     model.model.diffusion_model = reference.bfloat16()
     model.model.diffusion_model.dtype = torch.bfloat16
-    with _host.open_denoiser(model, z.shape, [context]) as denoiser:
+    with open_denoiser(model, z.shape, [context]) as denoiser:
         half = denoiser.denoise(z, 1.0, [context])
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.3
@@ -118,9 +119,9 @@ def test_half_precision_state_stays_float32(folder: Path) -> None:
 
 def test_one_row_of_context_per_image(model) -> None:
     z = torch.randn(2, 4, 8, 8)
-    pair = _host.context([[torch.cat([tokens(1), tokens(2)]), {}]], "positive")
-    single = [_host.context(cond(seed), "positive") for seed in (1, 2)]
-    with _host.open_denoiser(model, z.shape, [pair, *single]) as denoiser:
+    pair = context_of([[torch.cat([tokens(1), tokens(2)]), {}]], "positive")
+    single = [context_of(cond(seed), "positive") for seed in (1, 2)]
+    with open_denoiser(model, z.shape, [pair, *single]) as denoiser:
         both, first, second = denoiser.denoise(z, 1.0, [pair, *single])
     torch.testing.assert_close(both[0], first[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(both[1], second[1], atol=1e-5, rtol=1e-4)
@@ -131,7 +132,7 @@ def test_a_lora_like_patch_is_in_force_and_leaves_no_trace(model) -> None:
     patched = model.clone()
     patched.add_patches({WEIGHT: ("diff", (torch.randn_like(model.model.state_dict()[WEIGHT]),))}, 0.5)
     arguments = (
-        _host.levels(model).schedule(4, 0.8),
+        sampling_of(model).schedule(4, 0.8),
         torch.randn(1, 4, 8, 8),
         latent(4, 1, 8, 8),
         cond(5),
@@ -142,8 +143,8 @@ def test_a_lora_like_patch_is_in_force_and_leaves_no_trace(model) -> None:
     assert not close(plain, changed, 1e-2)
     assert close(changed, stock(patched, *arguments))
     assert close(ours(model, *arguments), plain, 1e-6)
-    assert _host.levels(model).fingerprint != _host.levels(patched).fingerprint
-    assert _host.levels(model).fingerprint == _host.levels(model.clone()).fingerprint
+    assert sampling_of(model).fingerprint != sampling_of(patched).fingerprint
+    assert sampling_of(model).fingerprint == sampling_of(model.clone()).fingerprint
     patched.detach()
     assert same_weights(model.model, before)
 
@@ -156,7 +157,7 @@ def test_areas_masks_and_guidance_hooks_act_as_in_stock_sampling(model) -> None:
     mask[:, :6] = 1
     positive = [[tokens(1), {"mask": mask, "mask_strength": 1.0}], [tokens(2), {"area": (6, 6, 2, 2), "strength": 0.7}]]
     positive += cond(7)
-    arguments = (_host.levels(model).schedule(3, 0.9), torch.randn(1, 4, 12, 10), latent(1), positive, cond(3), 3.0)
+    arguments = (sampling_of(model).schedule(3, 0.9), torch.randn(1, 4, 12, 10), latent(1), positive, cond(3), 3.0)
     expected = stock(patched, *arguments)
     assert not close(expected, stock(model, *arguments), 1e-3)
     assert close(ours(patched, *arguments), expected)
@@ -188,7 +189,7 @@ def test_controlnets_act_and_are_cleaned_up(model) -> None:
     control = Control()
     positive = [[tokens(1), {"control": control, "control_apply_to_uncond": True}]]
     arguments = (
-        _host.levels(model).schedule(3, 0.9),
+        sampling_of(model).schedule(3, 0.9),
         torch.randn(1, 4, 8, 8),
         latent(1, 1, 8, 8),
         positive,
@@ -209,7 +210,7 @@ def test_weight_hooks_of_a_prompt_act_on_it_alone(model) -> None:
     group.add(hook)
     positive = [[tokens(1), {"hooks": group}]]
     arguments = (
-        _host.levels(model).schedule(3, 0.9),
+        sampling_of(model).schedule(3, 0.9),
         torch.randn(1, 4, 8, 8),
         latent(1, 1, 8, 8),
         positive,
@@ -220,34 +221,34 @@ def test_weight_hooks_of_a_prompt_act_on_it_alone(model) -> None:
     assert close(result, stock(model, *arguments))
     assert not close(result, ours(model, *arguments[:3], cond(1), cond(3), 3.0), 1e-3)
     assert same_weights(model.model, before)
-    late = _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")])
+    late = open_denoiser(model, (1, 4, 8, 8), [context_of(cond(1), "positive")])
     with late as denoiser, pytest.raises(MismatchError, match="hooks"):
-        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [_host.context(positive, "positive")])
+        denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context_of(positive, "positive")])
 
 
 def test_replaced_tokens_are_used(model) -> None:
-    z, original = torch.randn(1, 4, 8, 8), _host.context(cond(1), "positive")
+    z, original = torch.randn(1, 4, 8, 8), context_of(cond(1), "positive")
     other = original.with_tokens(tokens(2))
-    with _host.open_denoiser(model, z.shape, [original]) as denoiser:
+    with open_denoiser(model, z.shape, [original]) as denoiser:
         late = denoiser.denoise(z, 1.0, [other])[0]
-        direct = denoiser.denoise(z, 1.0, [_host.context(cond(2), "positive")])[0]
+        direct = denoiser.denoise(z, 1.0, [context_of(cond(2), "positive")])[0]
         bare = denoiser.denoise(z, 1.0, [Context(tokens(2))])[0]
     assert torch.equal(late, direct)
     assert torch.equal(bare, direct)
-    assert _host.conditioning(original) is original.host
-    assert torch.equal(_host.conditioning(other)[0][0], tokens(2))
+    assert conditioning_of(original) is original.host
+    assert torch.equal(conditioning_of(other)[0][0], tokens(2))
 
 
 def test_prompts_that_need_loading_must_be_announced(model) -> None:
-    late = _host.context([[tokens(1), {"gligen": ("position", None, [])}]], "positive")
-    opened = _host.open_denoiser(model, (1, 4, 8, 8), [_host.context(cond(1), "positive")])
+    late = context_of([[tokens(1), {"gligen": ("position", None, [])}]], "positive")
+    opened = open_denoiser(model, (1, 4, 8, 8), [context_of(cond(1), "positive")])
     with opened as denoiser, pytest.raises(MismatchError, match="gligen"):
         denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [late])
 
 
 def test_caches_stay_bounded(model) -> None:
-    z, start = torch.randn(1, 4, 8, 8), _host.context(cond(1), "positive")
-    with _host.open_denoiser(model, z.shape, [start]) as denoiser:
+    z, start = torch.randn(1, 4, 8, 8), context_of(cond(1), "positive")
+    with open_denoiser(model, z.shape, [start]) as denoiser:
         for seed in range(20):
             denoiser.denoise(z, 1.0, [start.with_tokens(tokens(seed))])
         assert len(denoiser._conditions._cached) <= 8
@@ -276,14 +277,14 @@ def test_faults_leave_the_model_as_it_was(model, at: int) -> None:
         return apply(args["input"], args["timestep"], **args["c"])
 
     patched.set_model_unet_function_wrapper(wrapper)
-    context = _host.context(cond(1), "positive")
-    opened = _host.open_denoiser(patched, (1, 4, 8, 8), [context])
+    context = context_of(cond(1), "positive")
+    opened = open_denoiser(patched, (1, 4, 8, 8), [context])
     with pytest.raises(Stop), opened as denoiser:
         _predict(denoiser, context, at + 1)
     assert model.model.current_patcher is None
     with pytest.raises(RuntimeError, match="closed"):
         denoiser.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
-    with _host.open_denoiser(model, (1, 4, 8, 8), [context]) as again:  # loads the unpatched weights again
+    with open_denoiser(model, (1, 4, 8, 8), [context]) as again:  # loads the unpatched weights again
         again.denoise(torch.randn(1, 4, 8, 8), 1.0, [context])
     assert same_weights(model.model, before)
     assert model.model_options == options
@@ -291,38 +292,38 @@ def test_faults_leave_the_model_as_it_was(model, at: int) -> None:
 
 def test_wrong_things_are_refused_by_name(model, folder: Path) -> None:
     with pytest.raises(EditError, match="source_prompt"):
-        _host.context([], "source_prompt")
+        context_of([], "source_prompt")
     with pytest.raises(EditError, match="negative"):
-        _host.context([[None, {}]], "negative")
-    two = _host.context([*cond(1), *cond(2)], "positive").with_tokens(tokens(3))
+        context_of([[None, {}]], "negative")
+    two = context_of([*cond(1), *cond(2)], "positive").with_tokens(tokens(3))
     with pytest.raises(ParameterError, match="2 combined parts"):
-        _host.conditioning(two)
-    context = _host.context(cond(1), "positive")
-    opened = _host.open_denoiser(model, (1, 4, 8, 8), [context])
+        conditioning_of(two)
+    context = context_of(cond(1), "positive")
+    opened = open_denoiser(model, (1, 4, 8, 8), [context])
     with opened as denoiser, pytest.raises(ShapeError, match="16 channels"):
         denoiser.denoise(torch.randn(1, 16, 8, 8), 1.0, [context])
-    video = _host_native.build(folder)[0]
+    video = _host_native.build_bundled(folder)[0]
     video.model.latent_format.latent_dimensions = 3
     with pytest.raises(FamilyError, match="video"):
-        _host.levels(video)
-    cascade = _host_native.build(folder)[0]
+        sampling_of(video)
+    cascade = _host_native.build_bundled(folder)[0]
     cascade.model.model_type = ModelType.STABLE_CASCADE
     with pytest.raises(FamilyError, match="STABLE_CASCADE"):
-        _host.levels(cascade)
+        sampling_of(cascade)
 
 
 @pytest.mark.parametrize(("width", "name"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (320, "vp")])
 def test_family_by_context_width(folder: Path, monkeypatch: pytest.MonkeyPatch, width: int, name: str) -> None:
-    model = _host_native.build(folder)[0]
+    model = _host_native.build_bundled(folder)[0]
     monkeypatch.setattr(_host_native.BundledConfig, "editkit_family", None)
     monkeypatch.setitem(model.model.model_config.unet_config, "context_dim", width)
-    assert _host.levels(model).family == name
+    assert sampling_of(model).family == name
 
 
 def test_cancel_reaches_the_progress(model) -> None:
     import comfy.model_management as management
 
-    report = _host.progress(3, model)
+    report = progress_bar(3, model)
     report(1, 3)
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts import host as _host
-from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.loading import load_bundled as load_headless
+from editkit.hosts.host import codec_of, open_denoiser, text_encoder_of
+from editkit.hosts.loading import load_bundled
 from editkit.pipelines.core.errors import LoadError
 
 PROMPT = "a red circle on a gray background"
@@ -17,14 +18,14 @@ PROMPT = "a red circle on a gray background"
 def native():
     try:
         with torch.inference_mode():
-            return _host.load_bundled()
+            return load_bundled()
     except LoadError as error:
         pytest.skip(f"the bundled model is not there: {error}")
 
 
 @pytest.fixture(scope="module")
 def headless():
-    return load_bundled()
+    return load_headless()
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -33,9 +34,9 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def test_predictions(native, headless) -> None:
     z = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(1))
-    ours, theirs = _host.text_encoder(native[1]).encode(PROMPT), headless.text.encode(PROMPT)
+    ours, theirs = text_encoder_of(native[1]).encode(PROMPT), headless.text.encode(PROMPT)
     assert (ours.tokens - theirs.tokens).abs().max() <= 1e-4
-    with _host.open_denoiser(native[0], z.shape, [ours]) as denoiser:
+    with open_denoiser(native[0], z.shape, [ours]) as denoiser:
         for sigma in (0.05, 1.0, 8.0):
             state = z * sigma
             a = (state - denoiser.denoise(state, sigma, [ours])) / sigma
@@ -46,13 +47,13 @@ def test_predictions(native, headless) -> None:
 
 
 def test_tokens(native, headless) -> None:
-    encoder = _host.text_encoder(native[1])
+    encoder = text_encoder_of(native[1])
     for text in (PROMPT, "A small  yellow star, left of a ring."):
         assert encoder.tokens(text) == headless.text.tokens(text)
 
 
 def test_pictures(native, headless) -> None:
-    codec, image = _host.codec(native[2]), torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(2))
+    codec, image = codec_of(native[2]), torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(2))
     z = codec.encode(image)
     assert relative(z, headless.codec.encode(image)) <= 1e-4
     assert (codec.decode(z, clamp=False) - headless.codec.decode(z, clamp=False)).abs().max() <= 1e-3

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from editkit.benchmarks.photographs import GAIN, NAMES, RATE, drawn_mask, photograph
-from editkit.hosts import host as _host
 from editkit.hosts.bundled import tiny_folder
+from editkit.hosts.comfyui.bundled import build_bundled
 from editkit.pipelines.evaluation.metrics import psnr_outside
 from editkit.tests.nodes.graph import blended_chain, call
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_photograph(name):
     with torch.inference_mode():
-        shipped = _host.native_bundled(tiny_folder())
+        shipped = build_bundled(tiny_folder())
         image = photograph(name)
         mask = drawn_mask(*image.shape[1:3])
         chain = blended_chain(*shipped, image, mask, "a red circle on a white background", steps=20, copies=1)

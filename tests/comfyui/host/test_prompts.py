@@ -8,9 +8,11 @@ import pytest
 import torch
 from comfy.sdxl_clip import SDXLTokenizer
 
-from editkit.hosts import host as _host
-from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.loading import load_bundled as load_headless
 from editkit.hosts.diffusers.text_encoder import ClipBpe
+from editkit.hosts.host import text_encoder_of
+from editkit.hosts.loading import load_bundled
+from editkit.hosts.sockets import conditioning_of
 from editkit.nodes._api import io
 from editkit.nodes.attention.prompts import AlignPrompts
 from editkit.pipelines.attention.prompts.align import MODES, align_prompts
@@ -38,7 +40,7 @@ PAIRS = (
 
 @pytest.mark.parametrize("text", PROMPTS)
 def test_both_hosts_cut_a_prompt_alike(clip, text: str) -> None:
-    theirs = [token for token in _host.text_encoder(clip).tokens(text) if token.start >= 0]
+    theirs = [token for token in text_encoder_of(clip).tokens(text) if token.start >= 0]
     assert ClipBpe().split(text) == theirs
 
 
@@ -46,11 +48,11 @@ def test_both_hosts_cut_a_prompt_alike(clip, text: str) -> None:
 @pytest.mark.parametrize("mode", ["auto", "refine"])
 def test_both_hosts_align_alike(texts, mode) -> None:
     """On the bundled model, whose embeddings then agree too."""
-    _, clip, _ = _host.load_bundled()
+    _, clip, _ = load_bundled()
     with torch.inference_mode(False):
-        headless = align_prompts(load_bundled().text, *texts, mode=mode)
-    native = align_prompts(_host.text_encoder(clip), *texts, mode=mode)
-    assert torch.equal(native.mapper, headless.mapper) and torch.equal(native.gate, headless.gate)
+        headless = align_prompts(load_headless().text, *texts, mode=mode)
+    native = align_prompts(text_encoder_of(clip), *texts, mode=mode)
+    assert torch.equal(native.mapper, headless.mapper) and torch.equal(native.alphas, headless.alphas)
     assert native.source_words == headless.source_words and native.target_words == headless.target_words
     assert native.report == headless.report
     for ours, theirs in ((native.source, headless.source), (native.target, headless.target)):
@@ -58,7 +60,7 @@ def test_both_hosts_align_alike(texts, mode) -> None:
 
 
 def test_the_hosts_weights_are_no_words(clip) -> None:
-    encoder = _host.text_encoder(clip)
+    encoder = text_encoder_of(clip)
     plain = align_prompts(encoder, "a red circle on gray", "a green circle on gray")
     weighted = align_prompts(encoder, "a (red:1.3) circle on gray", "a ((green)) circle on (gray:0.5)")
     assert [word.text for word in weighted.target_words] == ["a", "green", "circle", "on", "gray"]
@@ -70,13 +72,13 @@ def test_the_hosts_weights_are_no_words(clip) -> None:
 
 def test_weighted_parts_that_move_to_the_next_window(clip) -> None:
     """The host keeps a short weighted part whole: the first window then ends with padding in mid-prompt."""
-    encoder = _host.text_encoder(clip)
+    encoder = text_encoder_of(clip)
     text = "red " * 73 + "(green ring on gray:1.2) and (blue square:1.1)"
     tokens = encoder.tokens(text)
     assert len(tokens) == 154 and [place for place, t in enumerate(tokens[:77]) if t.start < 0] == [0, 74, 75, 76]
     for mode in MODES:
         edit = align_prompts(encoder, text, text, mode=mode)
-        assert torch.equal(edit.mapper, torch.eye(154)) and edit.gate.all()
+        assert torch.equal(edit.mapper, torch.eye(154)) and edit.alphas.all()
     swapped = align_prompts(encoder, text, text.replace("square", "disc"))
     assert swapped.report == (
         "same: " + " ".join(["red"] * 73 + ["green ring on gray and blue"]), "replaced: square -> disc",
@@ -85,12 +87,12 @@ def test_weighted_parts_that_move_to_the_next_window(clip) -> None:
 
 def test_a_shorter_prompt_is_continued_by_what_the_host_gives_for_an_empty_window(clip) -> None:
     short, long = "a red circle", "red circle and " * 40
-    edit = align_prompts(_host.text_encoder(clip), short, long)
+    edit = align_prompts(text_encoder_of(clip), short, long)
     assert edit.source.tokens.shape == edit.target.tokens.shape == (1, 154, 128)
     windows = clip.tokenize(short)["l"] + clip.tokenize("")["l"]
     together = clip.encode_from_tokens({"l": windows})
     torch.testing.assert_close(edit.source.tokens, together, atol=1e-5, rtol=1e-5)
-    rebuilt = _host.conditioning(edit.source)
+    rebuilt = conditioning_of(edit.source)
     assert torch.equal(rebuilt[0][0], edit.source.tokens) and edit.source.text == short
     assert "pooled_output" in rebuilt[0][1]
 
@@ -102,7 +104,11 @@ def test_the_node(clip) -> None:
     edit, image, report = output.result
     assert report.splitlines()[:3] == ["same: a", "replaced: red -> green", "same: circle"]
     assert image.shape[0] == 1 and output.ui["text"] == [report]
-    assert edit.scale[3] == 2 and edit.windows == {2: (0.0, 0.5)} and edit.blend_source == edit.blend_target == (3,)
+    assert (
+        edit.equalizer[3] == 2
+        and edit.step_ranges == {2: (0.0, 0.5)}
+        and edit.blend_source == edit.blend_target == (3,)
+    )
 
 
 def test_encoders_that_cannot_be_aligned_are_refused_by_name(clip) -> None:
@@ -110,9 +116,9 @@ def test_encoders_that_cannot_be_aligned_are_refused_by_name(clip) -> None:
         tokenize=lambda text, **_: {"l": [[(0, 1.0, 0)]], "t5xxl": [[(0, 1.0, 0)]]}, tokenizer=SimpleNamespace()
     )
     with pytest.raises(FamilyError, match="t5xxl"):
-        align_prompts(_host.text_encoder(t5), "a", "b")
+        align_prompts(text_encoder_of(t5), "a", "b")
     with pytest.raises(ParameterError, match="embedding"):
-        align_prompts(_host.text_encoder(clip), "a cat", "a embedding:thing")
+        align_prompts(text_encoder_of(clip), "a cat", "a embedding:thing")
     with pytest.raises(EditError, match="clip is empty"):
         AlignPrompts.execute(None, "a", "b", "auto", "", "", "", "", False)
 
@@ -122,8 +128,8 @@ def test_one_mapper_serves_both_towers_of_sdxl(clip, text: str) -> None:
     """Their tokens stand in the same places; only the padding has another id."""
     tokenizer = SDXLTokenizer()
     xl = SimpleNamespace(tokenize=tokenizer.tokenize_with_weights, tokenizer=tokenizer)
-    found = _host.text_encoder(xl).tokens(text)
-    assert found == _host.text_encoder(clip).tokens(text)
+    found = text_encoder_of(xl).tokens(text)
+    assert found == text_encoder_of(clip).tokens(text)
     second = [number for window in tokenizer.tokenize_with_weights(text)["g"] for number, _ in window]
     assert len(second) == len(found)
     padding = layout(found).padding

@@ -15,8 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.embeddings import embeddings_in, negative_in, prompts_to_open
+from editkit.hosts.files import embedding_files
+from editkit.hosts.host import open_denoiser, text_encoder_of, to_host
+from editkit.hosts.latent import samples_of
+from editkit.hosts.sockets import conditioning_of, context_of
+from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.core.errors import LoadError, MismatchError
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.inversion.ddim import invert, reconstruct
@@ -43,7 +48,7 @@ class Scene:
         self.embeddings, self.rebuilt, _, self.report = self.learned()
 
     def encode(self, text: str) -> list:
-        return _host.conditioning(_host.text_encoder(self.clip).encode(text))
+        return conditioning_of(text_encoder_of(self.clip).encode(text))
 
     def inverted(self, model: Any) -> tuple[Any, Any]:
         found = call("InvertDDIM", model=model, positive=self.positive, latent=self.latent, sigmas=self.sigmas)
@@ -65,16 +70,16 @@ class Scene:
         self, embeddings: Any, positive: list, model: Any = None, cfg: float = CFG, sampler: str = "euler"
     ) -> Tensor:
         """Our own guided loop, unscaled."""
-        path, learned = _host.trajectory_in(self.trajectory), _host.negative_in(embeddings)
-        context = _host.context(positive, "positive")
-        opened = _host.prompts_to_open(context, learned)
-        with _host.open_denoiser(model or self.model, path.source.shape, opened, sigmas=path.sigmas) as denoiser:
+        path, learned = trajectory_in(self.trajectory), negative_in(embeddings)
+        context = context_of(positive, "positive")
+        opened = prompts_to_open(context, learned)
+        with open_denoiser(model or self.model, path.source.shape, opened, sigmas=path.sigmas) as denoiser:
             z = reconstruct(denoiser, path, context, negative=learned, guidance_scale=cfg, sampler=sampler)
             return denoiser.scale_out(z)
 
     def sampled(self, guider: Any, sampler: str = "euler", start: Any = None, sigmas: Any = None) -> Tensor:
         """A native sampler with a GUIDER, as SamplerCustomAdvanced with DisableNoise runs it."""
-        latent = _host.to_host(_host.samples(start or self.noised))
+        latent = to_host(samples_of(start or self.noised))
         return guider.sample(
             torch.zeros_like(latent), latent, comfy.samplers.sampler_object(sampler),
             self.sigmas if sigmas is None else sigmas, disable_pbar=True, seed=0,
@@ -96,13 +101,13 @@ def scene():
 
 def off(a: Any, b: Any) -> float:
     """Largest difference of two latents, relative to the second's largest value."""
-    a, b = (_host.samples(x) if isinstance(x, dict) else x for x in (a, b))
+    a, b = (samples_of(x) if isinstance(x, dict) else x for x in (a, b))
     return float((a - b).abs().max() / b.abs().max())
 
 
 def lost(a: Any, b: Any) -> float:
     """Root mean square difference of two latents, relative to the second's."""
-    a, b = (_host.samples(x) if isinstance(x, dict) else x for x in (a, b))
+    a, b = (samples_of(x) if isinstance(x, dict) else x for x in (a, b))
     return float((a - b).norm() / b.norm())
 
 
@@ -119,7 +124,7 @@ def test_native_and_headless_learn_the_same(scene) -> None:
         path = invert(denoiser, scene.latent["samples"].clone(), source, sigmas.clone())
         options = NullTextOptions(CFG, INNER, tolerance=0.0, tolerance_growth=0.0)
         theirs = null_text(denoiser, path, source, null, options=options)
-    ours = _host.embeddings_in(learned)
+    ours = embeddings_in(learned)
     assert off(ours.tokens, theirs.embeddings.tokens) <= 1e-3
     assert off(rebuilt, denoiser.scale_out(theirs.rebuilt)) <= 1e-3
     assert float((ours.tokens - null.tokens).abs().amax(dim=(1, 2, 3)).min()) > 1e-2  # every step learned
@@ -209,7 +214,7 @@ def test_a_cancel_leaves_nothing_behind(scene, at_update, seed: int) -> None:
     assert [id(p) for p in scene.model.model.parameters()] == identities
     patched.detach()
     again, _ = scene.inverted(scene.model)
-    assert torch.equal(_host.trajectory_in(again).latents, _host.trajectory_in(scene.trajectory).latents)
+    assert torch.equal(trajectory_in(again).latents, trajectory_in(scene.trajectory).latents)
 
 
 def test_previews_are_made_while_it_learns(scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,9 +323,9 @@ def test_saved_and_loaded_bit_for_bit(scene, tmp_path, monkeypatch: pytest.Monke
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     names = [call("SaveEmbeddings", embeddings=scene.embeddings, filename_prefix="deep/null")[0] for _ in range(2)]
-    assert names == [f"output/deep/null_{i:05d}.safetensors" for i in (1, 2)] == _host.embedding_files()
+    assert names == [f"output/deep/null_{i:05d}.safetensors" for i in (1, 2)] == embedding_files()
     loaded = call("LoadEmbeddings", file=names[1])[0]
-    before, after = _host.embeddings_in(scene.embeddings), _host.embeddings_in(loaded)
+    before, after = embeddings_in(scene.embeddings), embeddings_in(loaded)
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(scene.sampled(scene.guider(loaded)), scene.sampled(scene.guider(scene.embeddings)))
     assert off(scene.looped(loaded, scene.positive), scene.rebuilt["samples"]) <= 1e-4

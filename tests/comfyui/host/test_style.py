@@ -13,8 +13,12 @@ import comfy.model_management as management
 import pytest
 import torch
 
-from editkit.hosts import host as _host
 from editkit.hosts.bundled.example_images import load_example
+from editkit.hosts.comfyui.host import ComfyUIHost
+from editkit.hosts.embeddings import value_embeddings_in
+from editkit.hosts.host import image_encoder_of, text_encoder_of
+from editkit.hosts.latent import unnoised_samples
+from editkit.hosts.sockets import conditioning_of
 from editkit.pipelines.core.errors import EditError
 from editkit.pipelines.inversion.ddim import invert
 from editkit.pipelines.stylediffusion.edit import style_edit
@@ -41,7 +45,7 @@ class Scene:
         self.edit = call("AlignPrompts", clip=self.clip, source_text=SOURCE, target_text=TARGET)[0]
 
     def encode(self, text: str) -> list:
-        return _host.conditioning(_host.text_encoder(self.clip).encode(text))
+        return conditioning_of(text_encoder_of(self.clip).encode(text))
 
     def inverted(self, model):
         return call("InvertDDIM", model=model, positive=self.positive, latent=self.latent, sigmas=self.sigmas)[0]
@@ -80,12 +84,12 @@ def test_learning_and_edits_are_the_headless_hosts(scene, learned):
     with torch.inference_mode(False):
         free, ranker = load_bundled(), load_bundled_ranker()
         source, null = (free.text.encode(text) for text in (SOURCE, ""))
-        sigmas, clean = free.denoiser.schedule(STEPS), _host.unnoised_samples(scene.latent, "latent").clone()
+        sigmas, clean = free.denoiser.schedule(STEPS), unnoised_samples(scene.latent, "latent").clone()
         path = invert(free.denoiser, clean, source, sigmas)
         features = image_features(ranker, scene.image.clone(), source.tokens.shape[2])
         options = replace(PRESETS["even"], inner=UPDATES)
         wanted = style_invert(free.denoiser, path, source, null, features, options=options)
-    values = _host.value_embeddings_in(learned[0])
+    values = value_embeddings_in(learned[0])
     assert close(values.trajectory.latents, path.latents)
     # Adam's first updates are the signs of gradients: rounding grows from step to step, and only the first can be compared
     assert close(values.scale[0], wanted.embeddings.scale[0], 0.01)
@@ -132,7 +136,7 @@ def test_a_fault_leaves_the_model_as_it_was(scene, fault, at, monkeypatch):
 
     monkeypatch.setattr(style, "made_networks", kept)
     if fault == "cancel":
-        monkeypatch.setattr(_host, "progress", lambda total, model=None: counted)
+        monkeypatch.setattr(ComfyUIHost, "progress", lambda self, total, model: counted)
     else:
         monkeypatch.setattr(style.ValueLearner, "begin", lambda *args: (counted(), begin(*args))[1])
     with pytest.raises(type(error)) as caught:
@@ -169,14 +173,14 @@ def vision(tmp_path_factory):
 
 
 def test_a_clip_vision_gives_normed_tokens_without_the_projection(scene, vision):
-    tokens = _host.image_encoder(vision).image_tokens(scene.image)
+    tokens = image_encoder_of(vision).image_tokens(scene.image)
     assert tokens.shape == (1, 17, 32) and tokens.dtype == torch.float32
     projected = vision.model.visual_projection(tokens[:, 0].to(vision.load_device))
     torch.testing.assert_close(projected.float().cpu(), vision.encode_image(scene.image)["image_embeds"].float().cpu())
 
 
 def test_a_clip_vision_teaches_too(scene, vision):
-    values = _host.value_embeddings_in(scene.learned(image_encoder=vision)[0])
+    values = value_embeddings_in(scene.learned(image_encoder=vision)[0])
     assert values.scale.shape == (STEPS, 1, 77, 128) and torch.isfinite(values.scale).all()
     with pytest.raises(EditError, match="image_encoder"):
         scene.learned(image_encoder=scene.clip)

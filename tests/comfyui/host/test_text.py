@@ -7,8 +7,9 @@ import random
 import pytest
 from comfy.sd1_clip import escape_important, token_weights
 
-from editkit.hosts import host as _host
 from editkit.hosts.comfyui import text_encoder as _host_text
+from editkit.hosts.host import text_encoder_of
+from editkit.hosts.sockets import conditioning_of
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.protocols import TextEncoder
 
@@ -32,7 +33,7 @@ def vocabulary(clip) -> dict[int, str]:
 
 @pytest.mark.parametrize("text", PROMPTS)
 def test_spans_spell_the_tokens(clip, text: str) -> None:
-    encoder = _host.text_encoder(clip)
+    encoder = text_encoder_of(clip)
     assert isinstance(encoder, TextEncoder)
     found = encoder.tokens(text)
     assert len(found) % 77 == 0
@@ -45,12 +46,12 @@ def test_spans_spell_the_tokens(clip, text: str) -> None:
 
 def test_weights_are_no_tokens(clip) -> None:
     text = "a (red:1.3) circle"
-    spans = [text[token.start : token.end] for token in _host.text_encoder(clip).tokens(text) if token.start >= 0]
+    spans = [text[token.start : token.end] for token in text_encoder_of(clip).tokens(text) if token.start >= 0]
     assert spans == ["a", "red", "circle"]
 
 
 def test_windows_of_a_long_prompt(clip) -> None:
-    encoder = _host.text_encoder(clip)
+    encoder = text_encoder_of(clip)
     text = "red circle and " * 40
     found, encoded = encoder.tokens(text), encoder.encode(text)
     assert len(found) == encoded.tokens.shape[1] == 154
@@ -82,7 +83,7 @@ def test_spans_of_weights_equal_the_hosts_reading() -> None:
 
 def test_embeddings_are_refused(clip) -> None:
     with pytest.raises(ParameterError, match="embedding"):
-        _host.text_encoder(clip).tokens("a embedding:thing on a table")
+        text_encoder_of(clip).tokens("a embedding:thing on a table")
 
 
 def test_encode_is_the_hosts_own(clip) -> None:
@@ -90,7 +91,7 @@ def test_encode_is_the_hosts_own(clip) -> None:
 
     import nodes as stock_nodes
 
-    ours = _host.text_encoder(clip).encode("a (red:1.3) circle")
+    ours = text_encoder_of(clip).encode("a (red:1.3) circle")
     theirs = stock_nodes.CLIPTextEncode().encode(clip, "a (red:1.3) circle")[0]
     assert torch.equal(ours.tokens, theirs[0][0])
-    assert torch.equal(_host.conditioning(ours)[0][0], theirs[0][0])
+    assert torch.equal(conditioning_of(ours)[0][0], theirs[0][0])

@@ -12,7 +12,7 @@ from comfy.ldm.models.autoencoder import AutoencodingEngine, DiagonalGaussianReg
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.hosts import host as _host
+from editkit.hosts.host import codec_of, vae_of
 from editkit.pipelines.core.errors import FamilyError, ShapeError
 from editkit.pipelines.core.protocols import DecoderClone, LatentCodec
 from editkit.tests.comfyui.host.tiny import digest, same_weights
@@ -46,7 +46,7 @@ def learn(clone, z: Tensor, target: Tensor, steps: int = 5, stop_at: int | None 
 
 
 def test_codec_is_the_hosts_own(vae) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     assert isinstance(codec, LatentCodec)
     assert (codec.factor, codec.channels) == (8, 4)
     z = codec.encode(image(2))
@@ -55,11 +55,11 @@ def test_codec_is_the_hosts_own(vae) -> None:
     raw = codec.decode(z, clamp=False)
     assert raw.min() < 0 or raw.max() > 1
     assert torch.equal(raw.clamp(0, 1), vae.decode(z))
-    assert _host.vae_of(codec) is vae
+    assert vae_of(codec) is vae
 
 
 def test_odd_sizes_and_wrong_channels_are_refused(vae) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     with pytest.raises(ShapeError, match="multiples of 8"):
         codec.encode(image(1, 41, 32))
     with pytest.raises(ShapeError, match="16 channels"):
@@ -67,7 +67,7 @@ def test_odd_sizes_and_wrong_channels_are_refused(vae) -> None:
 
 
 def test_blocks_are_the_decoder(vae) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     clone, z = codec.decoder_clone(), codec.encode(image())
     assert isinstance(clone, DecoderClone)
     assert len(clone.blocks) == 6
@@ -77,13 +77,13 @@ def test_blocks_are_the_decoder(vae) -> None:
 
 
 def test_tuning_returns_a_native_vae_and_leaves_the_original(vae) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     before, z = digest(vae.first_stage_model), codec.encode(image())
     plain, clone = vae.decode(z), codec.decoder_clone()
     losses = learn(clone, z, image())
     assert losses[-1] < 0.9 * losses[0]
     tuned = clone.finish()
-    patched = _host.vae_of(tuned)
+    patched = vae_of(tuned)
     assert isinstance(patched, comfy.sd.VAE)
     shown = stock_nodes.VAEDecode().decode(patched, {"samples": z})[0]
     assert (shown - plain).abs().max() > 1e-2
@@ -99,11 +99,11 @@ def test_tuning_returns_a_native_vae_and_leaves_the_original(vae) -> None:
 
 
 def test_a_tuned_vae_can_be_tuned_again(vae) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     z, first = codec.encode(image()), codec.decoder_clone()
     learn(first, z, image())
     once = first.finish()
-    expected, second = once.decode(z), _host.codec(_host.vae_of(once)).decoder_clone()
+    expected, second = once.decode(z), codec_of(vae_of(once)).decoder_clone()
     learn(second, z, 1 - image())
     twice = second.finish()
     assert torch.equal(once.decode(z), expected)
@@ -118,21 +118,21 @@ def test_half_precision_learns_in_float32(vae) -> None:
     half.first_stage_model = copy.deepcopy(vae.first_stage_model).bfloat16()
     half.patcher = comfy.model_patcher.ModelPatcher(half.first_stage_model, vae.device, vae.patcher.offload_device)
     half.vae_dtype = torch.bfloat16
-    before, codec = digest(half.first_stage_model), _host.codec(half)
+    before, codec = digest(half.first_stage_model), codec_of(half)
     z, clone = codec.encode(image()), codec.decoder_clone()
     assert z.dtype == torch.float32
     assert {p.dtype for block in clone.blocks for p in block.parameters()} == {torch.float32}
     learn(clone, z, image(), steps=2)
     tuned = clone.finish()
     assert tuned.decode(z).dtype == torch.float32
-    assert {p.dtype for p in _host.vae_of(tuned).first_stage_model.parameters()} == {torch.float32}
+    assert {p.dtype for p in vae_of(tuned).first_stage_model.parameters()} == {torch.float32}
     assert torch.equal(tuned.encode(image()), z)
     assert same_weights(half.first_stage_model, before)
 
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_cancel_leaves_everything(vae, at: int) -> None:
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     before, z = digest(vae.first_stage_model), codec.encode(image())
     clone = codec.decoder_clone()
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +148,7 @@ def test_weights_are_released(vae) -> None:
 
     import comfy.model_management as management
 
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     loaded = len(management.current_loaded_models)
     for _ in range(3):
         clone = codec.decoder_clone()
@@ -165,7 +165,7 @@ def test_weights_are_released(vae) -> None:
 def test_out_of_memory_falls_back_to_tiles(vae, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.model_management as management
 
-    codec = _host.codec(vae)
+    codec = codec_of(vae)
     z, model = codec.encode(image()), vae.first_stage_model
     whole, decode, calls = codec.decode(z, clamp=False), model.decode, []
 
@@ -190,7 +190,7 @@ def test_engine_without_post_quant_conv(vae) -> None:
     flux = copy.copy(vae)
     flux.first_stage_model = engine
     flux.patcher = comfy.model_patcher.ModelPatcher(engine, vae.device, vae.patcher.offload_device)
-    codec = _host.codec(flux)
+    codec = codec_of(flux)
     z = torch.randn(1, 4, 4, 4)
     expected = through(codec.decoder_clone(), z).movedim(1, -1) / 2 + 0.5
     torch.testing.assert_close(codec.decode(z, clamp=False), expected, rtol=0, atol=1e-5)
@@ -198,14 +198,14 @@ def test_engine_without_post_quant_conv(vae) -> None:
 
 def test_unknown_decoders_are_refused_by_name(vae) -> None:
     taesd = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
-    codec = _host.codec(taesd)
+    codec = codec_of(taesd)
     assert codec.decode(torch.zeros(1, 4, 4, 4)).shape == (1, 32, 32, 3)
     with pytest.raises(FamilyError, match="TAESD"):
         codec.decoder_clone()
     video = copy.copy(vae)
     video.latent_dim = 3
     with pytest.raises(FamilyError, match="3-dimensional"):
-        _host.codec(video)
+        codec_of(video)
 
 
 @pytest.mark.parametrize(("part", "value"), [("conv_in", torch.nn.Conv3d(4, 8, 3)), ("give_pre_end", True)])
@@ -217,12 +217,12 @@ def test_decoders_of_frames_and_cut_ones_are_refused(vae, part: str, value: obje
     other.first_stage_model = copy.copy(vae.first_stage_model)
     other.first_stage_model._modules = {**vae.first_stage_model._modules, "decoder": decoder}
     with pytest.raises(FamilyError, match="Decoder, which cannot be tuned"):
-        _host.codec(other).decoder_clone()
+        codec_of(other).decoder_clone()
 
 
 def test_a_decoder_need_not_say_whether_it_ends_early(vae, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer hosts have dropped the attribute."""
     z = torch.randn(1, 4, 4, 4)
-    expected = through(_host.codec(vae).decoder_clone(), z)
+    expected = through(codec_of(vae).decoder_clone(), z)
     monkeypatch.delattr(vae.first_stage_model.decoder, "give_pre_end", raising=False)
-    assert torch.equal(through(_host.codec(vae).decoder_clone(), z), expected)
+    assert torch.equal(through(codec_of(vae).decoder_clone(), z), expected)
