@@ -24,7 +24,7 @@ from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import constant_schedule
 from ..pipelines.core.noise import seeded_noise
 from ..pipelines.core.protocols import Context
-from ..pipelines.core.sigmas import executed
+from ..pipelines.core.sigmas import executed_steps
 from ..pipelines.diffedit import DiffEditSettings, diffedit, masked_decode, strength_sigma
 from ..pipelines.inversion.ddim import InversionOptions, invert
 from .cost import LIMIT, CountingUnet, alternating, finished
@@ -111,7 +111,7 @@ def floors(work: Job) -> dict[str, Callable[[Job], None]]:
     """The forward passes of the three runs, in the same batch shapes."""
     denoiser = work.model.denoiser
     sigmas = denoiser.schedule(SETTINGS.steps).tolist()[:-1]
-    visited = sigmas[len(sigmas) - executed(SETTINGS.steps, SETTINGS.ratio) :]
+    visited = sigmas[len(sigmas) - executed_steps(SETTINGS.steps, SETTINGS.ratio) :]
     mask_sigma = strength_sigma(denoiser, SETTINGS.strength)
     inverting = [(1, sigma) for sigma in visited[::-1]]
     guided_inverting = [(2, sigma) for sigma in visited[::-1]]

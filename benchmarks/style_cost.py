@@ -29,8 +29,8 @@ from ..pipelines.core.trajectory import Trajectory
 from ..pipelines.inversion.ddim import invert
 from ..pipelines.learning.optimise import learning_mode
 from ..pipelines.stylediffusion.inversion import StyleOptions, image_features, style_invert
-from ..pipelines.stylediffusion.networks import NetworkShape, made_networks, values
-from ..pipelines.stylediffusion.value_learner import ValueLearner
+from ..pipelines.stylediffusion.learning_control import LearningControl
+from ..pipelines.stylediffusion.networks import NetworkShape, made_networks, value_embedding
 from .cost import CountingUnet, alternating, clock_of, finished
 
 FLOOR_LIMIT, GAIN_LIMIT = 1.15, 1.5
@@ -40,7 +40,7 @@ OTHERS = 3  # passes without gradients in every step: the maps' goal, the uncond
 NEEDED = STEPS * (UPDATES + OTHERS) + 1  # one more measures how much memory an update takes
 
 
-class EveryLayer(ValueLearner):
+class EveryLayer(LearningControl):
     """Value embeddings as published: encoder and network run again in every cross-attention layer."""
 
     def __init__(self, ranker: Any, image: Tensor, text: Tensor) -> None:
@@ -61,7 +61,7 @@ class EveryLayer(ValueLearner):
     def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         if self.value is not None:
             features = self._tokens() @ self.frame
-            self.value = values(*self.networks.split(self.networks(features)), self.text)
+            self.value = value_embedding(*self.networks.split(self.networks(features)), self.text)
         return super().inputs(key, value, site)
 
 
@@ -77,14 +77,14 @@ def published(model: Any, work: Scenes, trajectory: Trajectory, ranker: Any) -> 
         for index in range(STEPS):
             sigma, target = sigmas[index], sigmas[index + 1]
             with torch.no_grad():
-                control.collect()
-                denoiser.denoise(trajectory.level(index), sigma, [work.source], rows)
-                control.keep()
+                control.collect_goals()
+                denoiser.denoise(trajectory.latent(index), sigma, [work.source], rows)
+                control.keep_goals()
                 uncond = denoiser.denoise(z, sigma, [work.null])[0]
             adam = torch.optim.Adam(learned, lr=1e-2)
             for _ in range(UPDATES):
                 reached = _step(denoiser, control, z, uncond, rows, work, sigma, target)
-                loss = (reached - trajectory.level(index + 1)).square().mean() + control.distance.sum()
+                loss = (reached - trajectory.latent(index + 1)).square().mean() + control.attention_loss.sum()
                 adam.zero_grad()
                 loss.backward()
                 adam.step()

@@ -1,4 +1,4 @@
-"""The bundled model's workshop: the scene renderer, the oracle, the training stages and the evaluation.
+"""How the bundled model is trained, exported and measured.
 
-`python -m editkit.training --help` lists the stages. Nothing here is imported by the nodes or by `pipelines/`.
+`python -m editkit.training --help` lists the stages. Nothing else in the package imports this folder.
 """

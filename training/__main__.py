@@ -2,7 +2,7 @@
 
     scenes     a contact sheet of training images       vae        the autoencoder
     latents    encode the training images               unet       the U-Net and its text encoder
-    ranker     the image-text ranker                       export     write pipelines/bundled, if better
+    ranker     the image-text ranker                       export     write hosts/bundled, if better
     evaluate   the acceptance table of the shipped files  examples   draw the images that ship with the workflows
 
 Stages before `export` resume from the work folder; each is a function of its seed and step count.

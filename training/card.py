@@ -1,4 +1,4 @@
-"""The model card that lies beside the weights, written from the measured figures."""
+"""The model card that ships beside the weights, written from the measured figures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .measures import Row
 
 TEMPLATE = """# The bundled model
 
-A very small text-to-image latent diffusion model and a very small image-text ranker. They know one toy world and exist
-so that every example, workflow and test of EditKit can be run, and judged right or wrong, without a download.
+A very small text-to-image latent diffusion model and a very small image-text ranker. They know one toy world, so
+that every example, workflow and test of EditKit can be run, and checked, without a download.
 
 | part | what | file size |
 |---|---|---|
@@ -33,20 +33,21 @@ Prompts look like `a red circle on a pink background` and `a green star left of 
 background`; `hosts/bundled/scenes.py` is the grammar. The empty prompt is the unconditional one.
 
 ## How it was made
-`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on images rendered by
-`hosts/bundled/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a stopped
-run resumes where it was. Optimiser steps taken: {steps}.
+`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on images rendered
+by `hosts/bundled/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a
+stopped run can be resumed. Optimiser steps taken: {steps}.
 
 ## Figures
-Printed by `{command}` from the files in this folder; held-out scenes that no stage has seen; verdicts by the oracle in
-`hosts/bundled/oracle.py`, which knows the renderer and no weights. Floors are the acceptance limits.
+Printed by `{command}` from the files in this folder, on held-out scenes that no stage has
+seen. The verdicts are those of the oracle in `hosts/bundled/oracle.py`, which knows the renderer and no weights. Floors are
+the acceptance limits.
 
 ```
 {table}
 ```
 
 ## Limits
-It draws nothing but its grammar. A prompt that names only one of the objects in the frame asks for an image with that
+It draws only its grammar. A prompt that names one of two objects asks for an image with that
 object alone. Blur and slightly round corners come from the autoencoder. The ranker was trained on the same grammar, sharp
 and blurred, whole and masked; on photographs its scores mean nothing. Figures are of one training run with one seed.
 

@@ -21,7 +21,7 @@ log = logging.getLogger("editkit.training")
 
 
 def cosine_lr(step: int, steps: int, *, warmup: int = 100, hold: float = 0.0, floor: float = 0.01) -> float:
-    """Factor on the peak learning rate: linear warm-up, constant until `hold` of the run, then cosine to `floor`."""
+    """Factor on the peak learning rate: linear warm-up, constant for the fraction `hold` of the steps, then cosine to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     begin = max(warmup, hold * steps)
@@ -108,7 +108,7 @@ def run_steps(
     save_every: int = 200,
     log_every: int = 50,
 ) -> Iterator[int]:
-    """Train until `steps`; yields each step number after it, so that a stage can look at its model in between."""
+    """Train until `steps`; yields each step number after it, so that a stage can measure its model in between."""
     mean, begun, first = 0.0, time.monotonic(), trainer.step
     while trainer.step < steps:
         loss = loss_of_step(trainer.step)

@@ -133,19 +133,19 @@ def prompts_drawn(model: Any, objects: int, count: int, size: int) -> Row:
 
 @torch.no_grad()
 def there_and_back(denoiser: Any, z0: Tensor, context: Context, steps: int) -> Tensor:
-    """DDIM inversion (the next level's prediction, methods as in null-text inversion) and sampling, guidance 1.
+    """DDIM inversion (predictions at the next sigma, as in null-text inversion) and sampling, guidance 1.
 
-    `z0` counts as a latent at the lowest training level, as in the published code (`set_alpha_to_one` false).
+    `z0` counts as a latent at the smallest training sigma, as in the published code (`set_alpha_to_one` false).
     """
-    levels = [float(denoiser.table[0]), *reversed(denoiser.schedule(steps).tolist()[:-1])]
-    z = z0 * math.sqrt(1 + levels[0] ** 2)
-    for low, high in itertools.pairwise(levels):
+    sigmas = [float(denoiser.table[0]), *reversed(denoiser.schedule(steps).tolist()[:-1])]
+    z = z0 * math.sqrt(1 + sigmas[0] ** 2)
+    for low, high in itertools.pairwise(sigmas):
         scaled = z * math.sqrt((1 + high**2) / (1 + low**2))
         eps = (scaled - denoiser.denoise(scaled, high, [context])[0]) / high
         z = z + (high - low) * eps
-    for high, low in zip(levels[:0:-1], levels[-2::-1], strict=True):
+    for high, low in zip(sigmas[:0:-1], sigmas[-2::-1], strict=True):
         z = euler_step(z, denoiser.denoise(z, high, [context])[0], high, low)
-    return z / math.sqrt(1 + levels[0] ** 2)
+    return z / math.sqrt(1 + sigmas[0] ** 2)
 
 
 def round_trip(model: Any, count: int, size: int) -> Row:

@@ -1,4 +1,4 @@
-"""Stage `ranker`: a small CLIP in open_clip's own format, trained on what is true and false of rendered images.
+"""Stage `ranker`: a small CLIP in open_clip's own format, trained on true and false captions of rendered images.
 
 The image tower is open_clip's ModifiedResNet (convolutions learn shapes from far fewer images than patches do), the
 text tower its causal transformer on CLIP's ids. Only the embedding rows of the grammar are trained and stored.
@@ -74,8 +74,8 @@ def augment(views: Sequence[View], generator: torch.Generator) -> Tensor:
     parts = [_blur(part, float(torch.rand((), generator=generator)) * 2.0) for part in images.split(16)]
     shape = (len(views), 1, 1, 1)
     gain = 1 + 0.05 * torch.randn(shape, generator=generator)
-    level = 0.06 * torch.rand(shape, generator=generator) ** 2
-    noisy = torch.cat(parts) * gain + level * torch.randn(stored.shape, generator=generator)
+    strength = 0.06 * torch.rand(shape, generator=generator) ** 2
+    noisy = torch.cat(parts) * gain + strength * torch.randn(stored.shape, generator=generator)
     flat = 0.03 * torch.randn((len(views), 3, 1, 1), generator=generator)
     return (noisy + flat).clamp(0, 1) * inside
 

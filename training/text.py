@@ -1,7 +1,7 @@
 """CLIP's own token ids for the grammar, and a small text encoder on them.
 
 The ids come from the vocabulary that open_clip ships, so any host's CLIP tokenizer feeds the bundled encoder. Only the
-embedding rows that the grammar uses are trained and stored; a loader expands them (see `pipelines/bundled`).
+embedding rows that the grammar uses are trained and stored; a loader expands them (see `hosts/bundled/__init__.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stages `latents` and `unet`: cache the scenes' latents, then train the U-Net and the text encoder together.
 
 eps prediction on SD's schedule (scaled linear, 1000 steps), min-SNR-5 weights, stratified timesteps, 10 % caption drop.
-Attention (self and cross) sits at half and quarter resolution, and at full resolution on the way up.
+Attention (self and cross) sits at half and quarter resolution, and at full resolution in the up blocks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONFIG = {
     "norm_num_groups": 8,
 }
 SHARES = (0.04, 0.60, 0.36)  # of scenes with no, one and two objects
-PAIRS_FROM, PAIRS_SHARE = 0.55, 0.6  # one object is learned by then; which words belong together takes longer
+PAIRS_FROM, PAIRS_SHARE = 0.55, 0.6  # single objects are learned by then; binding each colour to its shape takes longer
 
 
 def alphas_cumprod() -> Tensor:
@@ -99,7 +99,7 @@ def denoising_loss(
     steps: int,
     batch: int,
 ) -> Callable[[int], Tensor]:
-    """The loss as a function of the step alone: which scenes, levels, noises and dropped captions it sees."""
+    """The loss as a function of the step alone: which scenes, timesteps, noises and dropped captions it sees."""
     device = next(unet.parameters()).device
     latents, abar = latents.to(device), alphas_cumprod().to(device)
     ids = pad_ids([*captions, ""]).to(device)
@@ -116,8 +116,8 @@ def denoising_loss(
         t = stratified_timesteps(batch, generator).to(device)
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
         drop = torch.rand(batch, generator=generator) < 0.1
-        level = abar[t][:, None, None, None]
-        noised = level.sqrt() * latents[index.to(device)] + (1 - level).sqrt() * noise
+        signal = abar[t][:, None, None, None]
+        noised = signal.sqrt() * latents[index.to(device)] + (1 - signal).sqrt() * noise
         context = text(ids[torch.where(drop, len(captions), index).to(device)])
         eps = unet(noised, t, context).sample
         error = F.mse_loss(eps, noise, reduction="none").mean(dim=(1, 2, 3))
@@ -134,8 +134,8 @@ def train(
     lr: float = 1.5e-3,
     batch: int = 64,
     device: str = "cpu",
-    look: Callable[[int, Trainer], None] | None = None,
-    observe_every: int = 1000,
+    on_step: Callable[[int, Trainer], None] | None = None,
+    on_step_every: int = 1000,
 ) -> None:
     """Train to `steps` (resuming) and save folder/unet and folder/text_encoder.safetensors from the EMA."""
     torch.manual_seed(seed)
@@ -148,8 +148,8 @@ def train(
     for step in run_steps(
         trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
     ):
-        if look and step % observe_every == 0:
-            look(step, trainer)
+        if on_step and step % on_step_every == 0:
+            on_step(step, trainer)
     trainer.adopt_ema()
     unet.save_pretrained(folder / "unet")
     save_file(

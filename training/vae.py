@@ -1,6 +1,6 @@
 """Stage `vae`: an 8x autoencoder for the scenes, then latents folded to zero mean and unit deviation.
 
-Architecture: diffusers' AutoencoderKL with four levels (so that the factor is 8, as everywhere in the SD family) and
+Architecture: diffusers' AutoencoderKL with four resolutions (so that the factor is 8, as everywhere in the SD family) and
 4 norm groups: few channels with many groups would be instance normalisation, which forgets flat colour.
 """
 

@@ -34,13 +34,8 @@ from ...pipelines.core.guidance import EditPrompts, Positive
 from ...pipelines.core.noise import seeded_noise
 from ...pipelines.core.samplers import predictor, sample
 from ...pipelines.evaluation.metrics import wilson_interval
-from ...pipelines.layerdiffusion.embeddings import (
-    EmbeddingOptions,
-    IterativeGuidance,
-    LayeredEmbeddings,
-    layered_embeddings,
-    mix_embeddings,
-)
+from ...pipelines.layerdiffusion.embeddings import (EmbeddingOptions, LayeredEmbeddings, layered_embeddings, mix_embeddings)
+from ...pipelines.layerdiffusion.iterative_guidance import (IterativeGuidance)
 from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from ...pipelines.layerdiffusion.reference_background import object_latent_mask
 from ...pipelines.learning.weight_deltas import TunePlan
@@ -133,7 +128,7 @@ class Scenes:
         """The tuned denoiser, and the mix that it was tuned at."""
         if found.background is None:
             raise ParameterError("found has no background embedding: give stage 1 a background text")
-        mixed = mix_embeddings(found.subject, found.background, alpha)
+        mixed = mix_embeddings(found.object, found.background, alpha)
         options = replace(TUNING, **changed)
         tuning = layered_tune(
             self.denoiser,
@@ -174,12 +169,12 @@ def variants(scenes: Scenes) -> dict[str, list[Verdict]]:
     verdicts = {}
 
     def alternating(denoiser: Any, mixed: Any) -> Positive:
-        return IterativeGuidance(found.subject, mixed, denoiser.schedule(STEPS))
+        return IterativeGuidance(found.object, mixed, denoiser.schedule(STEPS))
 
     tuned, mixed = scenes.tune(found)
     verdicts[FULL] = scenes.draw(tuned, alternating(tuned, mixed))
     verdicts[MIX] = scenes.draw(tuned, mixed)
-    verdicts[OBJECT_ONLY] = scenes.draw(tuned, found.subject)
+    verdicts[OBJECT_ONLY] = scenes.draw(tuned, found.object)
     verdicts[UNTUNED] = scenes.draw(scenes.model.denoiser, alternating(scenes.model.denoiser, mixed))
     for name, changed in (
         (NO_OBJECT, {"object_weight": 0.0}),

@@ -27,11 +27,9 @@ from ...hosts.bundled.scenes import (
     scene_rng,
     shape_distance,
 )
-from ...pipelines.blended.blending import blended_denoise, unscale_over_source
-from ...pipelines.blended.pipeline import EditSettings
+from ...pipelines.blended.pipeline import EditSettings, sample_blended
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import dilation_schedule, downsample
-from ...pipelines.core.noise import seeded_noise, start_latent
 from ...pipelines.core.protocols import Context
 
 FIRST = 3_000_000  # of the held-out stream: scenes that no other measure sees
@@ -160,11 +158,9 @@ def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, see
     prompts = EditPrompts(
         stacked([model.text.encode(trial.prompt) for trial in trials]), model.text.encode(""), settings.guidance_scale
     )
-    sigmas, scaled = denoiser.schedule(settings.steps, settings.strength), denoiser.scale_in(source)
+    sigmas = denoiser.schedule(settings.steps, settings.strength)
     seeds = [seed + i for i in range(len(trials))]
-    z = start_latent(denoiser, scaled, float(sigmas[0]), seeded_noise(scaled.shape[1:], seeds))
-    z = blended_denoise(denoiser, z, scaled, sigmas, schedule, prompts, seeds=seeds, options=settings.options)
-    return unscale_over_source(denoiser, z, source, schedule, sigmas)
+    return sample_blended(denoiser, source, sigmas, schedule, prompts, seeds=seeds, options=settings.options)
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts

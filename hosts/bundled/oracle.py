@@ -1,7 +1,7 @@
 """The oracle: reads an image of the grammar back into words, without any weights.
 
-It knows the renderer's palette and shapes and nothing of the model, so it can judge an edit: which background, which
-colours, which shapes, where. `tests/behaviour` and `evaluate` self-test it on clean renders first.
+It knows the renderer's palette and shapes and nothing of the model, so it can check an edit: the background, the
+colours, the shapes and their places. `tests/behaviour` and `evaluate` first test the oracle itself on clean renders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ COLOUR_NAMES = tuple(OBJECT_COLOURS)
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees: `objects` from left to right; a shape that fits no template is called "blob"."""
+    """A scene as the oracle reads it.
+
+    Attributes:
+        background, pattern: of the background.
+        objects: from left to right; a shape that fits no template is called "blob".
+        overlaps: intersection over union of each object with its template, 0 to 1.
+    """
 
     background: str
     pattern: str
@@ -37,7 +43,7 @@ class Reading:
     overlaps: tuple[float, ...]
 
     def agrees(self, scene: Scene) -> bool:
-        """Everything that a caption says is right: background, pattern, count, colours, shapes, order."""
+        """Whether everything that the caption of `scene` says is right: background, pattern, count, colours, shapes, order."""
         return self.background_agrees(scene) and [t.words for t in self.objects] == [t.words for t in scene.objects]
 
     def background_agrees(self, scene: Scene) -> bool:
@@ -59,9 +65,9 @@ def object_palette() -> np.ndarray:
 
 
 def read_background(image: np.ndarray, where: np.ndarray | None = None) -> tuple[str, str]:
-    """Colour and pattern of the background of `image` [S, S, 3], looking only at pixels `where` [S, S] is true.
+    """Colour and pattern of the background of `image` [S, S, 3], read from the pixels where `where` [S, S] is true.
 
-    The truncated L1 makes objects cost the same under every hypothesis.
+    The L1 distance is truncated, so that objects cost the same under every hypothesis.
     """
     names, images = _backgrounds(image.shape[0])
     cost = np.minimum(np.abs(images - image[None]).mean(-1), 0.12)

@@ -47,7 +47,7 @@ PAIR_RADIUS = (0.177, 0.2083)  # 17 to 20 px at 96 px
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: what it is, its centre and its radius (fractions of the side)."""
+    """One object: shape, colour, centre and radius (fractions of the side)."""
 
     shape: str
     colour: str

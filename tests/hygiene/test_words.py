@@ -60,7 +60,7 @@ RULES = {
         "forward pass, model call",
         "",
         r"\b(network|model|bare|extra|more|costs? an?|of|\d|one|two|three|four) rows?(?= (per|of the network|a step|in every))"
-        r"|\b(network|model|bare) rows?\b|costs? (a|one|two|three|\d) rows?\b|rows? per (step|image)\b|evaluates? \w+ rows?\b",
+        r"|\b(network|model|bare) rows?\b|costs? (a|one|two|three|\d) rows?\b|rows per step\b|evaluates? \w+ rows?\b",
     ),
     "part of the run": Rule(
         "fraction of the steps",
@@ -122,8 +122,13 @@ def words_of(name: str) -> str:
     return "_".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)).lower()
 
 
-def defined(source: Source) -> Iterator[tuple[str, int]]:
+@cache
+def defined(source: Source) -> tuple[tuple[str, int], ...]:
     """Every name that a file gives: of functions, classes, parameters, variables and attributes."""
+    return tuple(_defined(source))
+
+
+def _defined(source: Source) -> Iterator[tuple[str, int]]:
     for node in ast.walk(source.tree):
         if isinstance(node, (*FunctionNode.__args__, ast.ClassDef)):
             yield node.name, node.lineno
