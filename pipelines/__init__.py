@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from .imagic import Imagic, imagic
     from .inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
     from .inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
-    from .inversion.null_text import NullTextOptions, NullTextResult, negative_prompt, null_text
+    from .inversion.negative_prompt import negative_prompt
+    from .inversion.null_text import NullTextOptions, NullTextResult, null_text
     from .inversion.proximal import Proximal
-    from .layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, LayeredEmbeddings, layered_embeddings
+    from .layerdiffusion.embeddings import (EmbeddingOptions, LayeredEmbeddings, layered_embeddings)
+    from .layerdiffusion.iterative_guidance import (IterativeGuidance)
     from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
     from .layerdiffusion.reference_background import object_latent_mask, reference_from_text
     from .learning.weight_deltas import TunePlan, load_changes, save_changes
@@ -212,9 +214,11 @@ _HOMES = {
     ".imagic": "Imagic imagic",
     ".inversion.ddim": "InversionOptions invert reconstruct reconstruction_quality",
     ".inversion.negative_embeddings": "Embeddings load_embeddings save_embeddings",
-    ".inversion.null_text": "NullTextOptions NullTextResult negative_prompt null_text",
+    ".inversion.negative_prompt": "negative_prompt",
+    ".inversion.null_text": "NullTextOptions NullTextResult null_text",
     ".inversion.proximal": "Proximal",
-    ".layerdiffusion.embeddings": "EmbeddingOptions IterativeGuidance LayeredEmbeddings layered_embeddings",
+    ".layerdiffusion.embeddings": "EmbeddingOptions LayeredEmbeddings layered_embeddings",
+    ".layerdiffusion.iterative_guidance": "IterativeGuidance",
     ".layerdiffusion.finetune": "LayeredTuning TuneOptions layered_tune",
     ".layerdiffusion.reference_background": "object_latent_mask reference_from_text",
     ".learning.weight_deltas": "TunePlan load_changes save_changes",

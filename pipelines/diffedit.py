@@ -1,6 +1,7 @@
-"""DiffEdit: the mask from two prompts, and the masked decode of an inverted picture (Couairon et al. 2022; methods.md, 6).
+"""DiffEdit: a mask from two prompts, and the masked decode of an inverted image (Couairon et al. 2022).
 
-Where two prompts make a model predict different things from the same noised picture, there the edit belongs.
+The mask covers the places where two prompts make the model predict different things from the same noised image
+(docs/methods.md, section 6).
 """
 
 from __future__ import annotations
@@ -13,34 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blended.blending import BlendOptions, blended_denoise, finished_latent
+from .blended.blending import BlendOptions, blended_denoise, unscale_over_source
 from .core.errors import ParameterError, ShapeError
 from .core.guidance import EditPrompts, Negative
 from .core.masks import MaskSchedule, constant_schedule, remove_islands
 from .core.noise import seeded_noise
-from .core.progress import Legs, Progress, silent
+from .core.progress import Progress, StagedProgress, silent
 from .core.protocols import Context, Denoiser
 from .core.shapes import check_latent, crop_to
-from .core.sigmas import executed
+from .core.sigmas import executed_steps
 from .core.trajectory import Trajectory
 from .inversion.ddim import InversionOptions, invert
 
 log = logging.getLogger("editkit")
 
-MASK_STEPS = 50  # grid on which a mask's strength is counted, as in diffusers: 0.5 is timestep 481 of SD
-NOTHING = 1e-5  # differences below this share of the prediction are rounding
+MASK_STEPS = 50  # steps of the grid on which a mask's strength counts, as in diffusers: 0.5 is timestep 481 of SD
+ROUNDING = 1e-5  # relative differences below this are rounding errors
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """From differences to a mask.
+    """How differences of predictions become a mask.
 
     Attributes:
-        clip_ratio: differences above this many times the picture's mean are cut off there (3 as published), > 0.
-        threshold: share of that ceiling above which a cell is edited, (0, 1).
-        smooth: odd side, in cells, of the square over which differences are averaged first; 1 = as published.
-        smallest_island: connected parts of the mask with fewer cells are dropped; 0 keeps all.
-        batch_mean: take the mean over the whole batch, as the published code: pictures then change each other's mask.
+        clip_ratio: differences are clipped at this multiple of the image's mean difference, > 0 (3 as published).
+        threshold: fraction of the clipping value above which a latent pixel is edited, (0, 1).
+        smooth: odd side, in latent pixels, of the square over which differences are averaged first; 1 = as published.
+        smallest_island: connected regions of the mask with fewer latent pixels are dropped; 0 keeps all.
+        batch_mean: take the mean over the whole batch, as the published code does: images then change each other's mask.
     """
 
     clip_ratio: float = 3.0
@@ -55,12 +56,13 @@ class MaskRule:
         if not 0 < self.threshold < 1:
             raise ParameterError(f"threshold is {self.threshold}: give a number between 0 and 1 (0.5 as published)")
         if self.smooth < 1 or self.smooth % 2 == 0:
-            raise ParameterError(f"smooth is {self.smooth}: give an odd number of latent cells (1 = no smoothing)")
+            raise ParameterError(f"smooth is {self.smooth}: give an odd number of latent pixels (1 = no smoothing)")
 
     def __call__(self, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask and heat, float32 [B, h, w], of mean absolute differences [B, h, w]. No difference gives an empty mask.
+        """Mask and heat, float32 [B, h, w], of mean absolute differences [B, h, w].
 
-        Heat is the clipped difference in [0, 1]; the published rule min(g, 3 mean) / (3 mean) > 0.5 is g > 1.5 mean.
+        Heat is the clipped difference in [0, 1]; the published rule min(g, 3 mean) / (3 mean) > 0.5 means
+        g > 1.5 mean. An image without any difference gets an empty mask.
         """
         if self.smooth > 1:
             pad = self.smooth // 2
@@ -73,12 +75,12 @@ class MaskRule:
 
 @dataclass(frozen=True)
 class DiffEditMask:
-    """What the two prompts say.
+    """The mask of two prompts.
 
     Attributes:
         mask: latent mask, float32 [B, h, w], 1 = edit.
         heat: clipped differences in [0, 1], [B, h, w].
-        empty: pictures without a single cell to edit.
+        empty: indices of the images with an empty mask.
     """
 
     mask: Tensor
@@ -87,7 +89,7 @@ class DiffEditMask:
 
 
 def strength_sigma(denoiser: Denoiser, strength: float, steps: int = MASK_STEPS) -> float:
-    """The noise level at `strength` in (0, 1] of the way from the picture (0) to pure noise (1)."""
+    """The sigma at `strength` in (0, 1]: 1 is pure noise; lower strengths are nearer to the image."""
     return float(denoiser.schedule(steps, strength)[0])
 
 
@@ -102,21 +104,27 @@ def diffedit_mask(
     maps: int = 10,
     sigma: float | None = None,
     rule: MaskRule | None = None,
-    rows: int | None = None,
+    max_batch: int | None = None,
     progress: Progress = silent,
 ) -> DiffEditMask:
-    """The mask of what must change for `source` to become `target`; 2 x maps model rows per picture.
+    """The mask of what must change for `source` to become `target`; 2 x maps forward passes per image.
 
-    Guidance would add rows and change nothing: with one negative for both prompts it scales all differences alike.
-    Neither does the model's kind matter: differences of clean, eps and v predictions are proportional.
+    No guidance: with one negative for both prompts it would scale all differences alike and add forward passes. The
+    model's parameterisation does not matter: differences of denoised, eps and v predictions are proportional.
 
     Args:
-        latent: clean, unscaled, [B, C, h, w].    seeds: one per image; map j of an image draws its own noise from it.
-        source: what the picture shows (or an empty prompt).    target: what it should show.
-        sigma: noise level to compare at; None takes strength 0.5.
-        rows: most latents in one model call (each is evaluated for both prompts); None tries all, and halves when
-            memory runs out. The mask does not depend on it.
-    Raises: ShapeError, ParameterError. Warns of empty masks.
+        latent: clean latent, unscaled, [B, C, h, w].
+        source: prompt of what the image shows (or an empty prompt).
+        target: prompt of what it should show.
+        seeds: one per image; each map of an image draws other noise from it.
+        maps: number of noised copies of each image to compare, >= 1 (10 as published).
+        sigma: noise to compare at; None takes strength 0.5.
+        rule: from differences to the mask; the published rule by default.
+        max_batch: most latents in one model call (each is evaluated for both prompts); None tries all, and halves the
+            number when memory runs out. The mask does not depend on it.
+        progress: called after every map.
+    Returns: mask and heat. A warning names the images with an empty mask.
+    Raises: ShapeError, ParameterError.
     """
     if maps < 1:
         raise ParameterError(f"maps is {maps}: at least 1 is needed (10 as published)")
@@ -124,14 +132,16 @@ def diffedit_mask(
     if len(seeds) != len(z):
         raise ShapeError(f"there are {len(seeds)} seeds but {len(z)} images: give one seed per image")
     sigma = strength_sigma(denoiser, 0.5) if sigma is None else sigma
-    total, size = torch.zeros_like(z[:, 0]), z.new_zeros(len(z))
-    calls = _differences(denoiser, z, sigma, (source, target), seeds, maps, rows)
+    total = torch.zeros_like(z[:, 0])
+    magnitudes = z.new_zeros(len(z))
+    calls = _differences(denoiser, z, sigma, (source, target), seeds, maps, max_batch)
     for done, (difference, magnitude) in enumerate(calls, 1):
-        total, size = total + difference, size + magnitude
+        total = total + difference
+        magnitudes = magnitudes + magnitude
         progress(done, maps)
-    real = total.mean(dim=(1, 2), keepdim=True) > NOTHING * size.view(-1, 1, 1)
-    mask, heat = (rule or MaskRule())(torch.where(real, total / maps, torch.zeros_like(total)))
-    empty = [i for i, latent_pixels in enumerate(mask.sum(dim=(1, 2)).tolist()) if latent_pixels == 0]
+    differs = total.mean(dim=(1, 2), keepdim=True) > ROUNDING * magnitudes.view(-1, 1, 1)
+    mask, heat = (rule or MaskRule())(torch.where(differs, total / maps, torch.zeros_like(total)))
+    empty = [i for i, area in enumerate(mask.sum(dim=(1, 2)).tolist()) if area == 0]
     if empty:
         log.warning(
             "DiffEdit found nothing to change in image %s: do the prompts differ? Try a lower threshold or another strength",
@@ -141,24 +151,29 @@ def diffedit_mask(
 
 
 def _differences(
-    denoiser: Denoiser, z: Tensor, sigma: float, contexts: tuple[Context, Context], seeds: list[int], maps: int,
-    rows: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Per map: mean absolute difference over channels [B, h, w], and the mean size of the predictions [B]."""
-    together = min(maps, max(1, rows // len(z)) if rows else maps)
+    denoiser: Denoiser,
+    z: Tensor,
+    sigma: float,
+    contexts: tuple[Context, Context],
+    seeds: list[int],
+    maps: int,
+    max_batch: int | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per map: the absolute difference averaged over channels [B, h, w], and the mean magnitude of a prediction [B]."""
+    together = min(maps, max(1, max_batch // len(z)) if max_batch else maps)
     done = 0
     while done < maps:
         count = min(together, maps - done)
         try:
             noised = [_noised(denoiser, z, sigma, seeds, j) for j in range(done, done + count)]
-            clean = denoiser.denoise(torch.cat(noised), sigma, [_repeated(context, count) for context in contexts])
+            denoised = denoiser.denoise(torch.cat(noised), sigma, [_repeated(context, count) for context in contexts])
         except torch.cuda.OutOfMemoryError:
             if count == 1:
                 raise
             together = count // 2
-            log.warning("out of memory with %d noises in one call: trying %d", count, together)
+            log.warning("out of memory with %d maps in one model call: trying %d", count, together)
             continue
-        source, target = clean.view(2, count, *z.shape)
+        source, target = denoised.view(2, count, *z.shape)
         for j in range(count):
             yield (target[j] - source[j]).abs().mean(1), source[j].abs().mean(dim=(1, 2, 3))
         done += count
@@ -169,7 +184,7 @@ def _noised(denoiser: Denoiser, z: Tensor, sigma: float, seeds: list[int], draw:
 
 
 def _repeated(context: Context, count: int) -> Context:
-    """A context with a row per image, for `count` copies of the batch; one row serves all as it is."""
+    """A context for `count` copies of the batch; a context of one image serves any batch."""
     if count == 1 or context.tokens.shape[0] == 1:
         return context
     pooled = None if context.pooled is None else context.pooled.repeat(count, 1)
@@ -177,7 +192,7 @@ def _repeated(context: Context, count: int) -> Context:
 
 
 def mask_in_pixels(mask: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """A latent mask or heat [B, h, w] at image size [B, height, width]: each cell is a square of `factor` pixels."""
+    """A latent mask or heat [B, h, w] at image size [B, height, width]: each latent pixel is a square of `factor` pixels."""
     return crop_to(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2), height, width)
 
 
@@ -197,34 +212,51 @@ def masked_decode(
     legacy_offset: bool = False,
     progress: Progress = silent,
 ) -> Tensor:
-    """Denoise an inverted picture towards the prompts under the mask and along its own path outside; 2 r N rows.
+    """Denoise an inverted image with the prompts inside the mask and along its trajectory outside; 2 r N forward passes.
 
     Args:
-        schedule: mask on the latent grid (`constant_schedule` of DiffEdit's, or any other).
-        ratio: encoding ratio r in (0, 1]: how far up the path to start. More changes more.
-        legacy_offset: put back the path one level too late, as diffusers does (methods.md, section 16, row 12): the
-            outside then ends at the level before the source.
-    Returns: latent [B, C, h, w] in model scale; outside the mask the trajectory's source bit for bit.
+        trajectory: inversion of the image with this model.
+        schedule: mask on the latent grid (`constant_schedule` of DiffEdit's mask, or any other).
+        prompts: positive, negative and guidance scale.
+        ratio: encoding ratio r in (0, 1]: fraction of the steps to decode. A larger ratio changes more.
+        legacy_offset: put back the trajectory one step too late, as diffusers does (docs/methods.md, section 16,
+            row 12): the outside then ends one step before the source.
+        progress: called after every step.
+    Returns: clean latent [B, C, h, w], unscaled; outside the mask the bits of the trajectory's source latent.
     Raises: MismatchError, ShapeError, ParameterError.
     """
-    start = trajectory.steps - executed(trajectory.steps, ratio)
+    start = trajectory.steps - executed_steps(trajectory.steps, ratio)
     batch = max(trajectory.batch, schedule.batch)
-    z = trajectory.expanded(batch).level(start)
-    options = BlendOptions(background_level="previous" if legacy_offset else "aligned")
-    return blended_denoise(
-        denoiser, z, trajectory, trajectory.sigmas, schedule, prompts,
-        seeds=[0] * batch, start=start, options=options, progress=progress,
-    )  # fmt: skip
+    z = blended_denoise(
+        denoiser,
+        trajectory.expanded(batch).latent(start),
+        trajectory,
+        trajectory.sigmas,
+        schedule,
+        prompts,
+        seeds=[0] * batch,
+        start=start,
+        options=BlendOptions(background_level="previous" if legacy_offset else "aligned"),
+        progress=progress,
+    )
+    if legacy_offset:
+        return denoiser.scale_out(z)
+    return unscale_over_source(denoiser, z, trajectory.source_latent, schedule, trajectory.sigmas)
 
 
 @dataclass(frozen=True)
 class DiffEditSettings:
-    """The whole method's numbers; defaults as published (methods.md, section 6).
+    """Settings of the whole method; defaults as published (docs/methods.md, section 6).
 
     Attributes:
-        steps, ratio: the grid and the part of it that is climbed and decoded.
-        maps, strength: noises compared for the mask, and how much of them.
-        guidance_scale: of the decode; the mask and the inversion are not guided.
+        steps: steps of the whole grid.
+        ratio: encoding ratio, fraction of the steps that are inverted and decoded, (0, 1].
+        maps: number of noised copies compared for the mask.
+        strength: how noisy they are, (0, 1].
+        guidance_scale: of the decode; the mask and the inversion use no guidance.
+        legacy_offset: see `masked_decode`.
+        rule: from differences to the mask.
+        inversion: how to invert.
     """
 
     steps: int = 50
@@ -239,7 +271,13 @@ class DiffEditSettings:
 
 @dataclass(frozen=True)
 class DiffEditResult:
-    """An edit: unscaled latents [B, C, h, w], the mask behind it, and the path (None where nothing was to be edited)."""
+    """An edit.
+
+    Attributes:
+        latent: clean edited latents, unscaled, [B, C, h, w].
+        mask: the mask of the edit.
+        trajectory: the inversion; None where every mask was empty.
+    """
 
     latent: Tensor
     mask: DiffEditMask
@@ -256,35 +294,56 @@ def diffedit(
     seeds: list[int],
     settings: DiffEditSettings | None = None,
     inversion: Context | None = None,
-    rows: int | None = None,
+    max_batch: int | None = None,
     progress: Progress = silent,
 ) -> DiffEditResult:
-    """Mask, inversion and masked decode: 2 n + r N + 2 r N rows per picture (140 for n = 10, N = 50, r = 0.8).
+    """Mask, inversion and masked decode: 2 n + r N + 2 r N forward passes per image (140 for n = 10, N = 50, r = 0.8).
 
     Args:
-        latent: clean, unscaled, [B, C, h, w].    negative: of the decode; not needed at guidance scale 1.
-        inversion: the prompt of the inversion; None takes `source`. The paper inverts with an empty prompt.
-    Returns: outside the mask the latent has the bits of `latent`; pictures with an empty mask come back unchanged.
+        latent: clean latent, unscaled, [B, C, h, w].
+        source: prompt of what the image shows.
+        target: prompt of what it should show.
+        negative: negative prompt of the decode; not needed at guidance scale 1.
+        seeds: one per image, for the noise behind the mask.
+        settings: the published numbers by default.
+        inversion: inversion prompt; None takes `source`. The paper inverts with an empty prompt.
+        max_batch: most latents in one model call while the mask is computed; see `diffedit_mask`.
+        progress: called after every map and step.
+    Returns: outside the mask the latent has the bits of `latent`; images with an empty mask come back unchanged.
     Raises: ShapeError, ParameterError, FamilyError.
     """
     settings = settings or DiffEditSettings()
-    legs = Legs(progress, (settings.maps, *[executed(settings.steps, settings.ratio)] * 2))
+    legs = StagedProgress(progress, (settings.maps, *[executed_steps(settings.steps, settings.ratio)] * 2))
     found = diffedit_mask(
-        denoiser, latent, source, target, seeds=seeds, maps=settings.maps,
-        sigma=strength_sigma(denoiser, settings.strength), rule=settings.rule, rows=rows, progress=legs(0),
-    )  # fmt: skip
+        denoiser,
+        latent,
+        source,
+        target,
+        seeds=seeds,
+        maps=settings.maps,
+        sigma=strength_sigma(denoiser, settings.strength),
+        rule=settings.rule,
+        max_batch=max_batch,
+        progress=legs(0),
+    )
     if len(found.empty) == len(latent):
         return DiffEditResult(latent, found, None)
-    path = invert(
-        denoiser, latent, source if inversion is None else inversion, denoiser.schedule(settings.steps),
-        options=settings.inversion, ratio=settings.ratio, progress=legs(1),
-    )  # fmt: skip
-    schedule = constant_schedule(found.mask)
-    z = masked_decode(
-        denoiser, path, schedule, EditPrompts(target, negative, settings.guidance_scale),
-        ratio=settings.ratio, legacy_offset=settings.legacy_offset, progress=legs(2),
-    )  # fmt: skip
-    edited = denoiser.scale_out(z)
-    if not settings.legacy_offset:
-        edited = finished_latent(edited, path.source_latent, schedule, path.sigmas)
-    return DiffEditResult(edited, found, path)
+    trajectory = invert(
+        denoiser,
+        latent,
+        source if inversion is None else inversion,
+        denoiser.schedule(settings.steps),
+        options=settings.inversion,
+        ratio=settings.ratio,
+        progress=legs(1),
+    )
+    edited = masked_decode(
+        denoiser,
+        trajectory,
+        constant_schedule(found.mask),
+        EditPrompts(target, negative, settings.guidance_scale),
+        ratio=settings.ratio,
+        legacy_offset=settings.legacy_offset,
+        progress=legs(2),
+    )
+    return DiffEditResult(edited, found, trajectory)

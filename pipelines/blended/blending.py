@@ -1,6 +1,6 @@
 """Blended Latent Diffusion: denoise everywhere, keep the source outside the mask (Avrahami et al. 2023, algorithm 1).
 
-One function does a step, a range or the whole loop. State is float32 and model-scaled.
+`blended_denoise` runs one step, a range of steps or the whole loop. Latents are float32 in model scale.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..core.sigmas import ancestral_sigmas, check_sigmas, euler_step
 
 @dataclass(frozen=True)
 class BlendOptions:
-    """Where we differ from the official scripts, and how to get their behaviour (methods.md, section 16, rows 1-5).
+    """Choices in which the paper and the official scripts differ (docs/methods.md, section 16, rows 1-5).
 
     Attributes:
-        blend: "after" each step, ending at the clean source (the paper); "before" the model call with no last blend,
-            as the LDM script, whose background is the model's own last prediction.
-        background_level: "aligned" with the level just reached; "previous", one level too noisy, as the SD2 and SDXL
-            scripts, whose result keeps noise outside the mask.
-        background_noise: "fixed" for the whole run (the outside stays on one ODE path, and ranges compose exactly);
-            "fresh" at every step, as published.
-        eta: 0 is deterministic DDIM, 1 is DDPM.
+        blend: "after" each step, ending at the clean source (the paper); "before" the model call without a last blend,
+            as the LDM script does, whose background is the model's last prediction.
+        background_level: "aligned": noised to the sigma that the step reached; "previous": one step too noisy, as in
+            the SD2 and SDXL scripts, whose result keeps noise outside the mask.
+        background_noise: "fixed" for the whole run (the outside stays on one ODE trajectory, and ranges compose
+            exactly); "fresh" at every step, as published.
+        eta: stochasticity of the DDIM step, [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
     """
 
     blend: str = "after"
@@ -55,21 +55,21 @@ class BlendOptions:
 
 
 class SourceTrajectory(Protocol):
-    """The source at every level, known beforehand: a `Trajectory`. It takes the place of a noised background."""
+    """The known latents of the source at every sigma (a `Trajectory`); used instead of a noised background."""
 
     @property
     def source(self) -> Tensor:
         """The clean source [B, C, h, w], model scale."""
 
     def at(self, sigma: float, step: int = 0) -> Tensor:
-        """The source at level `sigma`; at 0 the clean source itself."""
+        """The source [B, C, h, w] at `sigma`; at 0 the clean source itself."""
 
     def fitted(self, denoiser: Denoiser, sigmas: Tensor, like: Tensor) -> SourceTrajectory:
-        """The path for the latent batch `like`. Raises MismatchError for another model, grid or size."""
+        """The trajectory for the latent batch `like`. Raises MismatchError for another model, grid or size."""
 
 
 def blend(edited: Tensor, background: Tensor, mask: Tensor) -> Tensor:
-    """`edited` where the mask is 1, `background` where it is 0, both exactly; a mix in between. Shapes broadcast."""
+    """m edited + (1 - m) background, exact where the mask is 1 or 0. Shapes broadcast."""
     mixed = mask * edited + (1 - mask) * background
     return torch.where(mask >= 1, edited, torch.where(mask <= 0, background, mixed))
 
@@ -89,16 +89,21 @@ def blended_denoise(
     options: BlendOptions | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Run steps `start` to `end` (exclusive; None = all) of the blended loop.
+    """Run steps `start` to `end` of the blended loop (BLD, algorithm 1; docs/methods.md, section 1).
 
     Args:
-        z: latent at level sigmas[start], [B, C, h, w], model scale.
-        source: clean source latent, [B or 1, C, h, w], model scale; or a trajectory, whose latents are then the
-            background level by level, without any noise drawn.
-        sigmas: the full grid [N + 1]; mask parts count on it, so a range of it is the same range of the whole run.
+        z: latent at sigmas[start], [B, C, h, w], model scale.
+        source: clean source latent, [B or 1, C, h, w], model scale; or its trajectory, whose latents then are the
+            background at every sigma and no noise is drawn.
+        sigmas: the full grid [N + 1]; the stages of the mask schedule count on it, so a range of steps equals the same
+            range of a whole run.
         schedule: mask schedule on the latent grid, batch B or 1.
-        seeds: one per image; with fixed noise these must be the seeds the start was noised with.
-    Returns: the latent at level sigmas[end]. If that is 0, the outside of the mask equals `source` exactly.
+        prompts: positive, negative and guidance scale.
+        seeds: one per image; with fixed noise these must be the seeds that noised the start.
+        start, end: range of steps, `end` exclusive; None runs to the end of the grid.
+        options: where to blend, and with what noise.
+        progress: called after every step with the denoised prediction.
+    Returns: the latent at sigmas[end], [B, C, h, w]. If that sigma is 0, the outside of the mask equals `source` exactly.
     Raises: ShapeError, ParameterError, MismatchError.
     """
     options = options or BlendOptions()
@@ -113,12 +118,12 @@ def blended_denoise(
         mask = schedule.at(i, grid)
         if options.blend == "before":
             z = blend(z, background.at(levels[i], i), mask)
-        clean = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)
-        z = _advance(denoiser, z, clean, levels, i, eta=options.eta, seeds=seeds)
+        denoised = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)
+        z = _ddim_step(denoiser, z, denoised, levels, i, eta=options.eta, seeds=seeds)
         if options.blend == "after":
-            level = levels[i + 1] if options.background_level == "aligned" else levels[i]
-            z = blend(z, background.at(level, i), mask)
-        progress(i + 1 - first, last - first, clean)
+            sigma = levels[i + 1] if options.background_level == "aligned" else levels[i]
+            z = blend(z, background.at(sigma, i), mask)
+        progress(i + 1 - first, last - first, denoised)
     return z
 
 
@@ -130,7 +135,7 @@ def _background(
     seeds: list[int],
     options: BlendOptions,
 ) -> Background | SourceTrajectory:
-    """What lies outside the mask, for the latent batch `z`."""
+    """The background of the latent batch `z`: the noised source, or its trajectory."""
     fresh = options.background_noise == "fresh"
     if not isinstance(source, Tensor):
         if fresh:
@@ -145,13 +150,14 @@ def _background(
     return Background(denoiser, match_batch(source, z.shape[0], "source latent", "latent").to(z), seeds, fresh=fresh)
 
 
-def _advance(
-    denoiser: Denoiser, z: Tensor, clean: Tensor, levels: list[float], step: int, *, eta: float, seeds: list[int]
+def _ddim_step(
+    denoiser: Denoiser, z: Tensor, denoised: Tensor, sigmas: list[float], step: int, *, eta: float, seeds: list[int]
 ) -> Tensor:
-    """One DDIM step, with fresh noise where eta is above 0 (drawn from the seeds and the step: ranges compose)."""
-    sigma, target = levels[step], levels[step + 1]
+    """One DDIM step. With eta above 0 it adds noise that depends on the seeds and the step, so that ranges compose."""
+    sigma = sigmas[step]
+    target = sigmas[step + 1]
     down, up = ancestral_sigmas(sigma, target, eta, flow=denoiser.flow)
-    z = euler_step(z, clean, sigma, down)
+    z = euler_step(z, denoised, sigma, down)
     if up == 0:
         return z
     if denoiser.flow:
@@ -160,13 +166,15 @@ def _advance(
 
 
 class Background:
-    """The source at any level, with one noise for the whole run or a new one per step."""
+    """The source noised to any sigma, with one noise for the whole run or fresh noise at every step."""
 
     def __init__(
         self, denoiser: Denoiser, source: Tensor, seeds: list[int], *, fresh: bool = False, noise: Tensor | None = None
     ) -> None:
-        """`noise` [B, C, h, w] is the run's noise where a sampler has drawn it already."""
-        self.denoiser, self.source, self.seeds = denoiser, source, seeds
+        """Noise comes from `seeds`, one per image, unless the sampler's noise [B, C, h, w] is given."""
+        self.denoiser = denoiser
+        self.source = source
+        self.seeds = seeds
         if len(seeds) != source.shape[0]:
             raise ShapeError(f"there are {len(seeds)} seeds but {source.shape[0]} images: give one seed per image")
         self._fixed = None if fresh else self._draw(0) if noise is None else noise
@@ -175,7 +183,7 @@ class Background:
         return seeded_noise(self.source.shape[1:], self.seeds, self.source.device, draw=draw)
 
     def at(self, sigma: float, step: int = 0) -> Tensor:
-        """[B, C, h, w]; at level 0 the source itself."""
+        """The source [B, C, h, w] at `sigma`; at 0 the clean source itself."""
         if sigma == 0:
             return self.source
         noise = self._draw(2 * step + 1) if self._fixed is None else self._fixed
@@ -183,7 +191,7 @@ class Background:
 
 
 def check_range(start: int, end: int | None, steps: int) -> tuple[int, int]:
-    """A range of steps as numbers; `end` None or beyond the grid means all of it."""
+    """The range of steps as (first, last); `end` None or beyond the grid means the end of the grid."""
     last = steps if end is None else min(end, steps)
     if not 0 <= start < steps:
         raise ParameterError(f"start_step is {start}: these sigmas have steps 0 to {steps - 1}")
@@ -192,7 +200,24 @@ def check_range(start: int, end: int | None, steps: int) -> tuple[int, int]:
     return start, last
 
 
-def finished_latent(samples: Tensor, source: Tensor, schedule: MaskSchedule, sigmas: Tensor) -> Tensor:
-    """An unscaled result whose outside is the unscaled source bit for bit (scaling in and out rounds the last digit)."""
-    mask = schedule.expanded(samples.shape[0], *samples.shape[-2:]).at(len(sigmas) - 2, sigmas).to(samples)
-    return torch.where(mask <= 0, match_batch(source, samples.shape[0], "source latent", "latent").to(samples), samples)
+def unscale_over_source(
+    denoiser: Denoiser, z: Tensor, source: Tensor, schedule: MaskSchedule, sigmas: Tensor
+) -> Tensor:
+    """The clean result `z` unscaled, with the bits of the unscaled `source` outside the mask (see `restore_source`)."""
+    return restore_source(denoiser.scale_out(z), source, schedule, sigmas)
+
+
+def restore_source(latent: Tensor, source: Tensor, schedule: MaskSchedule, sigmas: Tensor) -> Tensor:
+    """Put the source back bit for bit: scaling a latent in and out rounds its last digit.
+
+    Args:
+        latent: clean result, unscaled, [B, C, h, w].
+        source: source latent, unscaled, [B or 1, C, h, w].
+        schedule: mask schedule on the latent grid; the mask of the last step counts.
+        sigmas: the grid [N + 1] of the schedule.
+    Returns: `source` where the mask is 0, `latent` elsewhere, [B, C, h, w].
+    Raises: ShapeError.
+    """
+    batch = len(latent)
+    mask = schedule.expanded(batch, *latent.shape[-2:]).at(len(sigmas) - 2, sigmas).to(latent)
+    return torch.where(mask <= 0, match_batch(source, batch, "source latent", "latent").to(latent), latent)

@@ -18,8 +18,9 @@ from ..core.progress import Progress, silent
 from ..core.protocols import DecoderClone, LatentCodec
 from ..core.shapes import check_image, check_latent, check_mask, common_batch, match_batch, padded_length, same_size
 from ..evaluation.metrics import psnr_outside
+from ..learning.early_stopping import Plateau
 from ..learning.memory import measured
-from ..learning.optimise import OptimiseResult, Plateau, autocast, learning_mode, optimise, own, recomputing
+from ..learning.optimise import OptimiseResult, autocast, learning_mode, optimise, own, recomputing
 
 BACKGROUND = 1  # index of the background in the loss terms
 
@@ -34,7 +35,7 @@ class TuneSettings:
         background_weight: weight of the background loss against the loss inside the mask, >= 0.
         patience: stop when this many steps have improved the background loss by less than 1 %; 0 = never.
         low_memory: keep no activations inside a decoder block but compute them again: slower, about a block's memory.
-        half: arithmetic around the float32 weights, e.g. torch.bfloat16; None = float32.
+        compute_dtype: of the arithmetic around the float32 weights, e.g. torch.bfloat16; None = float32.
     """
 
     steps: int = 75
@@ -42,7 +43,7 @@ class TuneSettings:
     background_weight: float = 100.0
     patience: int = 0
     low_memory: bool = False
-    half: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, 
         del first
 
         def loss(step: int) -> Tensor:
-            with autocast(start.device, settings.half):
+            with autocast(start.device, settings.compute_dtype):
                 made = _run(learning, start)
             return task.terms(made, target, settings.background_weight)
 
@@ -264,7 +265,7 @@ def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, prog
 
         def loss(step: int) -> Tensor:
             start = clone.prepare(latent)
-            with autocast(start.device, settings.half):
+            with autocast(start.device, settings.compute_dtype):
                 made = _run(blocks, start)
             return task.terms(made, target, settings.background_weight) * batch  # each latent learns as it would alone
 

@@ -1,7 +1,7 @@
-"""Blended Latent Diffusion from a picture, a mask and a text to ranked, background-exact results, without a host.
+"""Blended Latent Diffusion from an image, a mask and a text to ranked results with an exact background, without ComfyUI.
 
-The chain that the workflow `blended_edit` wires from single nodes: encode, latent mask, shrinking schedule, blended
-loop, rank, fine-tune the decoder for the winner, composite.
+The same chain as the workflow `blended_edit`: encode, latent mask, mask schedule, blended loop, rank, fine-tune the
+decoder for the best result, composite.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ..core.guidance import EditPrompts
-from ..core.masks import dilation_schedule, downsample
+from ..core.masks import MaskSchedule, dilation_schedule, downsample
 from ..core.noise import image_seeds, seeded_noise, start_latent
 from ..core.progress import Progress, silent
 from ..core.protocols import Denoiser, LatentCodec, Ranker, TextEncoder
 from ..core.shapes import check_image, check_mask, crop_to, match_batch, pad_to_factor, same_size
 from ..evaluation.clip_ranking import rank_by_text
 from ..evaluation.metrics import psnr_outside
-from .blending import BlendOptions, blended_denoise, finished_latent
+from .blending import BlendOptions, blended_denoise, unscale_over_source
 from .composite import composite_source
 from .decoder_tuning import DecoderSettings, tune_decoder
 
@@ -30,17 +30,23 @@ log = logging.getLogger("editkit")
 
 @dataclass(frozen=True)
 class EditSettings:
-    """Everything a blended edit can be told; defaults are the workflow's.
+    """Settings of a blended edit; the defaults are those of the workflow.
 
     Attributes:
-        steps, strength: the grid, and the part of it that runs (1 = from pure noise).
-        guidance_scale: w; 1 evaluates no unconditional rows.
-        candidates: results to draw and rank.    seed: candidate b uses seed + b.
-        mask_mode, mask_threshold: how the mask comes onto the latent grid.
-        kernels: shrinking schedule in latent cells; (1,) is the plain loop, masks.PAPER_KERNELS the paper's for thin masks.
+        steps: steps of the whole grid.
+        strength: fraction of the steps that run, (0, 1]; 1 starts from pure noise.
+        guidance_scale: w; 1 skips the unconditional predictions.
+        candidates: results to draw and rank.
+        seed: candidate b uses seed + b.
+        mask_mode, mask_threshold: how the mask is brought to the latent grid (`masks.downsample`).
+        kernels: dilation kernels in latent pixels, largest first; (1,) is the plain loop, `masks.PAPER_KERNELS` the
+            paper's choice for thin masks.
+        scale_kernels: whether the kernels scale with the size of the latent.
         stage_spacing: how the kernels share the steps: "steps", "log-sigma" or "published" (`MaskSchedule`).
-        tune_steps, tune_lr: decoder iterations for the winner (0 leaves the decoder alone) and Adam's learning rate.
-        feather_px: soft edge of the composite, inside the mask.
+        tune_steps: decoder fine-tuning steps for the best candidate; 0 leaves the decoder alone.
+        tune_lr: Adam's learning rate for them.
+        feather_px: width in pixels of the soft edge of the composite, inside the mask.
+        options: see `BlendOptions`.
     """
 
     steps: int = 50
@@ -61,13 +67,16 @@ class EditSettings:
 
 @dataclass(frozen=True)
 class EditResult:
-    """What an edit gave, best candidate first.
+    """The result of an edit, best candidate first.
 
     Attributes:
-        candidates: decoded candidates [n, H, W, 3].    latents: their latents [n, C, h, w].    scores: cosine [n] or None.
-        tuned: the winner from the tuned decoder [1, H, W, 3] (its plain decode if tune_steps is 0).
-        image: the winner over the source, [1, H, W, 3]: nothing outside the mask differs.
-        losses: of the decoder fine-tune.    psnr_plain, psnr_tuned: dB outside the mask against the source.
+        candidates: decoded candidates, IMAGE [n, H, W, 3].
+        latents: their latents, unscaled, [n, C, h, w].
+        scores: their CLIP scores (cosine) [n]; None without a ranker.
+        tuned: the best candidate from the fine-tuned decoder, [1, H, W, 3]; its plain decode if tune_steps is 0.
+        image: the best candidate composited over the source, [1, H, W, 3]; nothing outside the mask differs.
+        losses: of the decoder fine-tuning, one per step.
+        psnr_plain, psnr_tuned: dB outside the mask against the source, before and after fine-tuning.
         change_outside: largest difference outside the mask in `image`.
     """
 
@@ -94,10 +103,17 @@ def edit_latents(
     settings: EditSettings | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Clean latents [candidates, C, h, w], unscaled, of blended edits of one picture; the source's bits outside the mask.
+    """Blended edits of one image as latents.
 
     Args:
-        image: IMAGE [1, H, W, 3] of any size.    mask: MASK [1, H, W], 1 = edit, of the same size.
+        denoiser, codec, text: the network, the VAE and the text encoder.
+        image: IMAGE [1, H, W, 3] of any size.
+        mask: MASK [1, H, W] of the same size, 1 = edit.
+        prompt: what the masked region should show.
+        negative: negative prompt.
+        settings: everything else; `tune_steps`, `tune_lr` and `feather_px` have no effect here.
+        progress: called after every step.
+    Returns: clean latents [candidates, C, h, w], unscaled, with the bits of the source outside the mask.
     Raises: EditError.
     """
     settings = settings or EditSettings()
@@ -111,19 +127,50 @@ def edit_latents(
     schedule = dilation_schedule(
         latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, spacing=settings.stage_spacing
     )
-    positive = text.encode(prompt)
-    prompts = EditPrompts(
-        positive, text.encode(negative) if settings.guidance_scale != 1 else None, settings.guidance_scale
+    return sample_blended(
+        denoiser,
+        match_batch(source, settings.candidates, "image", "the candidates"),
+        denoiser.schedule(settings.steps, settings.strength),
+        schedule,
+        EditPrompts(
+            text.encode(prompt),
+            text.encode(negative) if settings.guidance_scale != 1 else None,
+            settings.guidance_scale,
+        ),
+        seeds=image_seeds(settings.seed, settings.candidates),
+        options=settings.options,
+        progress=progress,
     )
-    sigmas = denoiser.schedule(settings.steps, settings.strength)
-    seeds = image_seeds(settings.seed, settings.candidates)
-    source = match_batch(source, settings.candidates, "image", "the candidates")
+
+
+def sample_blended(
+    denoiser: Denoiser,
+    source: Tensor,
+    sigmas: Tensor,
+    schedule: MaskSchedule,
+    prompts: EditPrompts,
+    *,
+    seeds: list[int],
+    options: BlendOptions | None = None,
+    progress: Progress = silent,
+) -> Tensor:
+    """Noise a latent and run the whole blended loop over `sigmas` (BLD, algorithm 1).
+
+    Args:
+        source: clean source latent, unscaled, [B, C, h, w].
+        sigmas: grid [N + 1] that ends with 0.
+        schedule: mask schedule on the latent grid, batch B or 1.
+        prompts: positive, negative and guidance scale.
+        seeds: one per image.
+        options, progress: see `blended_denoise`.
+    Returns: clean latents [B, C, h, w], unscaled, with the bits of `source` outside the mask.
+    Raises: ShapeError, ParameterError, MismatchError.
+    """
     scaled = denoiser.scale_in(source)
-    z = start_latent(denoiser, scaled, float(sigmas[0]), seeded_noise(scaled.shape[1:], seeds, scaled.device))
-    z = blended_denoise(
-        denoiser, z, scaled, sigmas, schedule, prompts, seeds=seeds, options=settings.options, progress=progress
-    )  # fmt: skip
-    return finished_latent(denoiser.scale_out(z), source, schedule, sigmas)
+    noise = seeded_noise(scaled.shape[1:], seeds, scaled.device)
+    z = start_latent(denoiser, scaled, float(sigmas[0]), noise)
+    z = blended_denoise(denoiser, z, scaled, sigmas, schedule, prompts, seeds=seeds, options=options, progress=progress)
+    return unscale_over_source(denoiser, z, source, schedule, sigmas)
 
 
 def blended_edit(
@@ -140,11 +187,19 @@ def blended_edit(
     settings: EditSettings | None = None,
     stage: Callable[[str], Progress] | None = None,
 ) -> EditResult:
-    """The whole method for one picture.
+    """The whole method for one image.
 
     Args:
-        ranker: orders the candidates by `rank_text` (default: the prompt); None keeps the order of the seeds.
+        denoiser, codec, text: the network, the VAE and the text encoder.
+        image: IMAGE [1, H, W, 3] of any size.
+        mask: MASK [1, H, W] of the same size, 1 = edit.
+        prompt: what the masked region should show.
+        ranker: orders the candidates by `rank_text`; None keeps the order of the seeds.
+        rank_text: text to rank by; None = the prompt.
+        negative: negative prompt.
+        settings: everything else.
         stage: gives a progress for a named stage ("denoise", "decoder"); silent by default.
+    Returns: the candidates, best first, and the finished best one.
     Raises: EditError.
     """
     settings = settings or EditSettings()
@@ -152,7 +207,7 @@ def blended_edit(
     image, mask = check_image(image, "image"), check_mask(mask, "mask")
     latents = edit_latents(
         denoiser, codec, text, image, mask, prompt, negative=negative, settings=settings, progress=report("denoise")
-    )  # fmt: skip
+    )
     decoded = crop_to(codec.decode(latents), *image.shape[1:3]).cpu()
     scores = None
     if ranker is not None:
@@ -163,20 +218,36 @@ def blended_edit(
 
 
 def _finish(
-    codec: LatentCodec, latents: Tensor, decoded: Tensor, scores: Tensor | None, *, image: Tensor, mask: Tensor,
-    settings: EditSettings, report: Callable[[str], Progress],
-) -> EditResult:  # fmt: skip
-    """Tune the decoder for the winner alone (the paper's point: it is the costly part) and composite it."""
-    plain = float(psnr_outside(decoded[:1], image, mask).nanmean())
-    tuned, losses, after = decoded[:1], [], plain
+    codec: LatentCodec,
+    latents: Tensor,
+    decoded: Tensor,
+    scores: Tensor | None,
+    *,
+    image: Tensor,
+    mask: Tensor,
+    settings: EditSettings,
+    report: Callable[[str], Progress],
+) -> EditResult:
+    """Fine-tune the decoder for the best candidate only, because that is the costly step, and composite the result."""
+    psnr_plain = float(psnr_outside(decoded[:1], image, mask).nanmean())
+    tuned = decoded[:1]
+    psnr_tuned = psnr_plain
+    losses: list[float] = []
     if settings.tune_steps:
         tuning = tune_decoder(
-            codec, latents[:1], image, None, mask,
-            settings=DecoderSettings(steps=settings.tune_steps, lr=settings.tune_lr), progress=report("decoder"),
-        )  # fmt: skip
-        tuned, losses, after = tuning.image.cpu(), tuning.losses, tuning.psnr_after
+            codec,
+            latents[:1],
+            image,
+            None,
+            mask,
+            settings=DecoderSettings(steps=settings.tune_steps, lr=settings.tune_lr),
+            progress=report("decoder"),
+        )
+        tuned = tuning.image.cpu()
+        psnr_tuned = tuning.psnr_after
+        losses = tuning.losses
     result, change = composite_source(tuned, image, mask, feather_px=settings.feather_px)
-    return EditResult(decoded, latents, scores, tuned, result, losses, plain, after, change)
+    return EditResult(decoded, latents, scores, tuned, result, losses, psnr_plain, psnr_tuned, change)
 
 
 def best_device() -> torch.device:

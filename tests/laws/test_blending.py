@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.blended.blending import BlendOptions, blend, blended_denoise, finished_latent
+from editkit.pipelines.blended.blending import BlendOptions, blend, blended_denoise, restore_source
 from editkit.pipelines.core.errors import ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
@@ -186,11 +186,11 @@ def test_pure_noise_start_is_unit_variance_at_the_networks_input():
     assert torch.equal(flow, noise)
 
 
-def test_finished_latent_restores_the_unscaled_source_bits():
+def test_restore_source_gives_back_the_unscaled_source_bits():
     source = random_latent(2, C, H, W, seed=8)
     rounded = (source * 0.18215) / 0.18215
     assert not torch.equal(rounded, source)
-    out = finished_latent(rounded, source, constant_schedule(box()), torch.linspace(1, 0, 5))
+    out = restore_source(rounded, source, constant_schedule(box()), torch.linspace(1, 0, 5))
     outside = (box()[:, None] == 0).expand_as(out)
     assert torch.equal(out[outside], source[outside]) and torch.equal(out[~outside], rounded[~outside])
 

@@ -91,7 +91,7 @@ def test_chunks_do_not_change_the_mask():
     whole = found(ToyDenoiser(local), maps=5)
     for rows in (1, 2, 5, 7):
         denoiser = ToyDenoiser(local)
-        part = found(denoiser, maps=5, rows=rows)
+        part = found(denoiser, maps=5, max_batch=rows)
         assert torch.equal(part.heat, whole.heat) and denoiser.rows == 20 and denoiser.calls > 1
 
 
@@ -198,11 +198,11 @@ PROMPTS = EditPrompts(prompt(1.0), prompt(0.0), 3.0)
 def test_masked_decode_by_hand():
     denoiser = ToyDenoiser(curved)
     path, mask = inverted(denoiser), box()[:, None]
-    levels, z = path.sigmas.tolist(), path.level(2)
+    levels, z = path.sigmas.tolist(), path.latent(2)
     for i in range(2, 10):
         clean = curved(z, levels[i], 0.0) + 3 * (curved(z, levels[i], 1.0) - curved(z, levels[i], 0.0))
         z = z + (levels[i + 1] - levels[i]) * (z - clean) / levels[i]
-        z = mask * z + (1 - mask) * path.level(i + 1)
+        z = mask * z + (1 - mask) * path.latent(i + 1)
     denoiser.rows = 0
     out = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS, ratio=0.8)
     assert torch.allclose(out, z, atol=1e-5) and denoiser.rows == 2 * 8 * B
@@ -229,8 +229,8 @@ def test_legacy_offset_puts_back_the_level_before():
     path = inverted(denoiser)
     out = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS, legacy_offset=True)
     outside = (box()[:, None] == 0).expand_as(out)
-    assert torch.equal(out[outside], path.level(path.steps - 1)[outside])
-    assert not torch.equal(path.level(path.steps - 1), path.source)
+    assert torch.equal(out[outside], path.latent(path.steps - 1)[outside])
+    assert not torch.equal(path.latent(path.steps - 1), path.source)
 
 
 def test_decode_takes_any_schedule():
@@ -322,7 +322,7 @@ def test_settings_reach_their_steps():
     assert torch.equal(result.mask.heat, found(denoiser, rule=rule, **mask).heat)
     assert not torch.equal(result.mask.heat, found(denoiser, **mask).heat)
     outside = (box()[:, None] == 0).expand_as(latent)
-    assert torch.equal(result.latent[outside], result.trajectory.level(9)[outside])
+    assert torch.equal(result.latent[outside], result.trajectory.latent(9)[outside])
     with pytest.raises(MismatchError):
         result.trajectory.check_prompt(prompt(0.0), "positive")
     result.trajectory.check_prompt(prompt(0.2), "positive")
