@@ -1,0 +1,147 @@
+"""What a docstring owes its reader: a function with many parameters explains each, and names the paper behind it.
+
+Asked of public functions and methods with four or more parameters in `pipelines/`, `hosts/` and `headless/`: `Args`, and
+`Returns` and `Raises` where the function returns or raises. A module that implements a paper names its source.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from editkit.tests.hygiene.sources import FunctionNode, Source, report, sources
+
+MANY = 4
+ROOMS = ("pipelines", "hosts", "headless")
+# What stands for a paper: its year, a section or an equation of it, or the place in docs/methods.md.
+CITED = re.compile(r"\b(19|20)\d\d\b|\b[Ss]ection \d|\b[Ee]q(uation|\.)|\b[Ff]igure \d|\balgorithm \d|docs/methods\.md")
+# The folders whose modules implement papers, and the modules there that only read, draw or batch for the others.
+SUPPORT = {
+    "figure",
+    "fitting",
+    "map_drawing",
+    "negative_embeddings",
+    "pair_batch",
+    "pair_control",
+    "pair_sampling",
+    "report",
+    "widget_syntax",
+    "words",
+}
+# Stand-ins take the inputs of ComfyUI's own nodes.
+STAND_INS = "headless/stock_nodes.py"
+# Types that say nothing about shape, unit or meaning. A type of ours has a docstring of its own.
+PLAIN = re.compile(r"\b(Tensor|int|float|str|bool|tuple|list|dict|Sequence|Mapping|Callable|Any|object)\b|^$")
+METHODS = ("attention", "blended", "inversion", "layerdiffusion", "stylediffusion")
+
+
+def public(source: Source) -> Iterator[tuple[FunctionNode, bool]]:
+    """Public functions, and the public methods of public classes (True)."""
+    for node in source.tree.body:
+        if isinstance(node, FunctionNode) and not node.name.startswith("_"):
+            yield node, False
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for inner in node.body:
+                if isinstance(inner, FunctionNode) and not inner.name.startswith("_"):
+                    yield inner, True
+
+
+def parameters(function: FunctionNode, method: bool) -> list[ast.arg]:
+    own = [*function.args.posonlyargs, *function.args.args]
+    bound = method and not any("staticmethod" in ast.unparse(name) for name in function.decorator_list)
+    return own[1 if bound else 0 :] + function.args.kwonlyargs
+
+
+def is_plain(parameter: ast.arg) -> bool:
+    return bool(PLAIN.search(ast.unparse(parameter.annotation) if parameter.annotation else ""))
+
+
+def own_nodes(function: FunctionNode) -> Iterator[ast.AST]:
+    """The nodes of a function without those of the functions inside it."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [n for n in ast.iter_child_nodes(node) if not isinstance(n, (*FunctionNode.__args__, ast.Lambda))]
+
+
+def returns(function: FunctionNode) -> bool:
+    annotated = function.returns is not None and ast.unparse(function.returns) not in {"None", "NoReturn"}
+    return annotated and any(isinstance(node, ast.Return) and node.value is not None for node in own_nodes(function))
+
+
+def raises(function: FunctionNode) -> bool:
+    return any(isinstance(node, ast.Raise) and node.exc is not None for node in own_nodes(function))
+
+
+def delegates(text: str) -> bool:
+    """A method of a protocol's implementation points at the protocol, which explains the parameters."""
+    return bool(re.search(r"\bSee `\w+\.\w+`", text))
+
+
+def missing(function: FunctionNode, method: bool) -> list[str]:
+    """The sections that the docstring lacks."""
+    found = parameters(function, method)
+    text = ast.get_docstring(function) or ""
+    if len(found) < MANY or delegates(text):
+        return []
+    wanted = {"Args": True, "Returns": returns(function), "Raises": raises(function)}
+    gaps = [name for name, needed in wanted.items() if needed and not re.search(rf"\b{name}:", text)]
+    if "Args" not in gaps:
+        explained = text.partition("Args:")[2]
+        names = [parameter.arg for parameter in found if is_plain(parameter)]
+        gaps += [f"the parameter {name}" for name in names if not re.search(rf"\b{name}\b", explained)]
+    return gaps
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_many_parameters_are_explained(folder):
+    report([
+        f"{source.path}:{function.lineno} {function.name}: the docstring lacks {', '.join(gaps)}"
+        for source in sources(folder)
+        for function, method in public(source)
+        if source.path != STAND_INS and (gaps := missing(function, method))
+    ])  # fmt: skip
+
+
+def test_methods_name_their_source():
+    """Once in a module: in its own docstring or in that of a function or class."""
+    problems = []
+    for source in sources(*(f"pipelines/{method}" for method in METHODS)):
+        documented = [
+            node
+            for node in ast.walk(source.tree)
+            if isinstance(node, (*FunctionNode.__args__, ast.ClassDef, ast.Module))
+        ]
+        stem = source.name.rpartition(".")[2]
+        if (
+            not source.path.endswith("__init__.py")
+            and stem not in SUPPORT
+            and not any(CITED.search(ast.get_docstring(n) or "") for n in documented)
+        ):
+            problems.append(f"{source.path} names no paper, section or equation")
+    report(problems)
+
+
+def first_function(text: str) -> FunctionNode:
+    node = ast.parse(text).body[0]
+    assert isinstance(node, FunctionNode)
+    return node
+
+
+def test_gaps_are_noticed():
+    silent = first_function("def f(a, b, c, d) -> int:\n    if a: raise E()\n    return 1")
+    assert missing(silent, False) == ["Args", "Returns", "Raises"]
+    partly = first_function(
+        "def f(a, b, c, d) -> int:\n    '''Args:\n    a, b: x.\n    c: y.\n    Returns: z.'''\n    return 1"
+    )
+    assert missing(partly, False) == ["the parameter d"]
+
+
+def test_short_and_delegating_functions_owe_nothing():
+    assert not missing(first_function("def f(self, a, b, c) -> int: return 1"), True)
+    assert not missing(first_function("def f(a, b, c, d):\n    'See `Denoiser.denoise`.'"), False)
+    assert not missing(first_function("def f(a, b, c, d):\n    '''Args:\n    a, b, c, d: x.'''"), False)
