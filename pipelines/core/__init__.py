@@ -1,1 +1,1 @@
-"""What every method is written with: protocols, sigmas, guidance, samplers, masks. Imports nothing else of `pipelines/`."""
+"""The base of every method: protocols, sigmas, noise, guidance, samplers, trajectories and masks."""

@@ -1,8 +1,8 @@
-"""Where attention happens and whose rows are in a call: what a host tells an `AttentionControl`.
+"""Attention layers and batch rows, as a host describes them to an `AttentionControl`.
 
-Rows are addressed by meaning, never by position; steps by sigma, never by counting calls. A source and a target that must
-see each other travel as neighbours of one batch (`pair_rows`), under one context with a row for each: no host splits
-that. Conditional and unconditional rows may come together, apart, or in either order.
+A batch row is identified by its role, branch and image, never by its position, and a step by its sigma, never by counting
+calls. A source and a target that share attention are neighbours in one batch (`pair_rows`) under one context with a row
+for each, which no host splits. Conditional and unconditional rows may come in one call or in two, in either order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Place = Literal["down", "mid", "up"]
 
 
 class Row(NamedTuple):
-    """One row of a network call."""
+    """One batch row of a network call."""
 
     role: Role
     branch: Branch
@@ -27,13 +27,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RowMap:
-    """What the batch rows and the contexts of a `denoise` call mean.
+    """The meaning of the latents and the contexts of a `denoise` call.
 
     Attributes:
         batch: role and image of every latent of the batch.
         branches: branch of every context, in the order they are given.
-        mixed: where one context has rows of both branches, the branch of every latent; `branches` then has one entry,
-            which is not read (`trio_rows`).
+        mixed: the branch of every latent, where one context has rows of both branches (`trio_rows`); `branches` then has
+            one entry, which is not used.
     """
 
     batch: tuple[tuple[Role, int], ...]
@@ -41,13 +41,13 @@ class RowMap:
     mixed: tuple[Branch, ...] = ()
 
     def chunk(self, context: int) -> tuple[Row, ...]:
-        """The rows that context number `context` is evaluated on; network calls stack such chunks."""
+        """The batch rows of context number `context`; a network call stacks such chunks."""
         branches = self.mixed or (self.branches[context],) * len(self.batch)
         return tuple(Row(role, branch, image) for (role, image), branch in zip(self.batch, branches, strict=True))
 
     @property
     def unit(self) -> int:
-        """How many neighbouring latents must share a call; a batch may be cut at its multiples."""
+        """How many neighbouring latents must stay in one call; a batch may be split at multiples of it."""
         if all(role == "target" for role, _ in self.batch) or all(role == "source" for role, _ in self.batch):
             return 1
         first = self.batch[0][1]
@@ -65,12 +65,12 @@ class Site:
         blocks: how many blocks its place has (Stable Diffusion 1: 12 input, 1 middle, 12 output blocks).
         depth: number of the transformer layer in its block.
         order: number of the transformer layer in the whole network, in order of execution, from 0.
-        layers: how many there are.
-        grid: (height, width) in cells; their product is the count of query tokens.
-        cells: (height, width) of the latent.
-        cross: keys come from the text; otherwise from the picture itself.
-        sigma: noise level of the call.
-        rows: the meaning of every row of q, k and v.
+        layers: how many transformer layers the network has.
+        grid: (height, width) of the layer's feature map; their product is the count of query tokens.
+        latent_pixels: (height, width) of the latent.
+        cross: True for cross-attention (keys come from the text), False for self-attention.
+        sigma: of the call.
+        rows: the meaning of every batch row of q, k and v.
     """
 
     place: Place
@@ -110,22 +110,22 @@ class FeatureSite:
 
 
 class AttentionControl(Protocol):
-    """Reads and changes what the attention layers of a network compute. Subclass `Passive` and override."""
+    """Reads and changes the attention and the residual features of a network. Subclass `Passive` and override."""
 
     def wants(self, site: Site) -> bool:
-        """Whether `inputs` or `attend` would do anything here: where it is False, the host's own attention runs."""
+        """Whether `inputs` or `attend` acts at this layer; otherwise the host's own attention runs."""
 
     def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        """Inputs of the key and the value projection, [rows, tokens, width] each, possibly one tensor."""
+        """Replace the inputs of the key and the value projection, [rows, tokens, width] each, possibly one tensor."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """Attention of q [rows, heads, N, d] over k, v [rows, heads, M, d]: [rows, heads, N, d]; None = plain."""
+        """Attention of q [rows, heads, N, d] over k, v [rows, heads, M, d]: [rows, heads, N, d]; None = unchanged."""
 
     def wants_features(self, place: Place, block: int, blocks: int) -> bool:
-        """Whether `features` is to be called for this block at all (asked when hooks are placed)."""
+        """Whether `features` acts on this block; asked once, when the hooks are placed."""
 
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:
-        """Residual features [rows, C, h, w], before they are added to the skip."""
+        """Replace the residual features [rows, C, h, w], before they are added to the skip."""
 
 
 class Passive:
@@ -149,7 +149,7 @@ class Passive:
 
 @dataclass(frozen=True)
 class Controlled:
-    """A control and the meaning of the rows it will meet: what `Denoiser.denoise` takes as `control`."""
+    """A control and the batch rows of the call it is for: what `Denoiser.denoise` takes as `control`."""
 
     control: AttentionControl
     rows: RowMap

@@ -1,10 +1,10 @@
-"""The errors that a user can cause. A message says what was given, what is needed and what to do."""
+"""Errors that a user can cause. A message names the input, what was given, what is needed and what to do."""
 
 from __future__ import annotations
 
 
 class EditError(ValueError):
-    """Something about the inputs of an edit is wrong; the message names the socket and the way out."""
+    """An input of an edit is wrong; the message names the socket and the remedy."""
 
 
 class ShapeError(EditError):
@@ -12,16 +12,16 @@ class ShapeError(EditError):
 
 
 class ParameterError(EditError):
-    """A number, a choice or a text outside what a step accepts."""
+    """A number, a choice or a text outside the accepted range."""
 
 
 class FamilyError(EditError):
-    """A model family that cannot do what was asked (refused by name)."""
+    """A model family that does not support the method."""
 
 
 class MismatchError(EditError):
-    """Things made for one model, grid or size used with another."""
+    """An input that was made for another model, grid, size or prompt."""
 
 
 class LoadError(EditError):
-    """A file or folder that is missing, unsafe or not what its name says."""
+    """A file or folder that is missing, unsafe or of another kind than expected."""

@@ -1,4 +1,4 @@
-"""Seeded noise, drawn on the CPU with one generator per image: neither device nor batch split changes a result."""
+"""Seeded noise, drawn on the CPU with one generator per image, so that neither device nor batch split changes a result."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit s
 def seeded_noise(
     shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
 ) -> Tensor:
-    """Unit-variance noise [B, ...] in float32; image b depends only on `seeds[b]` and `draw`.
+    """Unit-variance noise [B, ...] in float32; that of image b depends only on `seeds[b]` and `draw`.
 
     Args:
         shape: the shape of one image's noise, [C, h, w].
         seeds: one seed per image, 0 to 2**64 - 1.
-        draw: 0 is the noise an edit starts from; step i of a run that draws afresh uses i + 1.
+        device: where the noise is moved to.
+        draw: 0 is the initial noise of an edit; step i of a run that draws new noise uses i + 1.
     """
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
-        rows.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(rows).to(device)
+    noise = [torch.randn(tuple(shape), generator=_generator(seed, draw)) for seed in seeds]
+    return torch.stack(noise).to(device)
 
 
 def seeded_draw(
     shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """A uniform number in [0, 1) for every image, float32 [B], and noise as `seeded_noise` gives it, of one draw.
+    """A uniform number in [0, 1) and noise for every image: float32 [B] and [B, ...]; arguments as in `seeded_noise`.
 
-    What a loss over random noise levels needs at every step; independent of the batch split too.
+    A loss over random sigmas draws both at every step. The noise is not the one of `seeded_noise` with this `draw`.
     """
-    uniform, rows = [], []
+    uniform = []
+    noise = []
     for seed in seeds:
-        generator = torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
+        generator = _generator(seed, draw)
         uniform.append(torch.rand((), generator=generator))
-        rows.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(uniform).to(device), torch.stack(rows).to(device)
+        noise.append(torch.randn(tuple(shape), generator=generator))
+    return torch.stack(uniform).to(device), torch.stack(noise).to(device)
+
+
+def _generator(seed: int, draw: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
 
 
 def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None) -> list[int]:
-    """Image b of a batch has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
+    """Seeds of a batch: image b has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
     index = list(range(batch)) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]
     return [(seed + i) % 2**64 for i in index]
 
@@ -53,10 +56,15 @@ def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None)
 def start_latent(
     denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True
 ) -> Tensor:
-    """The latent an edit starts from: the source noised to `sigma` (algorithm 1), or noise alone.
+    """The latent [B, C, h, w] that an edit starts from (BLD, algorithm 1).
 
-    `from_source=False` is the published SD2 script's start (section 16, row 3): unit Gaussian in the network's own
-    input scale, whatever the level, so the first call sees an image that is too clean for its timestep.
+    Args:
+        source: source latent [B, C, h, w], model scale.
+        sigma: the first sigma of the run.
+        noise: unit-variance noise of the same shape.
+        from_source: True noises the source to `sigma`. False starts from pure noise as the published SD2 script does
+            (docs/methods.md, section 16, row 3): unit variance in the network's own input scale at any sigma, so the
+            first forward pass sees a latent with too little noise for its timestep.
     """
     if from_source:
         return denoiser.noise(source, noise, sigma)

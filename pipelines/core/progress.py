@@ -1,4 +1,4 @@
-"""How long work reports itself and how it is cancelled.
+"""Progress of long work, and its cancellation.
 
 A `Progress` is called once per step. A host's implementation may raise to cancel; no code in `pipelines/` swallows it.
 """
@@ -13,41 +13,44 @@ from torch import Tensor
 
 class Progress(Protocol):
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """`done` of `total` steps are finished; `preview` is a clean latent [B, C, h, w] in model scale, if there is one."""
+        """Report `done` of `total` steps; `preview` is a denoised latent [B, C, h, w] in model scale, if there is one."""
 
 
 @runtime_checkable
 class LossProgress(Progress, Protocol):
-    """A `Progress` that can also show how far an optimisation has come."""
+    """A `Progress` that also shows the losses of an optimisation."""
 
     def losses(self, values: Sequence[float]) -> None:
-        """Total losses of the steps so far, oldest first; told every few steps, before the step is reported."""
+        """Total losses of the steps so far, oldest first. Called every few steps, before the step is reported."""
 
 
 def silent(done: int, total: int, preview: Tensor | None = None) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
-class Legs:
-    """One progress for a run of several parts: `Legs(progress, (10, 40))(1)` is the progress of the second part."""
+class StagedProgress:
+    """One progress bar for work in stages: `StagedProgress(progress, (10, 40))(1)` is the progress of the second."""
 
     def __init__(self, progress: Progress, lengths: tuple[int, ...]) -> None:
-        self.progress, self.lengths = progress, lengths
+        self.progress = progress
+        self.lengths = lengths
 
-    def __call__(self, leg: int) -> Progress:
-        kind = _LossLeg if isinstance(self.progress, LossProgress) else _Leg
-        return kind(self.progress, sum(self.lengths[:leg]), sum(self.lengths))
+    def __call__(self, stage: int) -> Progress:
+        kind = _LossStage if isinstance(self.progress, LossProgress) else _Stage
+        return kind(self.progress, sum(self.lengths[:stage]), sum(self.lengths))
 
 
-class _Leg:
+class _Stage:
     def __init__(self, progress: Progress, before: int, total: int) -> None:
-        self.progress, self.before, self.total = progress, before, total
+        self.progress = progress
+        self.before = before
+        self.total = total
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
         self.progress(self.before + done, self.total, preview)
 
 
-class _LossLeg(_Leg):
+class _LossStage(_Stage):
     progress: LossProgress
 
     def losses(self, values: Sequence[float]) -> None:

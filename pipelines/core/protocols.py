@@ -1,10 +1,10 @@
-"""What a model must offer: the three protocols between the maths and its hosts.
+"""The protocols between the methods and the hosts that run the networks.
 
-Every method is written against these. `backends/diffusers.py` implements them headless, `hosts/host.py` over a native
-ComfyUI MODEL, VAE and CLIP; the parity tests hold both to the same latents.
+Every method is written against these. `hosts/diffusers/` implements them without ComfyUI, `hosts/comfyui/` over a native
+ComfyUI MODEL, VAE and CLIP. The parity tests compare the latents of both.
 
-Scales: a *latent* is what a VAE gives (unscaled, as on a LATENT socket); a *model-scaled* latent is what the network
-sees (`scale_in`). All loops run on model-scaled latents in float32.
+Scales: a *latent* is what a VAE gives (unscaled, as on a LATENT socket); a latent in *model scale* is what the network
+sees (`scale_in`). All loops run in model scale and float32.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Context:
     Attributes:
         tokens: text embedding [R, T, D], float; R is 1 (for every image) or the batch size.
         pooled: pooled text embedding [R, P], only for families that have one (SDXL).
-        text: the prompt, if it is known (for fingerprints and messages).
-        host: whatever else the host attached (areas, masks, ControlNets, hooks); opaque to the maths.
+        text: the prompt, if it is known (for messages).
+        host: what else the host attached (areas, masks, ControlNets, hooks); opaque to the methods.
     """
 
     tokens: Tensor
@@ -41,16 +41,16 @@ class Context:
         """The same context with another embedding (null-text, value embeddings, interpolation)."""
         return replace(self, tokens=tokens)
 
-    # A context is the prompt that is the same at every step: `guidance.Positive` and `guidance.Negative`.
+    # A context also serves as a prompt that is the same at every step: `guidance.Positive` and `guidance.Negative`.
     def at_sigma(self, sigma: float) -> Context:
-        """Itself, at every sigma."""
+        """This context, at every sigma."""
         return self
 
     def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
-        """Nothing: a plain prompt fits every grid."""
+        """Accept every model and grid, because a plain prompt belongs to none."""
 
     def guides(self, scale: float) -> bool:
-        """As a negative: plain guidance at scale 1 is the conditional prediction alone."""
+        """Whether guidance needs the unconditional prediction: at every scale but 1."""
         return scale != 1
 
     def combine(
@@ -63,13 +63,13 @@ class Context:
         scale: float,
         contexts: Sequence[Context],
     ) -> Tensor:
-        """As a negative: the denoiser's own classifier-free guidance. Arguments as in `guidance.Negative`."""
+        """The denoiser's classifier-free guidance. Arguments as in `guidance.Negative.combine`."""
         return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
 
 
 @dataclass(frozen=True)
 class Token:
-    """One text token: its vocabulary id and the character span [start, end) it covers in the prompt; (-1, -1) = special."""
+    """One text token: its vocabulary id and its character span [start, end) in the prompt; (-1, -1) = special token."""
 
     id: int
     start: int
@@ -78,10 +78,10 @@ class Token:
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A diffusion or flow model in sigma space, seen as a predictor of the clean latent.
+    """A diffusion or flow model in sigma space that predicts the noise-free latent.
 
     VP models (eps and v): z = clean + sigma * noise (the variance-exploding variable). Flow: z = (1 - sigma) clean +
-    sigma * noise. In both, (z - denoise(z)) / sigma is the derivative dz/dsigma (methods.md, 0.2).
+    sigma * noise. In both, (z - denoise(z)) / sigma is the derivative dz/dsigma (docs/methods.md, section 0.2).
     """
 
     family: str
@@ -94,29 +94,38 @@ class Denoiser(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and patches in force: equal for the same model, different for another."""
+        """A digest of the weights and patches in force: equal for the same model, different for another."""
 
     def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
-        """Sigmas of the last `strength` part of a grid of `steps` steps: float32 [n + 1], descending, ending with 0."""
+        """Sigmas of a grid of `steps` steps, of which the last fraction `strength` runs: float32 [n + 1], falling to 0."""
 
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-        """`clean` [B, C, h, w] noised to level `sigma` with unit-variance `noise`, model scale."""
+        """`clean` [B, C, h, w] noised to `sigma` with unit-variance `noise`, model scale."""
 
     def denoise(
         self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
     ) -> Tensor:
-        """Clean predictions [len(contexts), B, C, h, w], float32, of `z` [B, C, h, w] at level `sigma` > 0.
+        """Denoised latents, one per context: float32 [len(contexts), B, C, h, w].
 
-        With `control`, its hooks are in force for this call only. Raises FamilyError where the network has no attention
-        layers of the kind that can be controlled (joint-attention transformers).
+        Args:
+            z: the latent [B, C, h, w] at `sigma`, model scale.
+            sigma: above 0.
+            contexts: the prompts.
+            control: attention hooks for this call only.
+        Raises: FamilyError where the attention of the network cannot be controlled (joint-attention transformers).
         """
 
     def combine(
         self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
     ) -> Tensor:
-        """Classifier-free guidance of two predictions; hosts with their own guidance hooks run them here.
+        """Classifier-free guidance of two predictions. A host with guidance hooks runs them here.
 
-        `contexts` are what was predicted: positive and negative, or the positive alone where guidance is off.
+        Args:
+            z: the latent [B, C, h, w] at `sigma`, model scale.
+            cond, uncond: denoised latents [B, C, h, w].
+            scale: guidance scale.
+            contexts: the prompts of the predictions: positive and negative, or the positive alone without guidance.
+        Returns: the guided denoised latent [B, C, h, w].
         """
 
     def scale_in(self, latent: Tensor) -> Tensor:
@@ -128,51 +137,54 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class DenoiserClone(Protocol):
-    """A denoiser that may learn: a copy whose weights belong to nobody else."""
+    """A trainable copy of a denoiser with its own weights."""
 
     parameters: Sequence[Tensor]
-    """What learns: float32 leaves."""
+    """The trainable tensors: float32 leaves."""
 
     blocks: Sequence[torch.nn.Module]
     """The network's blocks, for gradient checkpointing."""
 
     @property
     def denoiser(self) -> Denoiser:
-        """Predicts with the weights as they are now; gradients reach what learns."""
+        """Predicts with the current weights; gradients reach `parameters`."""
 
     def changes(self) -> dict[str, Tensor]:
-        """What was learned so far, in the layout of `weights.py` under the layer names that LoRA files use."""
+        """The learned changes of the weights (`learning.weight_deltas`), under the layer names of LoRA files."""
 
     def release(self) -> None:
-        """Forget the copy (in every outcome)."""
+        """Free the copy; called also after an error or a cancel."""
 
 
 @runtime_checkable
 class TunableDenoiser(Denoiser, Protocol):
-    """A denoiser whose weights may be learned, on a copy."""
+    """A denoiser that can be fine-tuned, on a copy."""
 
     def model_clone(self, plan: TunePlan, shape: Sequence[int]) -> DenoiserClone:
-        """A copy that learns as `plan` says, on latents [B, C, h, w] of `shape` at most.
+        """A trainable copy.
 
-        Raises: EditError where it does not fit into memory; FamilyError for a network that cannot learn so.
+        Args:
+            plan: which weights learn, and how.
+            shape: the largest latent [B, C, h, w] of the training, for the estimate of memory.
+        Raises: EditError where it does not fit into memory; FamilyError for a network that cannot learn by this plan.
         """
 
 
 @runtime_checkable
 class DecoderClone(Protocol):
-    """A decoder that may learn: a float32 copy whose weights belong to nobody else."""
+    """A trainable float32 copy of a VAE's decoder with its own weights."""
 
     blocks: Sequence[torch.nn.Module]
     """The decoder as a chain; `blocks[i]` maps the output of `blocks[i - 1]`; the last gives [B, 3, H, W] in [-1, 1]."""
 
     def prepare(self, latent: Tensor) -> Tensor:
-        """Latent [B, C, h, w] as the first block wants it."""
+        """The input of the first block for a latent [B, C, h, w]."""
 
     def finish(self) -> LatentCodec:
         """The codec that decodes with the learned weights (and encodes as before)."""
 
     def release(self) -> None:
-        """Forget the copy (after an error or a cancel)."""
+        """Free the copy, after an error or a cancel."""
 
 
 @runtime_checkable
@@ -189,7 +201,7 @@ class LatentCodec(Protocol):
         """Posterior mean [B, C, H / factor, W / factor], float32, unscaled; with `noise` of that shape, a sample."""
 
     def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
-        """Image [B, H, W, 3], float32; without `clamp` the values may leave [0, 1]."""
+        """Image [B, H, W, 3], float32. Without `clamp`, values may lie outside [0, 1]."""
 
     def decoder_clone(self) -> DecoderClone: ...
 
@@ -204,7 +216,7 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class Ranker(Protocol):
-    """A CLIP-style judge of images against texts."""
+    """A CLIP-style model that embeds images and texts in one space."""
 
     @property
     def device(self) -> torch.device: ...
@@ -218,7 +230,7 @@ class Ranker(Protocol):
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """A picture as a sequence of tokens: an image tower before its pooling and projection."""
+    """An image tower before its pooling and projection: images as sequences of tokens."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Tokens [B, S, W], float32, of images [B, H, W, 3] in [0, 1] (resized and normalised inside)."""

@@ -1,7 +1,7 @@
-"""Layouts, batches and sizes: the checks that every step shares.
+"""Checks of layouts, batches and sizes that every method shares.
 
 IMAGE is [B, H, W, 3], MASK is [B, H, W], latents are [B, C, h, w]. Sizes that are not a multiple of the VAE factor are
-padded on the right and at the bottom by reflection, and cropped back exactly: pixel (0, 0) stays latent cell (0, 0).
+padded on the right and at the bottom by reflection, and cropped back exactly. Pixel (0, 0) stays in latent pixel (0, 0).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_image(image: Tensor, socket: str) -> Tensor:
 
 
 def check_mask(mask: Tensor, socket: str) -> Tensor:
-    """MASK as float32 [B, H, W] in [0, 1]; [H, W] and [B, 1, H, W] are accepted too."""
+    """MASK as float32 [B, H, W] in [0, 1]; [H, W] and [B, 1, H, W] are accepted too. Raises ShapeError for anything else."""
     if not isinstance(mask, Tensor):
         raise ShapeError(f"{socket} is a {type(mask).__name__}: connect a MASK")
     if mask.ndim == 2:
@@ -45,7 +45,7 @@ def check_mask(mask: Tensor, socket: str) -> Tensor:
 
 
 def check_latent(latent: Tensor, socket: str, channels: int | None = None) -> Tensor:
-    """Latent [B, C, h, w]; `channels` is what the model takes."""
+    """Latent [B, C, h, w] with the number of channels that the model takes. Raises ShapeError for anything else."""
     if not isinstance(latent, Tensor):
         raise ShapeError(f"{socket} holds a {type(latent).__name__}: connect a LATENT with one tensor of samples")
     if latent.ndim != 4 or 0 in latent.shape:
@@ -77,7 +77,7 @@ def match_batch(value: Tensor, batch: int, socket: str, other: str) -> Tensor:
 
 
 def common_batch(**values: Tensor) -> int:
-    """The batch size that all `values` agree on (ones are repeated). Names are the sockets of the message."""
+    """The batch size that fits all `values`, of which those of size 1 are repeated. Names are sockets, for the message."""
     sizes = {name: value.shape[0] for name, value in values.items()}
     batch = max(sizes.values())
     wrong = {name: size for name, size in sizes.items() if size not in (1, batch)}
@@ -92,7 +92,7 @@ def same_size(a: Tensor, b: Tensor, first: str, second: str) -> None:
     if a.shape[1:3] != b.shape[1:3]:
         raise ShapeError(
             f"{first} is {a.shape[2]} x {a.shape[1]} pixels but {second} is {b.shape[2]} x {b.shape[1]}: "
-            f"give both the same size"
+            "give both the same size"
         )
 
 
@@ -102,7 +102,7 @@ def padded_length(length: int, factor: int) -> int:
 
 
 def _reflect_index(length: int, target: int, device: torch.device) -> Tensor:
-    """0, 1, ..., length - 1, length - 2, ...: reflection without repeating the edge, for any length (1 repeats)."""
+    """0, 1, ..., length - 1, length - 2, ...: reflection without repeating the edge; a single pixel is repeated."""
     index = torch.arange(target, device=device)
     if length == 1:
         return index * 0
@@ -126,6 +126,6 @@ def crop_to(value: Tensor, height: int, width: int) -> Tensor:
     """The exact inverse of `pad_to_factor`: the first `height` rows and `width` columns of dimensions 1 and 2."""
     if value.shape[1] < height or value.shape[2] < width:
         raise ShapeError(
-            f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the picture is smaller"
+            f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the image is smaller"
         )
     return value[:, :height, :width]

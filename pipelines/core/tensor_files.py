@@ -1,4 +1,4 @@
-"""Files of learned embeddings: float32 tensors and JSON facts in safetensors, which can hold no code."""
+"""Files of learned embeddings: float32 tensors and JSON metadata in safetensors, which cannot hold code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ from .errors import LoadError
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor | None], about: dict[str, Any]) -> Path:
-    """A safetensors file of float32 tensors (None is left out) and facts that JSON can hold; folders are made."""
+    """Write a safetensors file, creating its folders.
+
+    Args:
+        path: the file.
+        kind: the format's name and version, which `read_tensors` checks.
+        tensors: saved in float32; None is left out.
+        about: metadata that JSON can hold.
+    Returns: `path`.
+    """
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = torch.contiguous_format
-    given = {name: value for name, value in tensors.items() if value is not None}
-    held = {name: value.detach().float().cpu().clone(memory_format=whole) for name, value in given.items()}
-    save_file(held, path, metadata={"format": kind, "embeddings": json.dumps(about)})
+    saved = {
+        name: value.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+        if value is not None
+    }
+    save_file(saved, path, metadata={"format": kind, "embeddings": json.dumps(about)})
     return path
 
 
 def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote: its kind, one of `kinds`, its tensors and facts. Raises LoadError for any other file."""
+    """Read kind, tensors and metadata that `write_tensors` wrote. Raises LoadError unless the kind is one of `kinds`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -36,7 +46,9 @@ def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tenso
             header = file.metadata() or {}
             kind = str(header.get("format"))
             if kind not in kinds:
-                raise LoadError(f"{path} holds no embeddings of EditKit: choose a file that its save node wrote")
+                raise LoadError(
+                    f"{path} holds no embeddings of EditKit: choose a file that 'Save Inversion Embeddings' wrote"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file is no dict
             return kind, tensors, json.loads(header["embeddings"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -44,4 +56,5 @@ def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tenso
 
 
 def incomplete(path: Path, error: Exception) -> LoadError:
+    """The error for a file in which a tensor or a fact is missing."""
     return LoadError(f"{path} is incomplete ({error}): save the embeddings again")

@@ -1,6 +1,6 @@
-"""The path of a real image through the noise levels: what an inversion leaves behind (methods.md, sections 5 and 14).
+"""The trajectory of a real image through the sigmas of a grid: what an inversion returns (docs/methods.md, sections 5, 14).
 
-A trajectory belongs to one model, one grid, one size and one prompt, knows them all, and is refused elsewhere by name.
+A trajectory belongs to one model, one grid, one latent size and one prompt. It records all four and refuses others.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from torch import Tensor
 from .errors import MismatchError
 from .protocols import Context, Denoiser
 from .shapes import match_batch
-
-SIGMA_TOLERANCE = 1e-5  # relative; a sampler may hand a level back in another precision
+from .sigmas import SIGMA_TOLERANCE
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Latents of one image batch at the levels `first` to N of a grid; nobody writes into its tensors.
+    """Latents of one image batch at the sigmas `first` to N of a grid. Its tensors are never written to.
 
     Attributes:
         sigmas: the whole grid, float32 [N + 1], falling, on the CPU.
-        latents: model-scaled [N + 1 - first, B, C, h, w] on the model's device, noisiest first; the last is the source.
-        source_latent: the source as the VAE gave it (unscaled) [B, C, h, w]: results return its bits outside a mask.
+        latents: model scale, [N + 1 - first, B, C, h, w] on the model's device, noisiest first; the last is the source.
+        source_latent: the source as the VAE gave it (unscaled) [B, C, h, w]. Results copy its bits outside a mask.
         family, fingerprint: of the model that made it.
         prompt: digest of the context that it was made with (`context_digest`).
     """
@@ -44,7 +43,7 @@ class Trajectory:
 
     @property
     def first(self) -> int:
-        """The noisiest level held: 0 for the whole grid, more where the inversion stopped at an encoding ratio."""
+        """Index of the noisiest latent in the grid: 0, or more where the inversion stopped at an encoding ratio."""
         return self.steps + 1 - len(self.latents)
 
     @property
@@ -53,35 +52,37 @@ class Trajectory:
 
     @property
     def source(self) -> Tensor:
-        """The clean source in model scale, [B, C, h, w]."""
+        """The source latent in model scale, [B, C, h, w]."""
         return self.latents[-1]
 
-    def level(self, index: int) -> Tensor:
-        """The latent [B, C, h, w] at level `index` of the whole grid. Raises MismatchError for one that is not held."""
+    def latent(self, index: int) -> Tensor:
+        """The latent [B, C, h, w] at sigma number `index` of the grid. Raises MismatchError below `first`."""
         if not self.first <= index <= self.steps:
             raise MismatchError(
-                f"trajectory holds levels {self.first} to {self.steps} but level {index} is needed: "
+                f"trajectory has the latents {self.first} to {self.steps} of its grid but number {index} is needed: "
                 "invert with a larger encoding ratio"
             )
         return self.latents[index - self.first]
 
     def at(self, sigma: float, step: int = 0) -> Tensor:
-        """The latent at noise level `sigma`: exact on the grid; between two levels, on the line that DDIM draws there.
+        """The latent [B, C, h, w] at `sigma`: exact on the grid, interpolated linearly in sigma (as DDIM steps) between.
 
-        `step` is not needed (a path draws no noise); it is there because a noised background takes it too.
-        Raises: MismatchError for a level outside the path.
+        Args:
+            sigma: from the noisiest sigma of the trajectory down to its last.
+            step: not used; the other backgrounds of a blended edit draw noise by it.
+        Raises: MismatchError for a sigma outside the trajectory.
         """
-        levels = self.sigmas[self.first :].tolist()
-        for index, level in enumerate(levels):
-            if abs(sigma - level) <= SIGMA_TOLERANCE * level:
+        sigmas = self.sigmas[self.first :].tolist()
+        for index, own in enumerate(sigmas):
+            if abs(sigma - own) <= SIGMA_TOLERANCE * own:
                 return self.latents[index]
-            if level < sigma:
+            if own < sigma:
                 if index == 0:
                     break
-                share = (sigma - level) / (levels[index - 1] - level)
-                return torch.lerp(self.latents[index], self.latents[index - 1], share)
+                fraction = (sigma - own) / (sigmas[index - 1] - own)
+                return torch.lerp(self.latents[index], self.latents[index - 1], fraction)
         raise MismatchError(
-            f"trajectory runs from sigma {levels[0]:.4g} to {levels[-1]:.4g} but {sigma:.4g} is asked: use its own sigmas"
+            f"trajectory runs from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g} but {sigma:.4g} is needed: use its own sigmas"
         )
 
     def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
@@ -102,34 +103,43 @@ class Trajectory:
             )
 
     def fitted(self, denoiser: Denoiser, sigmas: Tensor, like: Tensor) -> Trajectory:
-        """This path for a latent batch `like` [B, C, h, w] on its device (a batch of 1 serves any). Raises MismatchError."""
+        """The trajectory for the batch and device of the latent `like` [B, C, h, w]; a batch of 1 is repeated.
+
+        Raises: MismatchError for another model, grid or latent size; ShapeError for another batch.
+        """
         self.check(denoiser, sigmas)
         if self.latents.shape[2:] != like.shape[1:]:
             raise MismatchError(
                 f"trajectory has latents {list(self.latents.shape[2:])} but the latent is {list(like.shape[1:])} "
-                "(channels, height, width): invert the picture at this size"
+                "(channels, height, width): invert the image at this size"
             )
         return self.expanded(like.shape[0]).to(like.device)
 
     def expanded(self, batch: int) -> Trajectory:
-        """The path for `batch` images; raises ShapeError unless it has as many or one."""
+        """The trajectory for `batch` images; raises ShapeError unless it has as many or one."""
         latents = match_batch(self.latents.transpose(0, 1), batch, "trajectory", "the latent").transpose(0, 1)
-        return replace(
-            self, latents=latents, source_latent=match_batch(self.source_latent, batch, "trajectory", "the latent")
-        )
+        source_latent = match_batch(self.source_latent, batch, "trajectory", "the latent")
+        return replace(self, latents=latents, source_latent=source_latent)
 
     def to(self, device: torch.device) -> Trajectory:
         return replace(self, latents=self.latents.to(device), source_latent=self.source_latent.to(device))
 
 
 def made_trajectory(
-    denoiser: Denoiser, clean: Tensor, path: Sequence[Tensor], sigmas: Tensor, context: Context
+    denoiser: Denoiser, source_latent: Tensor, latents: Sequence[Tensor], sigmas: Tensor, context: Context
 ) -> Trajectory:
-    """A trajectory from its latents, source first, along the last len(path) levels of `sigmas`."""
+    """The trajectory of an inversion.
+
+    Args:
+        source_latent: as the VAE gave it (unscaled), [B, C, h, w].
+        latents: model scale, [B, C, h, w] each, the source first, at the last len(latents) sigmas in reverse.
+        sigmas: the whole grid [N + 1].
+        context: the inversion prompt.
+    """
     return Trajectory(
         sigmas=sigmas.detach().float().cpu().clone(),
-        latents=torch.stack(list(reversed(path))),
-        source_latent=clean.detach().to(path[0].device, copy=True),
+        latents=torch.stack(list(reversed(latents))),
+        source_latent=source_latent.detach().to(latents[0].device, copy=True),
         family=denoiser.family,
         fingerprint=denoiser.fingerprint,
         prompt=context_digest(context),
@@ -137,30 +147,30 @@ def made_trajectory(
 
 
 def context_digest(context: Context) -> str:
-    """A name for an encoded prompt: equal for equal embeddings. What a host attached besides is not part of it."""
+    """A digest of a prompt's embeddings. What a host attached to it is not part of it."""
     digest = hashlib.blake2b(digest_size=8)
-    for value in (context.tokens, context.pooled):
-        if value is not None:
-            value = value.detach().float().cpu().contiguous()
-            digest.update(str(tuple(value.shape)).encode() + value.numpy().tobytes())
+    for embedding in (context.tokens, context.pooled):
+        if embedding is not None:
+            embedding = embedding.detach().float().cpu().contiguous()
+            digest.update(str(tuple(embedding.shape)).encode() + embedding.numpy().tobytes())
     return digest.hexdigest()
 
 
 def check_grid(own: Tensor, sigmas: Tensor, name: str) -> None:
     """Raises MismatchError unless `sigmas` is the grid `own` or the last part of it; `name` is what was made on it."""
-    given, own = sigmas.detach().float().cpu(), own.detach().float().cpu()
+    own, given = own.detach().float().cpu(), sigmas.detach().float().cpu()
     if len(given) > len(own) or not torch.allclose(given, own[len(own) - len(given) :], rtol=SIGMA_TOLERANCE, atol=0):
         raise MismatchError(
-            f"{name} was made on {_grid(own)} but is used on {_grid(given)}: connect the same SIGMAS, or the last part of them"
+            f"{name} was made on {_brief(own)} but is used on {_brief(given)}: connect the same SIGMAS, or the last part of them"
         )
 
 
-def _grid(sigmas: Tensor) -> str:
+def _brief(sigmas: Tensor) -> str:
     return f"{len(sigmas) - 1} steps from sigma {float(sigmas[0]):.4g} to {float(sigmas[-1]):.4g}"
 
 
 def check_model(family: str, fingerprint: str | None, denoiser: Denoiser) -> None:
-    """Raises MismatchError unless embeddings of this model suit `denoiser`; after loading the family alone is known."""
+    """Raises MismatchError unless embeddings made with this model suit `denoiser`; a file records only the family."""
     if family != denoiser.family or fingerprint not in (None, denoiser.fingerprint):
         raise MismatchError(
             f"embeddings were made with another model (family {family!r}, {fingerprint or 'from a file'}) than the one"

@@ -15,7 +15,7 @@ from editkit.pipelines.core.sigmas import (
     check_sigmas,
     euler_step,
     even_sigmas,
-    executed,
+    executed_steps,
     leading_sigmas,
     step_of_sigma,
 )
@@ -39,9 +39,9 @@ def test_leading_grid_is_the_published_one():
 def test_strength_keeps_the_last_part_of_the_same_grid():
     table = sd_table()
     full = leading_sigmas(table, 50)
-    assert executed(50, 0.75) == 38
+    assert executed_steps(50, 0.75) == 38
     assert torch.equal(leading_sigmas(table, 50, 0.75), full[12:])
-    assert [executed(10, s) for s in (1.0, 0.9, 0.5, 0.1, 0.05)] == [10, 9, 5, 1, 1]
+    assert [executed_steps(10, s) for s in (1.0, 0.9, 0.5, 0.1, 0.05)] == [10, 9, 5, 1, 1]
 
 
 @given(st.integers(1, 1000), st.floats(0.01, 1))
@@ -50,7 +50,7 @@ def test_grids_fall_strictly_and_end_at_zero(steps, strength):
         leading_sigmas(sd_table(), steps, strength),
         even_sigmas(torch.linspace(0.001, 1, 1000), steps, strength),
     ):
-        assert len(check_sigmas(grid)) == executed(steps, strength) + 1 and grid[-1] == 0
+        assert len(check_sigmas(grid)) == executed_steps(steps, strength) + 1 and grid[-1] == 0
 
 
 def test_flow_grid_starts_at_pure_noise():
