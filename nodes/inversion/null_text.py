@@ -1,31 +1,40 @@
-"""Guided reconstruction nodes: negatives under which guided sampling gives the picture back, and any sampler with them."""
+"""Null-text and negative-prompt inversion, and a guider that uses their embeddings."""
 
 from __future__ import annotations
 
-from ...hosts import host as _host
+from ...hosts.embeddings import embeddings_in, embeddings_out
+from ...hosts.host import embeddings_guider, open_denoiser, progress_bar, sampling_of
+from ...hosts.latent import finished_out
+from ...hosts.sockets import context_of
+from ...hosts.trajectory import trajectory_in, trajectory_rest
 from ...pipelines.evaluation.drawing import curve
-from ...pipelines.inversion.null_text import NullTextOptions, NullTextResult, negative_prompt, null_text
+from ...pipelines.inversion.negative_prompt import negative_prompt
+from ...pipelines.inversion.null_text import NullTextOptions, NullTextResult, null_text
 from ...pipelines.inversion.proximal import SHRINK, TARGETS, Proximal
-from .._api import EmbeddingsSocket, TrajectorySocket, io, schema, show_text
+from .._api import EmbeddingsSocket, io, reproduction_switch, schema, show_text
+from .._inputs import (
+    PATCHES_STAY,
+    cfg_input,
+    embeddings_input,
+    loss_curve_output,
+    model_input,
+    report_output,
+    tolerance_inputs,
+    trajectory_input,
+)
 
 NO_PROX = "off"
 
 
-def _model(tooltip: str) -> io.Model.Input:
-    return io.Model.Input("model", tooltip=tooltip)
-
-
-def _trajectory() -> TrajectorySocket.Input:
-    return TrajectorySocket.Input(
-        "trajectory", tooltip="The picture's inversion at cfg 1 with the same model, from 'Invert picture (DDIM)'."
-    )
+def _trajectory():
+    return trajectory_input("Inversion of the image at cfg 1 with the same model, from 'DDIM Inversion'.")
 
 
 def _embeddings_output() -> EmbeddingsSocket.Output:
     return EmbeddingsSocket.Output(
         "embeddings",
         display_name="embeddings",
-        tooltip="One negative per step: for every negative of EditKit's nodes, and for 'Guider with embeddings'.",
+        tooltip="One negative per step, for the negative input of EditKit's nodes and 'Per-Step Negative Guider'.",
     )
 
 
@@ -34,32 +43,25 @@ class NullText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_NullText",
-            display_name="Null-text inversion",
+            display_name="Null-Text Inversion",
             category="EditKit/inversion",
             description=(
-                "Learns the empty prompt anew for every step, until guided sampling at this cfg retraces the inversion: the "
-                "picture comes back, and another positive prompt then edits it. Only these embeddings learn; the model stays."
+                "Optimises the empty prompt for every step, so that guided sampling reconstructs the inverted image at this "
+                "CFG scale. With another positive prompt the image is then edited. The model does not change."
             ),
             search_aliases=["NTI", "null text optimisation", "real image editing", "reconstruction"],
             inputs=[
-                _model("The model of the inversion; gradients pass through it, its weights do not change."),
+                model_input("The model of the inversion. Its weights do not change."),
                 _trajectory(),
-                io.Conditioning.Input("positive", tooltip="The prompt of the inversion: what the picture shows."),
-                io.Conditioning.Input("negative", tooltip="An empty prompt: where the embeddings start."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale to reconstruct, and later edit, at; 7.5 as published, 1 learns nothing.",
-                ),
+                io.Conditioning.Input("positive", tooltip="The inversion prompt: what the image shows."),
+                io.Conditioning.Input("negative", tooltip="An empty prompt. The embeddings start here."),
+                cfg_input(7.5, "CFG scale of the reconstruction and of the later edit. At 1 nothing is learned."),
                 io.Int.Input(
                     "inner_steps",
                     default=10,
                     min=0,
                     max=500,
-                    tooltip="Most updates per sampling step; 10 as published. 0 keeps the negative as it is.",
+                    tooltip="Most updates per sampling step, 0 to 500. 0 keeps the negative prompt.",
                 ),
                 io.Float.Input(
                     "lr",
@@ -68,42 +70,19 @@ class NullText(io.ComfyNode):
                     max=1.0,
                     step=1e-4,
                     round=1e-6,
-                    tooltip="Adam's learning rate at the first step; it falls to half at the last. 0.01 as published.",
+                    tooltip="Learning rate of Adam at the first step. It falls linearly to half at the last step.",
                 ),
-                io.Float.Input(
-                    "tolerance",
-                    default=1e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-8,
-                    optional=True,
-                    tooltip="A step is done when its mean squared error is below this; 1e-5 as published, 0 never stops early.",
-                ),
-                io.Float.Input(
-                    "tolerance_growth",
-                    default=2e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-8,
-                    optional=True,
-                    tooltip="How much the tolerance grows with every sampling step; 2e-5 as published.",
-                ),
+                *tolerance_inputs(),
             ],
             outputs=[
                 _embeddings_output(),
                 io.Latent.Output(
                     "reconstruction",
                     display_name="reconstruction",
-                    tooltip="Where guided sampling with them ends: the picture, at no further cost.",
+                    tooltip="Result of guided sampling with the embeddings: the reconstructed image.",
                 ),
-                io.Image.Output(
-                    "loss_curve", display_name="loss curve", tooltip="Loss of every sampling step, logarithmic."
-                ),
-                io.String.Output(
-                    "report", display_name="report", tooltip="How many updates it took, and the losses left."
-                ),
+                loss_curve_output("Loss of every sampling step, on a logarithmic axis."),
+                report_output("Number of updates and the remaining loss."),
             ],
         )
 
@@ -112,24 +91,20 @@ class NullText(io.ComfyNode):
         cls, model, trajectory, positive, negative, cfg, inner_steps, lr, tolerance=1e-5, tolerance_growth=2e-5
     ) -> io.NodeOutput:
         options = NullTextOptions(cfg, inner_steps, lr, tolerance, tolerance_growth)
-        path = _host.trajectory_in(trajectory)
-        contexts = [_host.context(positive, "positive"), _host.context(negative, "negative")]
-        updates = (len(path.latents) - 1) * max(1, inner_steps)
-        with _host.open_denoiser(model, path.source.shape, contexts, sigmas=path.sigmas, learning=True) as denoiser:
-            found = null_text(
-                denoiser, path, *contexts, options=options, progress=_host.progress(updates, model)
-            )  # fmt: skip
+        inverted = trajectory_in(trajectory)
+        contexts = [context_of(positive, "positive"), context_of(negative, "negative")]
+        updates = (len(inverted.latents) - 1) * max(1, inner_steps)
+        with open_denoiser(model, inverted.source.shape, contexts, sigmas=inverted.sigmas, learning=True) as denoiser:
+            found = null_text(denoiser, inverted, *contexts, options=options, progress=progress_bar(updates, model))
             rebuilt = denoiser.scale_out(found.rebuilt)
         text, plot = _report(found, inner_steps), curve(found.losses, "null-text inversion: loss of every step")
-        latent = _host.finished_out(rebuilt, like=_host.trajectory_rest(trajectory))
-        return io.NodeOutput(
-            _host.embeddings_out(found.embeddings), latent, plot, text, ui=show_text(cls, plot, text)
-        )  # fmt: skip
+        latent = finished_out(rebuilt, like=trajectory_rest(trajectory))
+        return io.NodeOutput(embeddings_out(found.embeddings), latent, plot, text, ui=show_text(cls, plot, text))
 
 
 def _report(found: NullTextResult, inner: int) -> str:
     if not any(found.updates):
-        return "null-text: nothing was learned (cfg is 1, or inner_steps 0): the negative stays as it is"
+        return "null-text: nothing was learned (cfg is 1 or inner_steps is 0): the negative prompt is unchanged"
     steps, worst = len(found.losses), max(found.losses)
     mean = sum(found.losses) / steps
     return (
@@ -143,23 +118,23 @@ class NegativePrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_NegativePrompt",
-            display_name="Negative-prompt inversion (NPI, ProxNPI)",
+            display_name="Negative-Prompt Inversion (NPI, ProxNPI)",
             category="EditKit/inversion",
             description=(
-                "The source prompt itself as negative: guidance then cancels for the source at any cfg, and nothing has to be "
-                "learned. ProxNPI also cuts away small changes that guidance makes, and can pull the rest back to the source."
+                "Uses the source prompt as negative prompt. For the source, CFG then cancels out at any scale, and nothing has "
+                "to be learned. ProxNPI also removes small guidance differences, so that less of the image changes."
             ),
             search_aliases=["NPI", "ProxNPI", "proximal guidance", "ProxEdit", "real image editing"],
             inputs=[
-                _model("The model of the inversion."),
+                model_input("The model of the inversion."),
                 _trajectory(),
-                io.Conditioning.Input("positive", tooltip="The prompt of the inversion: what the picture shows."),
+                io.Conditioning.Input("positive", tooltip="The inversion prompt: what the image shows."),
                 io.Combo.Input(
                     "prox",
                     options=[NO_PROX, *SHRINK],
                     default=NO_PROX,
-                    tooltip="Cut small guidance away (ProxNPI). soft: everything shrinks by the cut, the published mode 'l0'. "
-                    "hard: what is above stays. published l1: as its code, which shrinks twice.",
+                    tooltip="Remove small guidance differences (ProxNPI). soft: shrink all by the threshold (named 'l0' in the "
+                    "published code). hard: keep what exceeds the threshold. published l1: as in its code, which shrinks twice.",
                 ),
                 io.Float.Input(
                     "quantile",
@@ -167,49 +142,78 @@ class NegativePrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the differences to cut, 0 to 1; 0.4 is what the published 0.7 comes to.",
+                    tooltip="Share of the guidance differences to remove, 0 to 1. It sets the threshold.",
                 ),
-                *_pull_inputs(),
-                *_variants(),
+                *_inversion_guidance_inputs(),
+                *_variant_inputs(),
             ],
             outputs=[_embeddings_output()],
         )
 
     @classmethod
     def execute(
-        cls, model, trajectory, positive, prox, quantile, pull=0.0, pull_to="path", dilation=1, pull_below=1000.0,
-        threshold=0.0, negative=None, interpolation=0.0, batch_quantile=False, mask_of_shrunk=False,
-    ) -> io.NodeOutput:  # fmt: skip
-        proximal = Proximal(
-            mode=prox, quantile=quantile, threshold=threshold or None, batch_quantile=batch_quantile, pull=pull,
-            pull_below=pull_below, pull_to=pull_to, dilation=dilation, mask_of_shrunk=mask_of_shrunk,
-        ) if prox != NO_PROX else None  # fmt: skip
+        cls,
+        model,
+        trajectory,
+        positive,
+        prox,
+        quantile,
+        pull=0.0,
+        pull_to="path",
+        dilation=1,
+        pull_below=1000.0,
+        threshold=0.0,
+        negative=None,
+        interpolation=0.0,
+        batch_quantile=False,
+        mask_of_shrunk=False,
+    ) -> io.NodeOutput:
+        proximal = (
+            Proximal(
+                mode=prox,
+                quantile=quantile,
+                threshold=threshold or None,
+                batch_quantile=batch_quantile,
+                inversion_guidance=pull,
+                inversion_guidance_below=pull_below,
+                inversion_guidance_target=pull_to,
+                dilation=dilation,
+                mask_of_shrunk=mask_of_shrunk,
+            )
+            if prox != NO_PROX
+            else None
+        )
         found = negative_prompt(
-            _host.levels(model), _host.trajectory_in(trajectory), _host.context(positive, "positive"),
-            null=None if negative is None else _host.context(negative, "negative"),
-            interpolation=interpolation, proximal=proximal,
-        )  # fmt: skip
-        return io.NodeOutput(_host.embeddings_out(found))
+            sampling_of(model),
+            trajectory_in(trajectory),
+            context_of(positive, "positive"),
+            null=None if negative is None else context_of(negative, "negative"),
+            interpolation=interpolation,
+            proximal=proximal,
+        )
+        return io.NodeOutput(embeddings_out(found))
 
 
-def _pull_inputs() -> list:
-    """ProxNPI's way back to the source."""
+def _inversion_guidance_inputs() -> list:
+    """ProxNPI's inversion guidance (Han et al., section 3.3)."""
     return [
         io.Float.Input(
             "pull",
+            display_name="inversion guidance",
             default=0.0,
             min=0.0,
             max=1.0,
             step=0.01,
             optional=True,
-            tooltip="Share of the way back to the source, 0 to 1, where nothing is left of the guidance. Needs prox.",
+            tooltip="Moves regions without guidance back to the source, 0 (off) to 1 (fully). Needs prox.",
         ),
         io.Combo.Input(
             "pull_to",
+            display_name="inversion guidance target",
             options=list(reversed(TARGETS)),
-            default="path",
+            default=TARGETS[-1],
             optional=True,
-            tooltip="path: the inversion at the level that a step reaches. source: the clean picture.",
+            tooltip="path: the trajectory at the sigma the step reaches. source: the clean source latent.",
         ),
         io.Int.Input(
             "dilation",
@@ -217,22 +221,23 @@ def _pull_inputs() -> list:
             min=0,
             max=64,
             optional=True,
-            tooltip="Latent cells by which what may change is grown before the rest is pulled; 1 or 2 as published.",
+            tooltip="Dilation of the edited region in latent pixels, 0 to 64, before inversion guidance is applied to the rest.",
         ),
         io.Float.Input(
             "pull_below",
+            display_name="inversion guidance below sigma",
             default=1000.0,
             min=0.0,
             max=1000.0,
             step=0.01,
             optional=True,
-            tooltip="Pull only below this noise level (sigma, 0 to 1000); timestep 400, as published, is 1.16. 1000 = always.",
+            tooltip="Apply inversion guidance only below this sigma, 0 to 1000. The published timestep 400 is 1.16. 1000 = always.",
         ),
     ]
 
 
-def _variants() -> list:
-    """Another cut, NPI's way towards the empty prompt, and what the published code does differently."""
+def _variant_inputs() -> list:
+    """A fixed threshold, the interpolation of NPI, and what the published code does differently."""
     return [
         io.Float.Input(
             "threshold",
@@ -241,10 +246,10 @@ def _variants() -> list:
             max=100.0,
             step=0.01,
             optional=True,
-            tooltip="A fixed cut in units of noise instead of the quantile; 0 = use the quantile.",
+            tooltip="A fixed threshold in units of predicted noise, instead of the quantile. 0 = use the quantile.",
         ),
         io.Conditioning.Input(
-            "negative", optional=True, tooltip="For interpolation: an empty prompt, as long as the positive."
+            "negative", optional=True, tooltip="For interpolation: an empty prompt with as many tokens as positive."
         ),
         io.Float.Input(
             "interpolation",
@@ -253,19 +258,21 @@ def _variants() -> list:
             max=1.0,
             step=0.01,
             optional=True,
-            tooltip="How far the negative lies from the source prompt (0) towards the empty one (1).",
+            tooltip="Interpolates the negative from the source prompt (0) to the empty prompt (1).",
         ),
-        io.Boolean.Input(
+        reproduction_switch(
+            io.Boolean,
             "batch_quantile",
             default=False,
             optional=True,
-            tooltip="As published: one quantile over the whole batch and as many zeros; use 0.7 then.",
+            tooltip="Take one quantile over source and target together, as the published code does. Use quantile 0.7 then.",
         ),
-        io.Boolean.Input(
+        reproduction_switch(
+            io.Boolean,
             "mask_of_shrunk",
             default=False,
             optional=True,
-            tooltip="As published: what may change is told from the shrunk difference, so soft modes test twice the cut.",
+            tooltip="Find the edited region from the shrunk difference, as the published code does.",
         ),
     ]
 
@@ -275,39 +282,34 @@ class EmbeddingsGuider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_EmbeddingsGuider",
-            display_name="Guider with embeddings",
+            display_name="Per-Step Negative Guider",
             category="EditKit/inversion",
             description=(
-                "Guides any native sampler (SamplerCustomAdvanced) with the negative of the step in force, found by its noise "
-                "level. LoRA, ControlNet and hooks of model and positive act as usual."
+                "A guider for SamplerCustomAdvanced with one negative per step: it picks the embeddings of an inversion by "
+                "sigma. LoRA, ControlNet and hooks of model and positive stay active."
             ),
             search_aliases=["CFGGuider", "null text", "NPI", "ProxNPI", "SamplerCustomAdvanced"],
             inputs=[
-                _model("The model that the embeddings were made with; LoRA and other patches stay in force."),
-                io.Conditioning.Input("positive", tooltip="The source prompt to reconstruct, or another to edit."),
-                EmbeddingsSocket.Input("embeddings", tooltip="Of null-text or negative-prompt inversion."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale; null-text embeddings reconstruct at the one they were learned for.",
+                model_input(f"The model the embeddings were made with. {PATCHES_STAY}"),
+                io.Conditioning.Input(
+                    "positive", tooltip="The source prompt to reconstruct, or another prompt to edit."
                 ),
+                embeddings_input("From null-text or negative-prompt inversion."),
+                cfg_input(7.5, "CFG scale. Null-text embeddings reconstruct at the scale they were learned for."),
             ],
             outputs=[
                 io.Guider.Output(
                     "guider",
                     display_name="guider",
-                    tooltip="For SamplerCustomAdvanced, on the sigmas of the inversion or a part of them.",
+                    tooltip="For SamplerCustomAdvanced, on all or some of the sigmas of the inversion.",
                 )
             ],
         )
 
     @classmethod
     def execute(cls, model, positive, embeddings, cfg) -> io.NodeOutput:
-        negatives = _host.embeddings_in(embeddings)
-        return io.NodeOutput(_host.embeddings_guider(model, _host.context(positive, "positive"), negatives, cfg))
+        negatives = embeddings_in(embeddings)
+        return io.NodeOutput(embeddings_guider(model, context_of(positive, "positive"), negatives, cfg))
 
 
 NODES = [NullText, NegativePrompt, EmbeddingsGuider]

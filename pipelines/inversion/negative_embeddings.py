@@ -1,6 +1,7 @@
-"""Negatives for guided reconstruction: one unconditional embedding per step, learned or borrowed (methods.md, 11.3 to 11.5).
+"""Negatives for guided reconstruction: the result of null-text inversion and of negative-prompt inversion.
 
-What null-text inversion and negative-prompt inversion leave behind. It stands wherever a negative prompt does.
+One unconditional embedding per step, learned (null-text) or the source prompt (NPI); docs/methods.md, sections 11.3 to
+11.5. `Embeddings` can be used wherever a negative prompt can.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from ..core.trajectory import Trajectory, check_grid, check_model
 from .proximal import Proximal
 
 FORMAT = "editkit-embeddings-1"
+FILE_KEYS = {
+    "inversion_guidance": "pull",
+    "inversion_guidance_below": "pull_below",
+    "inversion_guidance_target": "pull_to",
+}  # fields of `Proximal` that files call otherwise
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,15 @@ class Embeddings:
     """A negative context for every step of a grid (a `guidance.Negative`).
 
     Attributes:
-        base: everything of the negative that does not change; with `tokens` None it serves every step.
+        base: the parts of the negative that all steps share; with `tokens` None it is the negative of every step.
         tokens: learned embeddings, float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`.
         sigmas: the whole grid, float32 [N + 1], on the CPU.
-        family: of the model.    fingerprint: of the model; None after loading from a file, and then not checked.
+        family: of the model.
+        fingerprint: of the model; None after loading from a file, and then not checked.
         prompt: digest of the source prompt (`context_digest`).
-        guidance_scale: what the embeddings were learned for; None if they suit any.
-        proximal: how the difference of the two predictions is cut down (ProxNPI).
-        trajectory: the source's trajectory, where `proximal` pulls towards it.
+        guidance_scale: the scale they were learned for; None if they suit any.
+        proximal: proximal guidance (ProxNPI); None for plain guidance.
+        trajectory: of the source; needed where `proximal` uses inversion guidance.
     """
 
     base: Context
@@ -64,7 +71,7 @@ class Embeddings:
         return self.base if self.tokens is None else self.base.with_tokens(self.tokens[step - self.first])
 
     def at_sigma(self, sigma: float) -> Context:
-        """The negative while a sampler moves through `sigma`."""
+        """The negative of the step that a sampler makes at `sigma`."""
         return self.at(step_of_sigma(float(sigma), self.sigmas))
 
     def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
@@ -74,13 +81,19 @@ class Embeddings:
             check_grid(self.sigmas, sigmas, "embeddings")
 
     def guides(self, scale: float) -> bool:
-        """Whether the unconditional prediction is needed; proximal guidance needs it at every scale."""
+        """Whether the unconditional prediction is needed; proximal guidance needs it at every guidance scale."""
         return scale != 1 or self.proximal is not None
 
     def combine(
-        self, denoiser: Denoiser, z: Tensor, sigma: float, cond: Tensor, uncond: Tensor, scale: float,
+        self,
+        denoiser: Denoiser,
+        z: Tensor,
+        sigma: float,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
         contexts: Sequence[Context],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See `guidance.Negative`; with `proximal`, proximal guidance."""
         if self.proximal is None:
             return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
@@ -99,17 +112,27 @@ class Embeddings:
 
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> Path:
-    """Write a safetensors file; folders are made. What a host attached to the prompt (areas, ControlNets) is not saved."""
-    base, source = embeddings.base, embeddings.trajectory
+    """Write a safetensors file and the folders above it; returns `path`.
+
+    What a host attached to the prompt (areas, ControlNets) is not saved.
+    """
+    base = embeddings.base
+    trajectory = embeddings.trajectory
     tensors = {
-        "base": base.tokens, "pooled": base.pooled, "tokens": embeddings.tokens, "sigmas": embeddings.sigmas,
-        "path": None if source is None else source.latents, "clean": None if source is None else source.source_latent,
-    }  # fmt: skip
+        "base": base.tokens,
+        "pooled": base.pooled,
+        "tokens": embeddings.tokens,
+        "sigmas": embeddings.sigmas,
+        "path": None if trajectory is None else trajectory.latents,
+        "clean": None if trajectory is None else trajectory.source_latent,
+    }
     about = {
-        "family": embeddings.family, "prompt": embeddings.prompt, "text": base.text,
+        "family": embeddings.family,
+        "prompt": embeddings.prompt,
+        "text": base.text,
         "guidance_scale": embeddings.guidance_scale,
-        "proximal": None if embeddings.proximal is None else asdict(embeddings.proximal),
-    }  # fmt: skip
+        "proximal": None if embeddings.proximal is None else _proximal_to_file(embeddings.proximal),
+    }
     return write_tensors(path, FORMAT, tensors, about)
 
 
@@ -120,16 +143,31 @@ def load_embeddings(path: Path) -> Embeddings:
 
 
 def read_embeddings(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Embeddings:
-    """The embeddings of a file's `tensors` and facts. Raises LoadError where something is missing; `path` names it."""
+    """The embeddings in the tensors and the metadata of a file; errors name its `path`. Raises LoadError if incomplete."""
     try:
-        base = Context(tensors["base"], tensors.get("pooled"), about["text"])
-        sigmas, proximal = tensors["sigmas"], about["proximal"]
-        source = None
+        sigmas = tensors["sigmas"]
+        trajectory = None
         if "path" in tensors:
-            source = Trajectory(sigmas, tensors["path"], tensors["clean"], about["family"], "", about["prompt"])
+            trajectory = Trajectory(sigmas, tensors["path"], tensors["clean"], about["family"], "", about["prompt"])
         return Embeddings(
-            base, tensors.get("tokens"), sigmas, about["family"], None, about["prompt"], about["guidance_scale"],
-            Proximal(**proximal) if proximal else None, source,
-        )  # fmt: skip
+            base=Context(tensors["base"], tensors.get("pooled"), about["text"]),
+            tokens=tensors.get("tokens"),
+            sigmas=sigmas,
+            family=about["family"],
+            fingerprint=None,
+            prompt=about["prompt"],
+            guidance_scale=about["guidance_scale"],
+            proximal=_proximal_from_file(about["proximal"]) if about["proximal"] else None,
+            trajectory=trajectory,
+        )
     except (KeyError, TypeError) as error:
         raise incomplete(path, error) from error
+
+
+def _proximal_to_file(proximal: Proximal) -> dict[str, Any]:
+    return {FILE_KEYS.get(name, name): value for name, value in asdict(proximal).items()}
+
+
+def _proximal_from_file(saved: Mapping[str, Any]) -> Proximal:
+    names = {key: name for name, key in FILE_KEYS.items()}
+    return Proximal(**{names.get(key, key): value for key, value in saved.items()})

@@ -16,7 +16,8 @@ from editkit.pipelines.core.samplers import predictor, sample
 from editkit.pipelines.diffedit import masked_decode
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
-from editkit.pipelines.inversion.null_text import NullTextOptions, negative_prompt, null_text, slerp
+from editkit.pipelines.inversion.negative_prompt import negative_prompt, slerp
+from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.pipelines.inversion.proximal import Proximal
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.toy_tokens import NULL, SOURCE, B, D, H, T, TokenDenoiser, W, inverted
@@ -106,12 +107,12 @@ def test_losses_are_measured_in_the_variance_preserving_scale(flow):
     denoiser.flow = flow
     result = null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=1, **ALWAYS))
     levels = path.sigmas.tolist()
-    z = path.level(0)
+    z = path.latent(0)
     cond, uncond = denoiser.denoise(z, levels[0], [SOURCE, NULL]).detach()
     clean = uncond + 7.5 * (cond - uncond)
     reached = clean + (z - clean) * (levels[1] / levels[0])
     scale = 1 if flow else (1 + levels[1] ** 2) ** 0.5
-    expected = ((reached - path.level(1)) / scale).square().mean()
+    expected = ((reached - path.latent(1)) / scale).square().mean()
     assert result.losses[0] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -161,7 +162,7 @@ def test_cancel_in_the_middle_leaves_nothing_behind():
 
     with pytest.raises(Cancelled):
         null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=4, **ALWAYS), progress=progress)
-    assert seen[-1] == (8, 24) and denoiser.parameter.grad is None and not NULL.tokens.requires_grad
+    assert seen[-1] == (9, 30) and denoiser.parameter.grad is None and not NULL.tokens.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -245,8 +246,8 @@ def test_every_step_sees_its_own_embedding():
         assert torch.equal(embeddings.at(step).tokens, embeddings.tokens[step])
         for level in (sigma, sigma * 0.99):  # a sampler may look between two levels
             assert torch.equal(embeddings.at_sigma(level).tokens, embeddings.tokens[step])
-        by_hand = guided(denoiser, path.level(step), sigma, SOURCE, embeddings.at(step), 5.0)
-        assert torch.equal(guided(denoiser, path.level(step), sigma, SOURCE, embeddings, 5.0), by_hand)
+        by_hand = guided(denoiser, path.latent(step), sigma, SOURCE, embeddings.at(step), 5.0)
+        assert torch.equal(guided(denoiser, path.latent(step), sigma, SOURCE, embeddings, 5.0), by_hand)
 
 
 def test_embeddings_work_in_blending_decoding_and_samplers():
@@ -256,8 +257,8 @@ def test_embeddings_work_in_blending_decoding_and_samplers():
         prompts = EditPrompts(SOURCE, embeddings, 5.0)
         full = constant_schedule(torch.ones(1, H, W))
         expected = reconstruct(denoiser, path, SOURCE, negative=embeddings, guidance_scale=5.0)
-        blended = blended_denoise(denoiser, path.level(0), path, path.sigmas, full, prompts, seeds=[0, 0])
-        sampled = sample("euler", predictor(denoiser, prompts), path.level(0), path.sigmas)
+        blended = blended_denoise(denoiser, path.latent(0), path, path.sigmas, full, prompts, seeds=[0, 0])
+        sampled = sample("euler", predictor(denoiser, prompts), path.latent(0), path.sigmas)
         decoded = masked_decode(denoiser, path, full, prompts, ratio=1.0)
     assert torch.equal(blended, expected) and torch.equal(sampled, expected) and torch.equal(decoded, expected)
     constant = reconstruct(denoiser, path, SOURCE, negative=embeddings.at(0), guidance_scale=5.0)
@@ -271,14 +272,14 @@ def test_ranges_see_the_embeddings_of_the_whole_grid():
     def run(z, sigmas, **kwargs):
         return blended_denoise(denoiser, z, path, sigmas, full, prompts, seeds=[0, 0], **kwargs)
 
-    first = run(path.level(0), path.sigmas, end=2)
-    whole = run(path.level(0), path.sigmas)
+    first = run(path.latent(0), path.sigmas, end=2)
+    whole = run(path.latent(0), path.sigmas)
     assert torch.equal(whole, run(first, path.sigmas, start=2)) and torch.equal(whole, run(first, path.sigmas[2:]))
 
 
 def test_at_guidance_1_embeddings_cost_no_row():
     denoiser, path = inverted(batch=1)
-    guided(denoiser, path.level(0), 3.0, SOURCE, learned(denoiser, path), 1.0)
+    guided(denoiser, path.latent(0), 3.0, SOURCE, learned(denoiser, path), 1.0)
     assert denoiser.rows == 1
 
 
@@ -286,7 +287,7 @@ def test_at_guidance_1_embeddings_cost_no_row():
 def test_predictions_made_elsewhere_are_guided_alike(proximal):
     denoiser, path = inverted()
     embeddings = dataclasses.replace(learned(denoiser, path), proximal=proximal)
-    z, sigma = path.level(2), float(path.sigmas[2])
+    z, sigma = path.latent(2), float(path.sigmas[2])
     contexts = [Context(SOURCE.tokens + 0.5), embeddings.at(2)]
     cond, uncond = denoiser.denoise(z, sigma, contexts)
     apart = embeddings.combine(denoiser, z, sigma, cond, uncond, 3.0, contexts)
@@ -311,7 +312,7 @@ def test_other_models_and_grids_are_refused():
             negative=embeddings,
             guidance_scale=2.0,
         )
-    z, sigmas = path.level(0), torch.linspace(4, 0, 5)
+    z, sigmas = path.latent(0), torch.linspace(4, 0, 5)
     with pytest.raises(MismatchError, match="embeddings"):
         prompts = EditPrompts(SOURCE, embeddings, 5.0)
         blended_denoise(denoiser, z, z, sigmas, constant_schedule(torch.ones(1, H, W)), prompts, seeds=[0, 0])
@@ -329,7 +330,7 @@ def test_saved_embeddings_come_back(kind, tmp_path):
     made = {
         "null-text": lambda: dataclasses.replace(learned(denoiser, path), base=pooled),
         "npi": lambda: negative_prompt(denoiser, path, SOURCE),
-        "prox": lambda: negative_prompt(denoiser, path, SOURCE, proximal=Proximal("hard", pull=0.5, pull_below=2.0)),
+        "prox": lambda: negative_prompt(denoiser, path, SOURCE, proximal=Proximal("hard", inversion_guidance=0.5, inversion_guidance_below=2.0)),
     }[kind]()
     file = save_embeddings(made, tmp_path / "deep" / "x.safetensors")
     back = load_embeddings(file)

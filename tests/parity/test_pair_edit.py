@@ -13,7 +13,7 @@ from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
+from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
 from editkit.pipelines.attention.step_ranges import step_table
 from editkit.pipelines.core.attention_sites import Controlled
 from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
@@ -50,8 +50,8 @@ def edits(source, target):
     return {
         "replace": replace_edit(source, target),
         "refine": refine_edit(source, target),
-        "reweight": replace_edit(source, target, scale=torch.linspace(0.5, 3, 7)),
-        "windows": replace_edit(source, target, windows={2: (0.0, 0.3), 4: (0.5, 1.0)}),
+        "reweight": replace_edit(source, target, equalizer=torch.linspace(0.5, 3, 7)),
+        "windows": replace_edit(source, target, step_ranges={2: (0.0, 0.3), 4: (0.5, 1.0)}),
     }
 
 
@@ -60,7 +60,7 @@ def controls(model, sigmas, edit):
         "p2p": P2PControl(edit, sigmas, P2POptions(0.8, 0.4)),
         "p2plus": P2PControl(edit, sigmas, P2POptions(0.8, 0.4, 0.5)),
         "masactrl": MasaCtrl(sigmas, MasaCtrlOptions(from_step=1)),
-        "injection": FeatureInjection(sigmas),
+        "injection": PlugAndPlay(sigmas),
     }
 
 
@@ -93,7 +93,7 @@ def test_closed_gates_are_plain_sampling_of_the_target(from_path):
     closed = {
         "p2p": P2PControl(edits(source, target)["refine"], sigmas, P2POptions(0, 0, 0)),
         "masactrl": MasaCtrl(sigmas, MasaCtrlOptions(from_step=STEPS)),
-        "injection": FeatureInjection(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0)),
+        "injection": PlugAndPlay(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0)),
         "everywhere": P2PControl(
             replace_edit(source, target, **LINES), sigmas,
             P2POptions(0, 0, 0, local_blend=LocalBlendOptions(start=0, threshold=-1, divisor=2)),
@@ -158,7 +158,7 @@ def test_reweighting_by_1_is_replacing():
     sigmas, z = start_of(model)
     weights = [torch.ones(7), torch.linspace(0, 4, 7)]
     by_1, by_more = (
-        attention_edit(model, replace_edit(source, target, scale=scale), negative, z, sigmas=sigmas).edited
+        attention_edit(model, replace_edit(source, target, equalizer=scale), negative, z, sigmas=sigmas).edited
         for scale in weights
     )
     plain = attention_edit(model, replace_edit(source, target), negative, z, sigmas=sigmas).edited
@@ -265,7 +265,7 @@ def test_an_edit_of_nothing_is_the_reconstruction():
     path = invert(model, random_latent(2, 4, 8, 8), source, model.schedule(5))
     learned = Embeddings(negative, random_latent(5, 2, 7, 16), path.sigmas, path.family, path.fingerprint, path.prompt)
     borrowed = Embeddings(source, None, path.sigmas, path.family, path.fingerprint, path.prompt)
-    cut = replace(borrowed, proximal=Proximal(quantile=0.5, pull=0.3), trajectory=path)
+    cut = replace(borrowed, proximal=Proximal(quantile=0.5, inversion_guidance=0.3), trajectory=path)
     for name, kind, scale in (
         ("plain", negative, SCALE), ("null-text", learned, SCALE), ("npi", borrowed, SCALE), ("prox", cut, SCALE),
         ("prox at 1", cut, 1.0), ("none", None, 1.0),
