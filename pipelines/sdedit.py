@@ -1,4 +1,4 @@
-"""SDEdit (Meng et al. 2022): noise a picture part of the way, and denoise it towards a text (methods.md, 11.1)."""
+"""SDEdit (Meng et al. 2022): noise an image partly and denoise it with a new prompt (docs/methods.md, section 11.1)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ def sdedit(
     sampler: str = "euler",
     progress: Progress = silent,
 ) -> Tensor:
-    """Edited latent [B, C, h, w], unscaled.
+    """Edit an image with a prompt alone.
 
     Args:
-        latent: clean source, unscaled, [B, C, h, w].    seeds: one per image.
-        steps, strength: the grid and the part of it that runs. 0 returns the source itself. 1 forgets it: the start is
-            then the host's full-strength noise, so that the result is plain text-to-image from the same seeds.
+        latent: clean source latent, unscaled, [B, C, h, w].
+        prompts: positive, negative and guidance scale.
+        seeds: one per image.
+        steps: steps of the whole grid.
+        strength: fraction of the steps that run, [0, 1]. 0 returns the source. 1 starts from noise alone, so that the
+            result is plain text-to-image from the same seeds.
+        sampler: name of a sampler (`samplers.sample`).
+        progress: called after every step.
+    Returns: edited latent, unscaled, [B, C, h, w].
     Raises: ShapeError, ParameterError, MismatchError.
     """
     latent = check_latent(latent, "latent", denoiser.channels)

@@ -109,19 +109,19 @@ def blended_denoise(
     options = options or BlendOptions()
     sigmas = check_sigmas(sigmas)
     grid = sigmas.cpu()  # read once, so that no step waits for the device
-    levels = grid.tolist()
-    first, last = check_range(start, end, len(levels) - 1)
+    values = grid.tolist()
+    first, last = check_range(start, end, len(values) - 1)
     prompts.check(denoiser, sigmas)
     schedule = schedule.expanded(z.shape[0], *z.shape[-2:]).to(z.device)
     background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):
         mask = schedule.at(i, grid)
         if options.blend == "before":
-            z = blend(z, background.at(levels[i], i), mask)
-        denoised = guided(denoiser, z, levels[i], prompts.positive, prompts.negative, prompts.guidance_scale)
-        z = _ddim_step(denoiser, z, denoised, levels, i, eta=options.eta, seeds=seeds)
+            z = blend(z, background.at(values[i], i), mask)
+        denoised = guided(denoiser, z, values[i], prompts.positive, prompts.negative, prompts.guidance_scale)
+        z = _ddim_step(denoiser, z, denoised, values, i, eta=options.eta, seeds=seeds)
         if options.blend == "after":
-            sigma = levels[i + 1] if options.background_level == "aligned" else levels[i]
+            sigma = values[i + 1] if options.background_level == "aligned" else values[i]
             z = blend(z, background.at(sigma, i), mask)
         progress(i + 1 - first, last - first, denoised)
     return z

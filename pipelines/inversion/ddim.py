@@ -1,10 +1,10 @@
-"""DDIM inversion: the way up from a clean latent to noise, and back (methods.md, section 5; Song et al. 2021, section 4.3).
+"""DDIM inversion from a clean latent to noise, and back (Song et al. 2021, section 4.3; docs/methods.md, section 5).
 
-A step of the sampler from level `high` to `low` is z_low = z_high - (high - low) d(z_high, high), with the derivative
-d = (z - clean prediction) / sigma. Going up, z_high is not known yet; the modes differ in where they evaluate d:
+A sampler step from sigma `high` to `low` is z_low = z_high - (high - low) d(z_high, high), with the derivative
+d = (z - denoised) / sigma. Inversion does not know z_high yet; the modes differ in where they evaluate d:
 
-    next      at the noise level `high` with the latent of `low` (the family of null-text inversion and diffusers)
-    current   at `low` (the paper's equation)
+    next      at sigma `high` with the latent of `low` (null-text inversion, diffusers)
+    current   at sigma `low` with the latent of `low` (the paper's equation)
     implicit  at z_high itself, by fixed-point iteration: the exact inverse of the sampler
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser, LatentCodec
 from ..core.samplers import Predict, predictor, sample
 from ..core.shapes import check_image, check_latent, crop_to
-from ..core.sigmas import check_sigmas, executed
+from ..core.sigmas import check_sigmas, executed_steps
 from ..core.trajectory import Trajectory, made_trajectory
 from ..evaluation.metrics import psnr
 
@@ -33,15 +34,15 @@ MODES = ("next", "current", "implicit")
 
 @dataclass(frozen=True)
 class InversionOptions:
-    """How to go up.
+    """How to invert.
 
     Attributes:
-        mode: "next", "current" or "implicit" (module text). Flow models have no "next": their latent at one level is no
-            rescaled latent of another.
-        iterations: implicit: most evaluations per step, >= 1. One is about as good as the explicit modes.
-        damping: implicit: share of the way to the next iterate that is taken, (0, 1]; it is halved, image by image, where
-            an iterate is worse than the one before.
-        tolerance: implicit: an image is done when its iterate moves less than this, relative to its norm.
+        mode: "next", "current" or "implicit" (see the module). Flow models have no "next": their latent at one sigma
+            is not a rescaled latent of another.
+        iterations: implicit: most model calls per step, >= 1. One is about as good as the explicit modes.
+        damping: implicit: relaxation factor of the fixed-point iteration, (0, 1]; halved, image by image, where an
+            iterate is worse than the one before.
+        tolerance: implicit: an image has converged when its iterate moves less than this, relative to its norm.
     """
 
     mode: str = "next"
@@ -53,7 +54,7 @@ class InversionOptions:
         if self.mode not in MODES:
             raise ParameterError(f"mode is {self.mode!r}: choose one of {', '.join(MODES)}")
         if self.iterations < 1:
-            raise ParameterError(f"iterations is {self.iterations}: at least 1 evaluation per step is needed")
+            raise ParameterError(f"iterations is {self.iterations}: at least 1 model call per step is needed")
         if not 0 < self.damping <= 1:
             raise ParameterError(f"damping is {self.damping}: give a number above 0 and up to 1 (1 = no damping)")
         if not self.tolerance > 0:
@@ -73,49 +74,57 @@ def invert(
     guidance_scale: float = 1.0,
     progress: Progress = silent,
 ) -> Trajectory:
-    """The path of a clean latent up the grid. One model row per step and image, up to `iterations` where implicit.
+    """The trajectory of a clean latent from the end of the grid to its start.
+
+    It takes one forward pass per step and image, up to `iterations` in mode "implicit".
 
     Args:
-        latent: clean, unscaled (as the VAE gives it), [B, C, h, w].
-        sigmas: the whole grid, falling. If it ends above 0, the latent is taken to sit there already, as official code
-            does with the lowest training level; a grid that ends with 0 starts right from 0.
-        ratio: encoding ratio in (0, 1]: climb only this last part of the grid.
-        guidance_scale: 1 as published; above it inversion drifts off (methods.md, section 16, row 13).
+        latent: clean latent, unscaled, [B, C, h, w].
+        context: inversion prompt.
+        sigmas: the whole grid [N + 1], falling. If it ends above 0, the latent is taken to be at that sigma already,
+            as official code does with the lowest training sigma; a grid that ends with 0 starts from 0.
+        options: how to invert.
+        ratio: encoding ratio in (0, 1]: fraction of the steps to invert, counted from the clean end.
+        negative: negative prompt; needed only where `guidance_scale` is not 1.
+        guidance_scale: 1 as published; above it inversion diverges (docs/methods.md, section 16, row 13).
+        progress: called after every step with the denoised prediction.
     Returns: the trajectory, source included.
     Raises: ShapeError, ParameterError, FamilyError for mode "next" with a flow model.
     """
-    options, sigmas = options or InversionOptions(), check_sigmas(sigmas)
+    options = options or InversionOptions()
+    sigmas = check_sigmas(sigmas)
     if denoiser.flow and options.mode == "next":
         raise FamilyError(
             f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'"
         )
     z = denoiser.scale_in(check_latent(latent, "latent", denoiser.channels))
     predict = predictor(denoiser, EditPrompts(context, negative, guidance_scale))
-    count = executed(len(sigmas) - 1, ratio)
-    levels = sigmas.flip(0).tolist()[: count + 1]
-    path, worst = [z], 0.0
-    for i, (low, high) in enumerate(zip(levels, levels[1:], strict=False)):
+    count = executed_steps(len(sigmas) - 1, ratio)
+    rising = sigmas.flip(0).tolist()[: count + 1]
+    latents = [z]
+    worst = 0.0
+    for i, (low, high) in enumerate(pairwise(rising)):
         if options.mode == "implicit":
-            guess = _first_guess(path, levels[: i + 2], denoiser.flow)
-            z, clean, gap = _implicit_step(predict, path[-1], guess, low, high, options)
+            guess = _first_guess(latents, rising[: i + 2], denoiser.flow)
+            z, denoised, gap = _implicit_step(predict, latents[-1], guess, low, high, options)
             worst = max(worst, gap)
         else:
-            z, clean = _explicit_step(predict, path[-1], low, high, options.mode, denoiser.flow)
-        path.append(z)
-        progress(i + 1, count, clean)
+            z, denoised = _explicit_step(predict, latents[-1], low, high, options.mode, denoiser.flow)
+        latents.append(z)
+        progress(i + 1, count, denoised)
     if worst > options.tolerance:
         log.info(
             "implicit inversion: the largest step left a relative gap of %.2g (tolerance %.2g)",
             worst,
             options.tolerance,
         )
-    return made_trajectory(denoiser, latent, path, sigmas, context)
+    return made_trajectory(denoiser, latent, latents, sigmas, context)
 
 
-def _carried(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
-    """The latent of level `low` as the network sees it, at the scale of `high` (methods.md, 5: the pitfall of `next`).
+def _rescaled(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
+    """The latent of sigma `low` at the scale of `high` (docs/methods.md, section 5: the pitfall of `next`).
 
-    The network divides by sqrt(1 + sigma^2) for the sigma it is given. Flow networks take the latent as it is.
+    The network divides its input by sqrt(1 + sigma^2). Flow networks use the latent unscaled.
     """
     return z if flow else z * ((1 + high * high) / (1 + low * low)) ** 0.5
 
@@ -123,19 +132,23 @@ def _carried(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
 def _explicit_step(
     predict: Predict, z: Tensor, low: float, high: float, mode: str, flow: bool
 ) -> tuple[Tensor, Tensor]:
-    """The latent at `high` and the clean prediction behind it. At level 0 the derivative is 0 / 0: evaluate at `high`."""
-    at_next = mode == "next" or low == 0
-    x, sigma = (_carried(z, low, high, flow), high) if at_next else (z, low)
-    clean = predict(x, sigma)
-    return z + (high - low) * ((x - clean) / sigma), clean
+    """The latent at `high` and its denoised prediction. At sigma 0 the derivative is 0 / 0: evaluate at `high`."""
+    if mode == "next" or low == 0:
+        x = _rescaled(z, low, high, flow)
+        sigma = high
+    else:
+        x = z
+        sigma = low
+    denoised = predict(x, sigma)
+    return z + (high - low) * ((x - denoised) / sigma), denoised
 
 
-def _first_guess(path: list[Tensor], levels: list[float], flow: bool) -> Tensor:
-    """Where the iteration starts: straight on along the last step, which costs nothing."""
-    if len(path) == 1:
-        return _carried(path[0], levels[0], levels[1], flow)
-    before, low, high = levels[-3:]
-    return path[-1] + (path[-1] - path[-2]) * ((high - low) / (low - before))
+def _first_guess(latents: list[Tensor], sigmas: list[float], flow: bool) -> Tensor:
+    """The start of the iteration: the line through the last two latents, which needs no model call."""
+    if len(latents) == 1:
+        return _rescaled(latents[0], sigmas[0], sigmas[1], flow)
+    before, low, high = sigmas[-3:]
+    return latents[-1] + (latents[-1] - latents[-2]) * ((high - low) / (low - before))
 
 
 def _implicit_step(
@@ -143,19 +156,26 @@ def _implicit_step(
 ) -> tuple[Tensor, Tensor, float]:
     """Solve x = z + (high - low) d(x, high) by damped fixed-point iteration, each image by itself.
 
-    An iterate with a larger gap than the best so far is dropped and the damping halved. An image that is done stays as
-    it is while others go on, so that no image depends on its batch.
-    Returns: x, the last clean prediction, and the largest relative gap left.
+    An iterate with a larger gap than the best so far is rejected and the damping halved. An image that has converged is
+    frozen while the rest of the batch continues, so that no image depends on its batch.
+
+    Args:
+        predict: gives the denoised prediction of a latent and its sigma.
+        z: latent [B, C, h, w] at sigma `low`.
+        guess: start of the iteration, [B, C, h, w].
+        low, high: sigmas of the step.
+        options: iterations, damping and tolerance.
+    Returns: x, the last denoised prediction, and the largest relative gap left.
     """
-    share = (high - low) / high
+    fraction = (high - low) / high
     shape = (-1, *[1] * (z.ndim - 1))
     x = best = guess
     step = torch.zeros_like(z)
     gap = z.new_full((len(z),), torch.inf)
     damping = torch.full_like(gap, options.damping)
     for _ in range(options.iterations):
-        clean = predict(x, high)
-        move = z + share * (x - clean) - x
+        denoised = predict(x, high)
+        move = z + fraction * (x - denoised) - x
         moved = (move.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp(min=1e-12)).to(gap)
         active = gap > options.tolerance
         better = active & (moved < gap)
@@ -166,7 +186,7 @@ def _implicit_step(
         x = best + damping.view(shape) * step
         if bool((gap <= options.tolerance).all()):
             break
-    return x, clean, float(gap.max())
+    return x, denoised, float(gap.max())
 
 
 @torch.no_grad()
@@ -180,10 +200,20 @@ def reconstruct(
     sampler: str = "euler",
     progress: Progress = silent,
 ) -> Tensor:
-    """Sample from the trajectory's noisiest latent to the end of its grid, [B, C, h, w] in model scale.
+    """Sample from the noisiest latent of a trajectory to the end of its grid.
 
-    With the prompt of the inversion at guidance 1 this is the reconstruction; with another prompt it is DDIM with word
-    swap (methods.md, 11.2); with learned or borrowed negatives, guided reconstruction (11.3 to 11.5).
+    With the inversion prompt at guidance 1 this is the reconstruction; with another prompt it is DDIM with word swap
+    (docs/methods.md, section 11.2); with the embeddings of null-text or negative-prompt inversion it is guided
+    reconstruction (sections 11.3 to 11.5).
+
+    Args:
+        trajectory: inversion of the image with this model.
+        positive: prompt.
+        negative: negative prompt, or embeddings per step.
+        guidance_scale: classifier-free guidance.
+        sampler: name of a sampler (`samplers.sample`).
+        progress: called after every step.
+    Returns: latent [B, C, h, w], model scale.
     Raises: MismatchError, ParameterError.
     """
     trajectory.check(denoiser)
@@ -195,13 +225,13 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """How close a reconstruction comes, in dB per image, float32 [B].
+    """PSNR of a reconstruction in dB per image, float32 [B].
 
     Attributes:
-        without_vae: against the decoded source latent: what the inversion lost.
-        picture: the reconstruction decoded, IMAGE [B, H, W, 3].
-        with_vae: against the picture: what the inversion and the VAE lost together; None without a picture.
-        vae_only: the decoded source latent against the picture: the best that any inversion can reach.
+        without_vae: against the decoded source latent: the error of the inversion.
+        image: the decoded reconstruction, IMAGE [B, H, W, 3].
+        with_vae: against the image: the error of the inversion and the VAE together; None without an image.
+        vae_only: the decoded source latent against the image: the best that any inversion can reach.
     """
 
     without_vae: Tensor
@@ -216,8 +246,11 @@ def reconstruction_quality(
     """PSNR of a reconstruction with and without the VAE's own loss.
 
     Args:
-        rebuilt: reconstructed latent, unscaled, [B, C, h, w].    clean: the source latent it should equal.
-        image: the picture IMAGE [B, H, W, 3] behind it; padding that the latent has beyond it is not counted.
+        codec: the VAE.
+        rebuilt: reconstructed latent, unscaled, [B, C, h, w].
+        clean: the source latent it should equal.
+        image: the image that was encoded, IMAGE [B, H, W, 3]; padding of the latent beyond it does not count.
+    Returns: PSNR per image, and the decoded reconstruction.
     Raises: ShapeError.
     """
     result, source = codec.decode(rebuilt), codec.decode(clean)
