@@ -1,1 +1,1 @@
-"""ComfyUI's MODEL, CLIP, VAE and CONDITIONING as the protocols; the only place that imports comfy."""
+"""ComfyUI's MODEL, CLIP, VAE and CONDITIONING as the protocols of `pipelines/core`. Only this folder imports comfy."""

@@ -1,8 +1,8 @@
-"""Attention control in a native U-Net: how an `AttentionControl` gets into one network call and out again.
+"""Attention control in a native U-Net, for one network call at a time.
 
-Nothing is put on the MODEL. The options of one evaluation carry a wrapper around the network; for the length of one
-network call it adds its hooks to the call's own options, behind those that are there already (LoRA, IPAdapter, PAG, ...),
-and to the convolutional blocks whose features are asked for. Success, error and cancel all leave through the same door.
+The MODEL itself is not patched. The options of one model call carry a wrapper around the network. During the call it adds
+its hooks to the options, behind those that are there already (LoRA, IPAdapter, PAG, ...), and to the convolutional blocks
+whose features are needed. After success, error and cancel alike, the hooks are gone.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ...pipelines.core.errors import FamilyError, MismatchError, ParameterError
 KEY = "editkit_attention"
 NETWORK = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 PLACES: dict[str, Place] = {"input": "down", "middle": "mid", "output": "up"}
-Layer = tuple[str, int, int]  # the host's name of a block, its number, the transformer layer in it
+Layer = tuple[str, int, int]  # ComfyUI's name of the place, the block's number, the transformer layer in the block
 Hook = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What can be controlled in a U-Net.
+    """The layers of a U-Net that can be controlled.
 
     Attributes:
         order: number of every transformer layer in order of execution.
-        blocks: how many blocks each place has, by the host's name of it.
+        blocks: how many blocks each place has, by ComfyUI's name of the place.
         residuals: the residual branch of every convolutional block, with its place, its number and the count of them.
     """
 
@@ -60,8 +60,8 @@ def attention_layers(model: Any) -> Layers:
     if not order or any(isinstance(part, host_attention.SpatialVideoTransformer) for _, _, part in parts):
         raise FamilyError(
             f"model is a {type(model.model).__name__}, whose attention cannot be controlled: P2P, MasaCtrl and PnP need "
-            "the separate self- and cross-attention of an SD 1.x, SD 2.x or SDXL model. With this model, edit by "
-            "inversion with another prompt, DiffEdit or a blended denoise instead"
+            "the separate self- and cross-attention of an SD 1.x, SD 2.x or SDXL model. With this model, use inversion "
+            "with another prompt, DiffEdit or a blended denoise instead"
         )
     return Layers(order, counts, residuals)
 
@@ -75,10 +75,13 @@ def _parts(network: UNetModel) -> Iterator[tuple[str, int, nn.Module]]:
 
 
 def controlled_options(options: dict, controlled: Controlled, layers: Layers, sigma: float) -> dict:
-    """Options of one evaluation (a copy) under which `controlled` acts.
+    """A copy of the options of one model call, with `controlled` in force.
 
     Args:
-        controlled: its contexts are counted as the list of conditions that the evaluation is given.
+        options: model options of the run.
+        controlled: its contexts are counted as the conditions of the model call.
+        layers: of the MODEL.
+        sigma: of the model call.
     """
 
     def network(
@@ -104,13 +107,16 @@ def controlled_options(options: dict, controlled: Controlled, layers: Layers, si
 
 
 class NetworkCall:
-    """The hooks of one network call: `rows` is the meaning of every row of its batch."""
+    """The hooks of one network call; `rows` says what every row of its batch is."""
 
     def __init__(self, control: AttentionControl, layers: Layers, rows: tuple[Row, ...], sigma: float) -> None:
-        self.control, self.layers, self.rows, self.sigma = control, layers, rows, sigma
+        self.control = control
+        self.layers = layers
+        self.rows = rows
+        self.sigma = sigma
 
     def hooked(self, options: dict) -> dict:
-        """The call's transformer options with our hooks behind the ones that are there."""
+        """The call's transformer options with our hooks after the existing ones."""
         patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
         inputs = {
             f"{kind}_patch": [*patches.get(f"{kind}_patch", []), self._inputs(kind)] for kind in ("attn1", "attn2")
@@ -119,7 +125,7 @@ class NetworkCall:
         return {**options, "patches": {**patches, **inputs}, "patches_replace": {**replaced, **hooks}}
 
     def _replaced(self, kind: str, before: dict[tuple, Hook]) -> dict[tuple, Hook]:
-        """One hook for every layer, each knowing the one whose place it takes (a layer's own comes before its block's)."""
+        """One hook for every layer, which knows the hook that it replaces (a layer's own goes before its block's)."""
         own = {layer: self._attend(kind, before.get(layer) or before.get(layer[:2])) for layer in self.layers.order}
         return {**before, **own}
 
@@ -171,14 +177,14 @@ class NetworkCall:
     def _check(self, site: Site, query: Tensor) -> None:
         if query.shape[0] != len(site.rows) or query.shape[1] != site.tokens:
             raise MismatchError(
-                f"an attention layer has {query.shape[0]} rows of {query.shape[1]} tokens but the picture has "
-                f"{len(site.rows)} rows of {site.tokens} cells: another node merges or tiles them (ToMe, HyperTile); "
+                f"an attention layer has {query.shape[0]} rows of {query.shape[1]} tokens but the image has "
+                f"{len(site.rows)} rows of {site.tokens} latent pixels: another node merges or tiles them (ToMe, HyperTile); "
                 "connect the MODEL from before it"
             )
 
     @contextmanager
     def residuals(self, x: Tensor) -> Iterator[None]:
-        """Hooks on the residual branches that the control asks for; gone at the end, however it comes."""
+        """Hooks on the residual branches that the control needs; always removed at the end."""
         handles = []
         try:
             for branch, place, block, blocks in self.layers.residuals:
@@ -209,5 +215,5 @@ def _taken(kind: str, site: Site, before: Hook) -> str:
     which = "self-attention" if kind == "attn1" else "cross-attention"
     return (
         f"another node has replaced the {which} of the model's {site.place} block {site.block} ({name}), which attention "
-        "control would have to do too: connect the MODEL from before that node, or leave these layers or steps out"
+        "control has to replace too: connect the MODEL from before that node, or leave these layers or steps out"
     )

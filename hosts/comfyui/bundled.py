@@ -1,4 +1,4 @@
-"""The bundled model built natively from its diffusers-layout files (the host's own loaders know only large models)."""
+"""The bundled model as native objects, from its files in diffusers layout. ComfyUI's own loaders know only large models."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from torch import Tensor
 from ...pipelines.core.errors import LoadError
 from ..bundled import expand_embedding
 
-STOCK_WIDTH = 128  # channels of the VAE that the host's memory estimates were made for
+STOCK_WIDTH = 128  # channels of the VAE that ComfyUI's memory estimates are made for
 
 
 class BundledConfig(comfy.supported_models_base.BASE):
-    """SD 1.x in small: eps prediction on the scaled linear schedule, a fixed number of heads at every level."""
+    """A small SD 1.x: eps prediction on the scaled linear schedule, the same number of heads in every block."""
 
     editkit_family = "bundled"
     unet_extra_config: dict[str, int] = {}  # the base class would force 64 channels per head
@@ -58,7 +58,7 @@ def _weights(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def unet_config(config: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' U-Net config as the host's `UNetModel` wants it."""
+    """diffusers' U-Net config as arguments of ComfyUI's `UNetModel`."""
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     down = [1 if "CrossAttn" in kind else 0 for kind in config["down_block_types"]]
     up = [1 if "CrossAttn" in kind else 0 for kind in config["up_block_types"]]
@@ -75,7 +75,7 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
         "transformer_depth_output": [depth for depth in reversed(up) for _ in range(layers + 1)],
         "context_dim": config["cross_attention_dim"],
         "use_linear_in_transformer": bool(config.get("use_linear_projection")),
-        "num_heads": config["attention_head_dim"],  # diffusers' SD 1.x configs name the head count so
+        "num_heads": config["attention_head_dim"],  # in diffusers' SD 1.x configs this is the number of heads
         "num_head_channels": -1,
         "adm_in_channels": None,
         "legacy": False,
@@ -106,14 +106,21 @@ def _model(folder: Path, scale: float, model_type: comfy.model_base.ModelType) -
 
 
 def set_groups(module: torch.nn.Module, groups: int) -> None:
-    """The host always builds GroupNorm with 32 groups, more than narrow layers should have."""
+    """Set the groups of every GroupNorm. ComfyUI always builds 32, too many for narrow layers."""
     for part in module.modules():
         if isinstance(part, torch.nn.GroupNorm):
             part.num_groups = groups
 
 
 def load(module: torch.nn.Module, weights: dict[str, Tensor], name: str, *, may_lack: tuple[str, ...] = ()) -> None:
-    """Load every weight, and refuse a file that has too few, too many or the wrong ones."""
+    """Load every weight. Raises LoadError for a file with missing, extra or wrong weights.
+
+    Args:
+        module: the network.
+        weights: its state dict.
+        name: for messages.
+        may_lack: beginnings of names that the file may leave out.
+    """
     try:
         result = module.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -130,7 +137,7 @@ def load(module: torch.nn.Module, weights: dict[str, Tensor], name: str, *, may_
 def _vae(folder: Path, config: dict[str, Any]) -> Any:
     widths = config["block_out_channels"]
     if len(widths) != 4:
-        raise LoadError(f"vae has {len(widths)} levels: the bundled layout has 4 (factor 8)")
+        raise LoadError(f"vae has {len(widths)} resolutions: the bundled layout has 4 (factor 8)")
     channels = config["latent_channels"]
     layout = {
         "double_z": True,

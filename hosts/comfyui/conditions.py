@@ -1,7 +1,7 @@
-"""The prompts of an open MODEL, prepared as the host prepares them: all of a run together, for the shape of its latents.
+"""The prompts of an open MODEL, prepared as ComfyUI prepares them, for the shape of the run's latents.
 
-Together, because the host lets areas of one act on the others and hands a ControlNet of the positive prompt to the
-negative; so each prompt gives the same prediction whether it is evaluated with the others or alone.
+All prompts of a run are prepared together, because ComfyUI lets the areas of one prompt act on the others and gives the
+positive prompt's ControlNet to the negative. So each prompt gives the same prediction with the others and alone.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from ...pipelines.core.errors import MismatchError
 from ...pipelines.core.protocols import Context
 from ..sockets import conditioning_of
 
-NAMES = ("positive", "negative")  # the host wires ControlNets and aesthetic scores by these keys
-ANNOUNCED = ("hooks", "control", "gligen", "additional_models")  # what must be loaded before a run
+NAMES = ("positive", "negative")  # ComfyUI wires ControlNets and aesthetic scores by these keys
+ANNOUNCED = ("hooks", "control", "gligen", "additional_models")  # these must be loaded before a run
 TEXT = ("cross_attn", "pooled_output")
-CACHED = 8
+CACHED = 8  # prepared prompts and shapes to keep
 
 Parts = list[dict[str, Any]]
 
 
 def name_of_prompt(index: int) -> str:
-    """The host's key of the prompt that came as number `index` when the MODEL was opened."""
+    """ComfyUI's key of prompt number `index` of those that the MODEL was opened with."""
     return NAMES[index] if index < len(NAMES) else f"context{index}"
 
 
 class Conditions:
-    """What `calc_cond_batch` takes, for the contexts of an open MODEL and for those that derive from them."""
+    """The conditions for `calc_cond_batch`, from the contexts of an open MODEL and from those that derive from them."""
 
     def __init__(self, inner: Any, device: torch.device, opened: list[tuple[Context, Parts]]) -> None:
         """`opened`: contexts with their converted CONDITIONING, hooks registered."""
-        self._inner, self._device, self._opened = inner, device, opened
+        self._inner = inner
+        self._device = device
+        self._opened = opened
         self._prepared: dict[tuple, dict[str, Parts]] = {}
         self._cached: dict[tuple, tuple[Context, Parts]] = {}
 
@@ -48,13 +50,13 @@ class Conditions:
         for index, (opened, _) in enumerate(self._opened):
             if opened is context:
                 return self._together(z)[name_of_prompt(index)]
-        if context.tokens.requires_grad:  # learning: the next call brings another one
+        if context.tokens.requires_grad:  # while it is learned, every call brings another embedding
             return self._made(context, z)
         key = (id(context), *_key(z))
         if key not in self._cached:
             while len(self._cached) >= CACHED:
                 del self._cached[next(iter(self._cached))]
-            self._cached[key] = (context, self._made(context, z))  # the context is kept: its id stays taken
+            self._cached[key] = (context, self._made(context, z))  # keeping the context keeps its id unique
         return self._cached[key][1]
 
     def _made(self, context: Context, z: Tensor) -> Parts:
@@ -73,9 +75,10 @@ class Conditions:
     def _with_text(self, index: int, fresh: dict[str, Any], z: Tensor) -> Parts:
         """The prepared prompt `index` with another embedding; ControlNets, areas and hooks stay as they were wired.
 
-        The host may have made several parts out of the one that came, to cover the areas of other prompts.
+        ComfyUI may have made several parts out of one prompt, to cover the areas of other prompts.
         """
-        name, text = name_of_prompt(index), {key: fresh[key] for key in TEXT if key in fresh}
+        name = name_of_prompt(index)
+        text = {key: fresh[key] for key in TEXT if key in fresh}
         parts = [{**part, **text} for part in self._together(z)[name]]
         known = {"latent_image": torch.zeros_like(z), "denoise_mask": None, "seed": 0}  # as in `_process`
         return samplers.encode_model_conds(self._inner.extra_conds, parts, z, self._device, name, **known)
@@ -96,5 +99,5 @@ class Conditions:
 
 
 def _key(z: Tensor) -> tuple:
-    """What was prepared under inference mode is not fit for autograd."""
+    """Of a prepared prompt. Autograd cannot use one that was prepared in inference mode."""
     return (*z.shape, torch.is_inference_mode_enabled())

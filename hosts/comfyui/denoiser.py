@@ -1,8 +1,8 @@
 """A native MODEL as a Denoiser.
 
-Does what the host's own guider does around a run (load, hooks, conditions, clean-up), with the loop left to us. Patches
-in force on the MODEL (LoRA, attention patches, wrappers, guidance hooks) and in the CONDITIONING (areas, ControlNets,
-weight hooks) act as they do in KSampler.
+It does what ComfyUI's own guider does around a run: load, hooks, conditions, clean-up. The sampling loop is ours. Patches
+of the MODEL (LoRA, attention patches, wrappers, guidance hooks) and of the CONDITIONING (areas, ControlNets, weight hooks)
+act as they do in KSampler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def native_denoiser(
     model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
 ) -> Iterator[NativeDenoiser]:
     """See `open_denoiser`."""
-    levels = NativeModelSampling(model)
+    sampling = NativeModelSampling(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}
     hook_mode, loaded, denoiser = model.hook_mode, [], None
@@ -51,11 +51,11 @@ def native_denoiser(
             differentiable_attention(options)
         inner, conds, loaded = helpers.prepare_sampling(model, _memory_shape(shape, len(contexts)), conds, options)
         samplers.cast_to_load_options(options, device=model.load_device, dtype=model.model_dtype())
-        grid = levels.sampling.sigmas.flip(0) if sigmas is None else sigmas
+        grid = sampling.sampling.sigmas.flip(0) if sigmas is None else sigmas
         options.setdefault("transformer_options", {})["sample_sigmas"] = grid.to(model.load_device)
         model.pre_run()
         opened = [(context, conds[name_of_prompt(i)]) for i, context in enumerate(contexts)]
-        denoiser = NativeDenoiser(levels, model, inner, options, opened)
+        denoiser = NativeDenoiser(sampling, model, inner, options, opened)
         with learnable([inner, *(part.model for part in loaded)]) if learning else nullcontext():
             yield denoiser
     finally:
@@ -69,7 +69,7 @@ def native_denoiser(
 
 
 def _memory_shape(shape: tuple[int, ...], contexts: int) -> tuple[int, ...]:
-    """The host reserves memory for twice the batch it is told (cond and uncond); we may evaluate more rows."""
+    """The shape to reserve memory for. ComfyUI doubles its batch for cond and uncond; ours may have more contexts."""
     return (max(shape[0], -(-shape[0] * contexts // 2)), *shape[1:])
 
 
@@ -78,20 +78,23 @@ class NativeDenoiser(NativeModelSampling):
 
     def __init__(
         self,
-        levels: NativeModelSampling,
+        sampling: NativeModelSampling,
         patcher: Any,
         inner: Any,
         options: dict,
         opened: list[tuple[Context, list[dict]]],
     ) -> None:
-        self.__dict__.update(vars(levels))
-        self._levels, self._inner, self._options, self._patcher = levels, inner, options, patcher
+        self.__dict__.update(vars(sampling))
+        self._sampling = sampling
+        self._inner = inner
+        self._options = options
+        self._patcher = patcher
         self._conditions: Conditions | None = Conditions(inner, self.device, opened)
-        self._layers: Layers | None = None  # looked for when a control first comes
+        self._layers: Layers | None = None  # found when the first control comes
 
     def without_weights(self) -> NativeModelSampling:
         """The part that may outlive the run."""
-        return self._levels
+        return self._sampling
 
     def close(self) -> None:
         self._inner = self._patcher = self._conditions = self._layers = None
@@ -99,7 +102,7 @@ class NativeDenoiser(NativeModelSampling):
     def denoise(
         self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
     ) -> Tensor:
-        """See `Denoiser.denoise`. One batch where contexts and memory allow; the host splits it otherwise.
+        """See `Denoiser.denoise`. One batch if contexts and memory allow it; ComfyUI splits it otherwise.
 
         Gradients follow the caller's mode; they need a denoiser that was opened for learning.
         """
@@ -107,7 +110,7 @@ class NativeDenoiser(NativeModelSampling):
         span = LossScaling(None if control is not None else self._network_dtype())  # a control may learn inside it
         z, conds = span.enter(z), self._conds(span.contexts(contexts), z)
         options = self._options if control is None else self._controlled(control, sigma)
-        return span.leave(evaluated(self._inner, conds, z, _levels(sigma, z), options))
+        return span.leave(evaluated(self._inner, conds, z, _sigmas(sigma, z), options))
 
     @property
     def blocks(self) -> list[torch.nn.Module]:
@@ -118,19 +121,19 @@ class NativeDenoiser(NativeModelSampling):
         return None if self._inner is None else self._inner.manual_cast_dtype or self._inner.get_dtype()
 
     def _controlled(self, control: Controlled, sigma: float | Tensor) -> dict:
-        """The options of one evaluation under attention control; those of the run stay as they are."""
+        """The options of one model call under attention control; those of the run do not change."""
         if self._layers is None:
             self._layers = attention_layers(self._patcher)
-        level = sigma if isinstance(sigma, (int, float)) else sigma.flatten()[0]
-        return controlled_options(self._options, control, self._layers, float(level))
+        first = sigma if isinstance(sigma, (int, float)) else sigma.flatten()[0]
+        return controlled_options(self._options, control, self._layers, float(first))
 
     def combine(
         self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
     ) -> Tensor:
-        """See `Denoiser.combine`: the host's guidance, with the hooks that the MODEL carries around it."""
+        """See `Denoiser.combine`: ComfyUI's guidance, with the MODEL's guidance hooks."""
         hooked = any(self._options.get(hook) for hook in GUIDANCE_HOOKS)
-        conds = self._conds(contexts, z) if hooked else []  # for hooks that evaluate them again
-        return guidance(self._inner, conds, z, _levels(sigma, z), (cond, uncond), scale, self._options)
+        conds = self._conds(contexts, z) if hooked else []  # some hooks predict with them again
+        return guidance(self._inner, conds, z, _sigmas(sigma, z), (cond, uncond), scale, self._options)
 
     def _conds(self, contexts: Sequence[Context], z: Tensor) -> list[Parts]:
         if self._conditions is None:
@@ -138,33 +141,55 @@ class NativeDenoiser(NativeModelSampling):
         return self._conditions.of(contexts, z)
 
 
-def _levels(sigma: float | Tensor, z: Tensor) -> Tensor:
-    """A level for every row, float32 [B], in memory of its own: autograd may save it."""
+def _sigmas(sigma: float | Tensor, z: Tensor) -> Tensor:
+    """The sigma of every latent, float32 [B]; a copy, because autograd may save it."""
     return sigma_tensor(sigma, z.device).expand(z.shape[0]).clone()
 
 
-def evaluated(inner: Any, conds: list[Parts], z: Tensor, level: Tensor, options: dict) -> Tensor:
-    """Clean predictions [len(conds), B, C, h, w], float32, as the host's samplers get them."""
+def evaluated(inner: Any, conds: list[Parts], z: Tensor, sigma: Tensor, options: dict) -> Tensor:
+    """Denoised latents, as ComfyUI's samplers get them.
+
+    Args:
+        inner: the loaded network (`BaseModel`).
+        conds: prepared conditions, one list of parts for each prediction.
+        z: model-scaled [B, C, h, w].
+        sigma: [B].
+        options: model options of the run.
+    Returns: [len(conds), B, C, h, w], float32.
+    """
     replaced = options.get("sampler_calc_cond_batch_function")
     if replaced is None:
-        return torch.stack(samplers.calc_cond_batch(inner, conds, z, level, options)).float()
-    arguments = {"conds": conds, "input": z, "sigma": level, "model": inner, "model_options": options}
+        return torch.stack(samplers.calc_cond_batch(inner, conds, z, sigma, options)).float()
+    arguments = {"conds": conds, "input": z, "sigma": sigma, "model": inner, "model_options": options}
     return torch.stack(list(replaced(arguments))).float()
 
 
 def guidance(
-    inner: Any, conds: list[Parts], z: Tensor, level: Tensor, predictions: tuple[Tensor, Tensor], scale: float,
+    inner: Any,
+    conds: list[Parts],
+    z: Tensor,
+    sigma: Tensor,
+    predictions: tuple[Tensor, Tensor],
+    scale: float,
     options: dict,
-) -> Tensor:  # fmt: skip
-    """The host's guidance of a conditional and an unconditional prediction, with every hook that `options` carry.
+) -> Tensor:
+    """ComfyUI's classifier-free guidance, with every guidance hook of the run.
 
     Args:
-        conds: what they are predictions of; one alone is conditional, as in the host's own runs at scale 1.
+        inner: the loaded network (`BaseModel`).
+        conds: the prepared conditions of `predictions`; one alone is the conditional one, as in ComfyUI at scale 1.
+        z: model-scaled [B, C, h, w].
+        sigma: [B].
+        predictions: conditional and unconditional denoised latents [B, C, h, w].
+        scale: guidance scale (cfg).
+        options: model options of the run.
+    Returns: the guided denoised latent [B, C, h, w].
     """
-    pair, out = [*conds, None, None][:2], list(predictions)
+    cond, uncond = [*conds, None, None][:2]
+    out = list(predictions)
+    arguments = {"conds": [cond, uncond], "cond_scale": scale, "timestep": sigma, "input": z, "sigma": sigma}
     for hook in options.get("sampler_pre_cfg_function", []):
-        arguments = {"conds": pair, "conds_out": out, "cond_scale": scale, "timestep": level, "input": z}
-        out = hook({**arguments, "sigma": level, "model": inner, "model_options": options})
+        out = hook({**arguments, "conds_out": out, "model": inner, "model_options": options})
     return samplers.cfg_function(
-        inner, out[0], out[1], scale, z, level, model_options=options, cond=pair[0], uncond=pair[1]
+        inner, out[0], out[1], scale, z, sigma, model_options=options, cond=cond, uncond=uncond
     )

@@ -1,7 +1,7 @@
-"""A copy of a native MODEL that learns, and a MODEL clone that carries what was learned as weight patches.
+"""A copy of a native MODEL that is fine-tuned, and a MODEL clone with the learned weights as patches.
 
-The copy is made of the loaded weights, so that LoRAs in force are part of it. It is a MODEL of its own, with weights that
-nobody else has: hooks, wrappers and prompts act on it as on the user's.
+The copy is made of the loaded weights, so it contains the LoRAs in force. It shares no weights with other MODELs; hooks,
+wrappers and prompts act on it as on the user's MODEL.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KOHYA = "lora_unet_"
 
 
 class NativeTunable(NativeModelSampling):
-    """See `TunableDenoiser`; predicts through its clones only."""
+    """See `TunableDenoiser`. It predicts through its clones only."""
 
     def __init__(self, model: Any, contexts: Sequence[Context]) -> None:
         """`contexts`: every prompt that a clone will see."""
@@ -54,7 +54,7 @@ class NativeClone:
             "a copy of the model that learns",
             lambda need: management.free_memory(need, model.load_device),
         )
-        management.load_models_gpu([model], force_full_load=True)  # patches in force are part of the copy
+        management.load_models_gpu([model], force_full_load=True)  # the copy contains the patches in force
         names = _layer_names(model.model)
         self._learner: Any = Learner(original, plan, lambda name: names.get(name, NETWORK + name), model.offload_device)
         self._patcher: Any = _patcher(model, self._learner.network)
@@ -87,26 +87,33 @@ class NativeClone:
 
 
 def _patcher(model: Any, network: nn.Module) -> Any:
-    """A MODEL like `model` around other weights: everything but the weight patches, which the weights contain."""
+    """A MODEL like `model` with other weights, and without the weight patches, which these weights contain."""
     inner = copy.copy(model.model)
     inner._modules = {**inner._modules, "diffusion_model": network}
-    inner.manual_cast_dtype, inner.current_patcher = None, None
-    inner.device, inner.model_loaded_weight_memory = model.offload_device, 0
-    inner.model_lowvram, inner.lowvram_patch_counter, inner.current_weight_patches_uuid = False, 0, None
-    network.dtype = next(network.parameters()).dtype  # type: ignore[assignment]  # an attribute of the host's networks
+    inner.device = model.offload_device
+    inner.manual_cast_dtype = None
+    inner.current_patcher = None
+    inner.current_weight_patches_uuid = None
+    inner.model_loaded_weight_memory = 0
+    inner.model_lowvram = False
+    inner.lowvram_patch_counter = 0
+    network.dtype = next(network.parameters()).dtype  # type: ignore[assignment]  # an attribute of ComfyUI's networks
     for part in network.modules():
         vars(part).pop("comfy_patched_weights", None)
     clone = model.clone()
-    clone.model, clone.size = inner, 0
-    own = {"parent", "_parent"} & set(vars(clone))  # as hosts call the MODEL that a clone shares its weights with
-    vars(clone).update(dict.fromkeys(own))
-    clone.patches, clone.backup, clone.object_patches_backup, clone.hook_backup = {}, {}, {}, {}
-    clone.patches_uuid, clone.force_cast_weights = uuid.uuid4(), False
+    clone.model = inner
+    clone.size = 0
+    shares_weights_with = {"parent", "_parent"} & set(vars(clone))  # the name depends on the version
+    vars(clone).update(dict.fromkeys(shares_weights_with))
+    for table in ("patches", "backup", "object_patches_backup", "hook_backup"):
+        setattr(clone, table, {})
+    clone.patches_uuid = uuid.uuid4()
+    clone.force_cast_weights = False
     return clone
 
 
 def _layer_names(inner: Any) -> dict[str, str]:
-    """The network's layers by the names that LoRA files of its family use; for others the host's generic names do."""
+    """LoRA files' names of the network's layers. Layers that are not listed go by ComfyUI's generic names."""
     known = comfy.utils.unet_to_diffusers(inner.model_config.unet_config)
     ends = {native: name for name, native in known.items() if native.endswith(".weight")}
     return {
@@ -115,7 +122,7 @@ def _layer_names(inner: Any) -> dict[str, str]:
 
 
 def native_tuned_model(model: Any, changes: Mapping[str, Tensor]) -> Any:
-    """See `tuned_model`: what the host's own LoRA loader makes of such a file."""
+    """See `tuned_model`: the same as loading `changes` with ComfyUI's LoRA loader."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     layers = {name.rsplit(suffix, 1)[0] for name in changes for suffix in SUFFIXES if name.endswith(suffix)}
     unknown = sorted(layers - set(names))

@@ -14,7 +14,7 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.core.sigmas import SIGMA_TOLERANCE, step_of_sigma
 from ...pipelines.core.trajectory import check_grid
 from ...pipelines.inversion.negative_embeddings import Embeddings
-from ...pipelines.layerdiffusion.embeddings import IterativeGuidance
+from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from ..sockets import conditioning_of
 from .denoiser import evaluated, guidance
 from .model_sampling import NativeModelSampling
@@ -100,7 +100,7 @@ class IterativeGuider(samplers.CFGGuider):
         super().__init__(model)
         self._guidance = guidance
         self._calls_to_come: list[tuple[float, float]] = []
-        conds = {"positive": guidance.mixed, "subject": guidance.subject, "negative": negative}
+        conds = {"positive": guidance.mixed, "object": guidance.object, "negative": negative}
         self.inner_set_conds({key: conditioning_of(context) for key, context in conds.items()})
         self.set_cfg(scale)
 
@@ -124,7 +124,7 @@ class IterativeGuider(samplers.CFGGuider):
     ) -> Tensor:
         """The guided denoised latent (ComfyUI calls it noise)."""
         chosen = self._guidance.at_sigma(self._start_of_step(float(timestep.flatten()[0])))
-        positive = self.conds["subject" if chosen is self._guidance.subject else "positive"]
+        positive = self.conds["object" if chosen is self._guidance.object else "positive"]
         options = model_options or {}
         return samplers.sampling_function(
             self.inner_model, x, timestep, self.conds["negative"], positive, self.cfg, model_options=options, seed=seed

@@ -1,8 +1,8 @@
 """Attention edits as a MODEL patch: any native sampler then edits pairs of latents (see `pipelines/attention/pair_sampling.py`).
 
-Only a wrapper around the whole run is put on the clone. While a run lasts, its own options (the host makes a copy for every
-run) carry two more: around each prediction, where LocalBlend acts, and around each evaluation of prompts, which then runs
-under the run's control.
+The clone carries one wrapper, around the whole run. During a run, the options of the run (a copy that ComfyUI makes) carry
+two more wrappers: one around each prediction, where LocalBlend acts, and one around each model call, which then has the
+run's attention control.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .attention_hooks import KEY, Layers, attention_layers, controlled_options
 from .model_sampling import NativeModelSampling, sigma_tensor
 
 Wrappers = comfy.patcher_extension.WrappersMP
-BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers whose own noise is a Brownian path
+BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers that draw from a Brownian tree by default
 
 
 def native_paired_model(model: Any, plan: PairPlan) -> Any:
@@ -36,16 +36,17 @@ def native_paired_model(model: Any, plan: PairPlan) -> Any:
         raise ParameterError("this MODEL already has an attention edit: connect the MODEL from before the first one")
 
     def outer_sample(
-        executor: Any, noise: Tensor, latent: Tensor, sampler: Any, levels: Tensor, *rest: Any, **named: Any
+        executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        if len(levels) < 2:
-            return executor(noise, latent, sampler, levels, *rest, **named)
-        run = NativePairRun(plan, layers, executor.class_obj, latent, levels)
+        if len(sigmas) < 2:
+            return executor(noise, latent, sampler, sigmas, *rest, **named)
+        run = NativePairRun(plan, layers, executor.class_obj, latent, sigmas)
         if plan.share_noise:
             seed = rest[3] if len(rest) > 3 else named.get("seed")
-            noise, sampler = shared_noise(noise), paired_sampler(sampler, noise, levels, run.device, seed)
+            noise = shared_noise(noise)
+            sampler = paired_sampler(sampler, noise, sigmas, run.device, seed)
         with run:
-            return run.finished(executor(noise, latent, sampler, levels, *rest, **named))
+            return run.finished(executor(noise, latent, sampler, sigmas, *rest, **named))
 
     clone = model.clone()
     clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, outer_sample)
@@ -57,24 +58,26 @@ def has_attention_edit(model: Any) -> bool:
 
 
 class NativePairRun:
-    """One run of a sampler; a context manager, inside which the guider's options carry the edit."""
+    """One run of a sampler: a context manager. Inside it, the guider's options carry the edit."""
 
-    def __init__(self, plan: PairPlan, layers: Layers, guider: Any, latent: Tensor, levels: Tensor) -> None:
-        self.layers, self.guider = layers, guider
+    def __init__(self, plan: PairPlan, layers: Layers, guider: Any, latent: Tensor, sigmas: Tensor) -> None:
+        self.layers = layers
+        self.guider = guider
         self.device: torch.device = guider.model_patcher.load_device
-        self.levels, self.last = NativeModelSampling(guider.model_patcher), float(levels[-1])
+        self.sampling = NativeModelSampling(guider.model_patcher)
+        self.last_sigma = float(sigmas[-1])
         positive = guider.conds.get("positive") or []
         if not positive:
             raise MismatchError("this guider has no positive prompt, which an attention edit needs: use another one")
         self.positive = {part["uuid"] for part in positive}
-        # the sampler's levels are copied: uni_pc writes into the list it is given
-        grid = levels.detach().float().cpu().clone()
+        # A copy of the sigmas, because uni_pc writes into them.
+        grid = sigmas.detach().float().cpu().clone()
         texts = [part["cross_attn"] for part in positive]
-        self.run: PairRun = plan.check(self.levels, grid, latent.to(self.device), texts)  # type: ignore[arg-type]  # what it reads
-        self.evaluations = 0
+        self.run: PairRun = plan.check(self.sampling, grid, latent.to(self.device), texts)  # type: ignore[arg-type]  # what it reads
+        self.model_calls = 0
 
     def __enter__(self) -> None:
-        for kind, wrapper in ((Wrappers.PREDICT_NOISE, self.predict), (Wrappers.CALC_COND_BATCH, self.evaluate)):
+        for kind, wrapper in ((Wrappers.PREDICT_NOISE, self.predict), (Wrappers.CALC_COND_BATCH, self.call_model)):
             comfy.patcher_extension.add_wrapper_with_key(
                 kind, KEY, wrapper, self.guider.model_options, is_model_options=True
             )
@@ -86,40 +89,50 @@ class NativePairRun:
 
     def predict(self, executor: Any, x: Tensor, timestep: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Around the guider's prediction of [2 B, C, h, w]."""
-        sigma, before = float(timestep.flatten()[0]), self.evaluations
+        sigma = float(timestep.flatten()[0])
+        calls_before = self.model_calls
         self.run.blend_state(x, sigma)
-        clean = executor(x, timestep, *rest, **named)
-        if self.evaluations == before:
-            raise MismatchError(
-                "another node evaluates the model in a way of its own, past the attention edit: leave that node out"
-            )
-        return self.run.blend_denoised(clean, sigma)
+        denoised = executor(x, timestep, *rest, **named)
+        if self.model_calls == calls_before:
+            raise MismatchError("another node calls the model without the attention edit: leave that node out")
+        return self.run.blend_denoised(denoised, sigma)
 
-    def evaluate(
+    def call_model(
         self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict, *rest: Any
     ) -> Any:
-        """Around every evaluation of prompts, those of other nodes' guidance (PAG, ...) too."""
+        """Around every model call, including those of other nodes' guidance (PAG, ...)."""
         check_pairs(x)
-        self.evaluations += 1
+        self.model_calls += 1
         controlled = self.run.controlled(len(x), tuple(self._branch(parts) for parts in conds))
         options = controlled_options(options, controlled, self.layers, float(timestep.flatten()[0]))
         return executor(model, conds, x, timestep, options, *rest)
 
     def _branch(self, parts: list[dict] | None) -> Branch:
-        """Guiders give their prompts in any order; what the host adds to one for areas comes behind its own parts."""
+        """Guiders give their prompts in any order. Parts that ComfyUI adds for areas come after the prompt's own."""
         return "cond" if parts and parts[0]["uuid"] in self.positive else "uncond"
 
     def finished(self, samples: Tensor) -> Tensor:
-        """The run's unscaled result, in which a real picture's rows are the picture."""
+        """The run's unscaled result. With a trajectory, the sources are exactly the inverted image."""
         path = self.run.trajectory
-        if path is None or self.last == 0:
+        if path is None or self.last_sigma == 0:
             return self.run.finished(samples)
-        noised = self.levels.sampling.inverse_noise_scaling(sigma_tensor(self.last, self.device), path.at(self.last))
-        return interleave(self.levels.scale_out(noised).to(samples), separate(samples)[1])
+        noised = self.sampling.sampling.inverse_noise_scaling(
+            sigma_tensor(self.last_sigma, self.device), path.at(self.last_sigma)
+        )
+        return interleave(self.sampling.scale_out(noised).to(samples), separate(samples)[1])
 
 
-def paired_sampler(sampler: Any, noise: Tensor, levels: Tensor, device: torch.device, seed: int | None) -> Any:
-    """The same sampler, whose noise between steps is one for source and target: what it would draw for the sources alone."""
+def paired_sampler(sampler: Any, noise: Tensor, sigmas: Tensor, device: torch.device, seed: int | None) -> Any:
+    """A sampler whose random noise is the same for source and target: the noise it draws for the sources alone.
+
+    Args:
+        sampler: SAMPLER.
+        noise: initial noise of the pairs [2 B, C, h, w].
+        sigmas: grid [N + 1].
+        device: of the run.
+        seed: of the run.
+    Returns: SAMPLER; the given one if it draws no noise between steps.
+    """
     function = getattr(sampler, "sampler_function", None)
     if function is None or "noise_sampler" not in inspect.signature(function).parameters:
         return sampler
@@ -128,8 +141,8 @@ def paired_sampler(sampler: Any, noise: Tensor, levels: Tensor, device: torch.de
     sources = torch.empty_like(noise[::2], device=device)
     name = getattr(function, "__name__", "")
     if BROWNIAN.match(name):
-        levels = levels.to(device)
-        low, high = levels[levels > 0].min(), levels.max()
+        sigmas = sigmas.to(device)
+        low, high = sigmas[sigmas > 0].min(), sigmas.max()
         draw = k_sampling.BrownianTreeNoiseSampler(sources, low, high, seed=seed, cpu=not name.endswith("_gpu"))
     else:
         draw = k_sampling.default_noise_sampler(sources, seed=seed)
@@ -139,4 +152,4 @@ def paired_sampler(sampler: Any, noise: Tensor, levels: Tensor, device: torch.de
 
 
 def _for_both(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *levels: draw(*levels).repeat_interleave(2, dim=0)
+    return lambda *sigmas: draw(*sigmas).repeat_interleave(2, dim=0)

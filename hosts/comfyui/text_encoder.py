@@ -12,14 +12,14 @@ from ...pipelines.core.protocols import Context, Token
 from ..sockets import context_of
 
 EMBEDDING = "embedding:"
-KEYS = ("l", "h", "g")  # CLIP towers by the host's names; SDXL's two share one tokenization
+KEYS = ("l", "h", "g")  # ComfyUI's names of CLIP towers; SDXL's two share one tokenization
 SPECIAL = (-1, -1)
 
 
 class NativeTextEncoder:
     """See `TextEncoder`.
 
-    The host's prompt syntax holds: "(word:1.2)" weights a word (the brackets and the number are no tokens), "\\(" is a
+    ComfyUI's prompt syntax holds: "(word:1.2)" weights a word (the brackets and the number become no tokens), "\\(" is a
     literal bracket. A prompt longer than one window is cut into windows of 77 tokens, each with its own start and end
     token; `encode` and `tokens` both return the windows one after another, so their positions agree.
     """
@@ -44,7 +44,7 @@ class NativeTextEncoder:
         key = next((key for key in KEYS if key in windows), None)
         tokenizer = getattr(getattr(self.clip.tokenizer, f"clip_{key}", None), "tokenizer", None)
         if tokenizer is None or len(windows) > 2 or any(name not in KEYS for name in windows):
-            raise FamilyError(f"clip has the towers {', '.join(windows)}: word positions are known for CLIP alone")
+            raise FamilyError(f"clip has the towers {', '.join(windows)}: word positions are known for CLIP only")
         words = iter(_word_tokens(text, tokenizer))
         found = [self._token(entry, words) for window in windows[key] for entry in window]
         if next(words, None) is not None:
@@ -79,7 +79,7 @@ def _word_tokens(text: str, tokenizer: Any) -> list[Token]:
 
 
 def weighted_spans(escaped: str, start: int = 0) -> list[tuple[int, int]]:
-    """Spans of the text that the host's weight syntax leaves, in order: "a (red:1.2) cat" gives "a ", "red", " cat"."""
+    """Spans of the text without ComfyUI's weight syntax, in order: "a (red:1.2) cat" gives "a ", "red", " cat"."""
     spans = []
     for part in parse_parentheses(escaped):
         end = start + len(part)
@@ -123,7 +123,7 @@ def _segment_tokens(segment: str, tokenizer: Any) -> list[tuple[int, tuple[int, 
 
 
 def _walked(segment: str, tokenizer: Any) -> list[tuple[int, tuple[int, int]]]:
-    """Spans from a tokenizer that gives none: its byte-level pieces, in order, cover the text without white space."""
+    """Spans for a tokenizer that gives none: its byte-level pieces, in order, cover the text without white space."""
     places = [i for i, char in enumerate(segment) if not char.isspace() for _ in char.lower().encode()]
     found, at = [], 0
     for number in tokenizer(segment, add_special_tokens=False)["input_ids"]:

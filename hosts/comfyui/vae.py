@@ -1,4 +1,4 @@
-"""A native VAE as a LatentCodec, and a copy of its decoder that may learn."""
+"""A native VAE as a LatentCodec, and a copy of its decoder that can be fine-tuned."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torch import Tensor
 from ...pipelines.core.errors import FamilyError, ShapeError
 from ...pipelines.core.shapes import check_image, check_latent
 
-TRAINING_MEMORY = 6  # decodes in float32 whose memory a backward pass may take: an estimate (14 GB at 512 x 512)
+TRAINING_MEMORY = 6  # memory of a backward pass, in float32 decodes: an estimate (14 GB at 512 x 512)
 
 
 class NativeCodec:
-    """See `LatentCodec`. Results stay on the VAE's device; out of memory falls back to tiles, as the host does."""
+    """See `LatentCodec`. Results stay on the VAE's device. When memory runs out it works in tiles, as ComfyUI does."""
 
     def __init__(self, vae: Any) -> None:
         if not hasattr(vae, "first_stage_model") or vae.first_stage_model is None:
             raise FamilyError(f"vae is a {type(vae).__name__} without weights: connect a VAE loader")
         if vae.latent_dim != 2 or vae.output_channels != 3:
             raise FamilyError(
-                f"vae is a {type(vae.first_stage_model).__name__} of {vae.latent_dim}-dimensional latents "
+                f"vae is a {type(vae.first_stage_model).__name__} with {vae.latent_dim}-dimensional latents "
                 "(video or audio): EditKit edits still images"
             )
         self.vae = vae
@@ -53,11 +53,13 @@ class NativeCodec:
         return torch.cat([self._sample(image[i : i + 1], noise[i : i + 1]) for i in range(image.shape[0])])
 
     def _sample(self, image: Tensor, noise: Tensor) -> Tensor:
-        """One draw from the posterior of one image [1, H, W, 3]: mean + deviation x noise."""
+        """One draw from the posterior of one image [1, H, W, 3]: mean + standard deviation x noise."""
         vae = getattr(self.vae, "source", self.vae)
         model = vae.first_stage_model
         if not isinstance(getattr(model, "regularization", None), DiagonalGaussianRegularizer):
-            raise FamilyError(f"vae is a {type(model).__name__}, whose posterior has no deviation: encode the mean")
+            raise FamilyError(
+                f"vae is a {type(model).__name__}, whose posterior has no standard deviation: encode the mean"
+            )
         pixels = vae.process_input(image.movedim(-1, 1)).to(vae.device, vae.vae_dtype)
         management.load_models_gpu([vae.patcher], memory_required=vae.memory_used_encode(pixels.shape, vae.vae_dtype))
         moments = model.encoder(pixels)
@@ -80,7 +82,7 @@ class NativeCodec:
 def _without_clamp(vae: Any) -> Any:
     """A shallow copy (same weights) that leaves results on the compute device and does not clip colours.
 
-    The range of the raw decoder is read off the VAE's own mapping to [0, 1] at two points.
+    Two points of the VAE's own mapping to [0, 1] give the range of the raw decoder.
     """
     low, high = vae.process_output(torch.tensor([-0.5, 0.5])).tolist()
     shadow = copy.copy(vae)
@@ -90,7 +92,7 @@ def _without_clamp(vae: Any) -> Any:
 
 
 class NativeDecoderClone:
-    """See `DecoderClone`: float32 whatever the VAE's precision, because half precision cannot hold small updates."""
+    """See `DecoderClone`: always float32, because half precision cannot hold small updates."""
 
     blocks: Sequence[torch.nn.Module]
 
@@ -102,7 +104,7 @@ class NativeDecoderClone:
             raise FamilyError(
                 f"the decoder of vae is a {name}, which cannot be tuned: connect the model's full KL autoencoder"
             )
-        management.load_models_gpu([vae.patcher], force_full_load=True)  # patches in force are part of the copy
+        management.load_models_gpu([vae.patcher], force_full_load=True)  # the copy contains the patches in force
         with torch.inference_mode(False):
             own = DecoderOnly(decoder, getattr(model, "post_quant_conv", None))
             own.to(device=vae.patcher.offload_device, dtype=torch.float32).requires_grad_(False).eval()
@@ -133,13 +135,13 @@ class NativeDecoderClone:
 
 
 def _can_be_tuned(decoder: Any) -> bool:
-    """The host's decoder of still images: newer hosts build video decoders, which carry frames over, of the same class."""
-    ends_early = getattr(decoder, "give_pre_end", False)  # older hosts' way to leave out the last layers
+    """Whether it is ComfyUI's decoder of still images. Newer versions build video decoders of the same class."""
+    ends_early = getattr(decoder, "give_pre_end", False)  # older versions leave out the last layers with it
     return type(decoder) is Decoder and not ends_early and isinstance(decoder.conv_in, torch.nn.Conv2d)
 
 
 class DecoderOnly(torch.nn.Module):
-    """A VAE's decoding half with weights of its own. Names match the whole VAE's state dict."""
+    """A copy of a VAE's decoding half. Names match the whole VAE's state dict."""
 
     def __init__(self, decoder: Decoder, post_quant_conv: torch.nn.Module | None) -> None:
         super().__init__()
@@ -151,13 +153,13 @@ class DecoderOnly(torch.nn.Module):
         return self.post_quant_conv(latent) if hasattr(self, "post_quant_conv") else latent
 
     def decode(self, latent: Tensor, **options: Any) -> Tensor:
-        """Latent to [B, 3, H, W] in [-1, 1], as the host calls it."""
+        """Latent to [B, 3, H, W] in [-1, 1], as ComfyUI calls it."""
         return self.decoder(self.first(latent), **options)
 
     def chain(self) -> list[torch.nn.Module]:
-        """The decoder cut where training may freeze a prefix: start and middle, one block per level, end."""
-        levels = [_Level(self.decoder.up[i]) for i in reversed(range(self.decoder.num_resolutions))]
-        return [_Start(self.decoder), *levels, _End(self.decoder)]
+        """The decoder as a chain whose first blocks training may freeze: start and middle, one block per resolution, end."""
+        middle = [_Resolution(self.decoder.up[i]) for i in reversed(range(self.decoder.num_resolutions))]
+        return [_Start(self.decoder), *middle, _End(self.decoder)]
 
 
 class _Start(torch.nn.Module):
@@ -170,7 +172,7 @@ class _Start(torch.nn.Module):
         return self.mid.block_2(self.mid.attn_1(x), None)
 
 
-class _Level(torch.nn.Module):
+class _Resolution(torch.nn.Module):
     def __init__(self, up: Any) -> None:
         super().__init__()
         self.up: Any = up
@@ -194,7 +196,7 @@ class _End(torch.nn.Module):
 
 
 class TunedVAE(comfy.sd.VAE):
-    """A VAE with a decoder of its own, in float32; everything else, encoding included, is the original's."""
+    """A VAE with a fine-tuned decoder in float32. Everything else is the original's, encoding included."""
 
     def __init__(self, source: Any, own: DecoderOnly, patcher: Any) -> None:
         self.__dict__.update(vars(source))
@@ -211,5 +213,5 @@ class TunedVAE(comfy.sd.VAE):
         return self.source.encode_tiled(*args, **kwargs)
 
     def get_sd(self) -> dict[str, Tensor]:
-        """Of the whole VAE, so that a saved file is complete."""
+        """The state dict of the whole VAE, so that a saved file is complete."""
         return {**self.source.get_sd(), **self.first_stage_model.state_dict()}

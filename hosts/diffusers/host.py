@@ -20,7 +20,7 @@ from ...pipelines.core.masks import MaskSchedule
 from ...pipelines.core.progress import Progress
 from ...pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
 from ...pipelines.inversion.negative_embeddings import Embeddings
-from ...pipelines.layerdiffusion.embeddings import IterativeGuidance
+from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from ..bundled import tiny_folder
 from ..sockets import (
     Blend,

@@ -91,7 +91,7 @@ def test_a_noised_latent_is_no_picture():
         inputs = {"positive": text(), "negative": text(), "source": text(), "target": text(), "sigmas": sigmas(host)}
         wanted = {"InvertDDIM": ("positive", "sigmas"), "SDEdit": ("positive", "negative")}
         chosen = {key: inputs[key] for key in wanted.get(name, ("source", "target"))}
-        with pytest.raises(MismatchError, match="latent lies at noise level"):
+        with pytest.raises(MismatchError, match="latent has sigma"):
             call(name, model=host, latent=noised, **chosen)
 
 

@@ -13,8 +13,9 @@ from editkit.hosts.diffusers.loading import load_bundled
 from editkit.hosts.host import text_encoder_of, tuned_model
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, IterativeGuidance, layered_embeddings
+from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import LIGHT, layered_tune
+from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from editkit.pipelines.layerdiffusion.reference_background import fitted_image, object_latent_mask
 from editkit.pipelines.learning.weight_deltas import TunePlan, load_changes
 from editkit.tests.nodes.graph import call
@@ -63,7 +64,7 @@ def test_nodes_equal_the_headless_functions(start, learned):
     fitted = layered_embeddings(
         free.denoiser, reference["samples"], *pair, latent_pixels, seeds=[4], options=EmbeddingOptions(steps=2, lr=0.01)
     )
-    for ours, theirs in zip(embeddings, (fitted.subject, fitted.background, fitted.mixed), strict=True):
+    for ours, theirs in zip(embeddings, (fitted.object, fitted.background, fitted.mixed), strict=True):
         torch.testing.assert_close(ours[0][0], theirs.tokens, atol=1e-4, rtol=1e-4)
     options = replace(LIGHT, plan=TunePlan("lora", 2, 4), steps=2, lr=1e-3)
     mixed = context_of(embeddings[2], "mixed")

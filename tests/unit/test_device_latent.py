@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from editkit.hosts import latent as _latent
-from editkit.hosts.latent import DeviceLatent, finished_out, latent_grid, latent_in, latent_out, samples
+from editkit.hosts.latent import DeviceLatent, finished_out, latent_grid, latent_in, latent_out, samples_of
 from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
 from editkit.tests.toys import ToyDenoiser, linear
 
@@ -94,9 +94,10 @@ def test_our_nodes_pass_it_on_untouched(reads: list[str], flow: bool) -> None:
     masked["noise_mask"] = torch.ones(1, 1, 6, 5)
     assert latent_in(masked, denoiser, SIGMA) is z
     assert latent_out(z, denoiser, SIGMA, masked).keys() >= {"noise_mask", "editkit_size", "samples"}
-    assert samples(latent).shape == z.shape
+    assert samples_of(latent).shape == z.shape
     assert latent.z is z
-    assert (latent.sigma, latent.denoiser_fingerprint) == (SIGMA, "toy")
+    tensor = latent.device_tensor
+    assert (tensor.sigma, tensor.denoiser_fingerprint) == (SIGMA, "toy")
     assert "samples" in latent
     assert len(latent) == 2
     assert "shape" in repr(latent)
@@ -115,7 +116,7 @@ def test_another_model_gets_it_scaled_anew(reads: list[str]) -> None:
 def test_a_clean_latent_needs_no_model(reads: list[str]) -> None:
     clean = random_z()
     latent = finished_out(clean, {"batch_index": [3, 4], "other": 1})
-    assert samples(latent) is clean
+    assert samples_of(latent) is clean
     assert latent["batch_index"] == [3, 4]
     assert latent.z is None
     torch.testing.assert_close(latent_in(latent, toy(), 0.0), clean * 0.3)
@@ -127,7 +128,7 @@ def test_a_wrong_level_is_refused() -> None:
     latent = latent_out(random_z(), toy(), SIGMA, {})
     with pytest.raises(MismatchError, match=r"0\.6 but this step starts at 0\.3"):
         latent_in(latent, toy(), 0.3)
-    with pytest.raises(MismatchError, match="noise level 0 but"):
+    with pytest.raises(MismatchError, match="sigma 0 but"):
         latent_in(finished_out(random_z(), {}), toy(), 0.3)
 
 
@@ -135,7 +136,7 @@ def test_pure_flow_noise(reads: list[str]) -> None:
     z, denoiser = random_z(), toy(flow=True)
     latent = latent_out(z, denoiser, 1.0, {})
     assert latent_in(latent, denoiser, 1.0) is z
-    assert torch.isfinite(samples(latent)).all()
+    assert torch.isfinite(samples_of(latent)).all()
     with pytest.raises(MismatchError, match="pure noise"):
         latent_in({"samples": random_z()}, denoiser, 1.0)
 
@@ -156,7 +157,7 @@ def test_writing_makes_it_ordinary(write: Callable[[DeviceLatent, Tensor], None]
     assert shared["samples"] is value
     assert shared.z is None
     assert dict(shared)["samples"] is value
-    assert type(shared.copy()) is dict
+    assert shared.copy()["samples"] is value
     assert latent.z is not None  # the original is another dict
 
 
@@ -174,21 +175,32 @@ def test_removing_and_adding_again() -> None:
     assert len(latent) == 0
 
 
-def test_deep_copies_share_nothing_and_pickles_are_plain() -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda latent: pickle.loads(pickle.dumps(latent))])
+def test_deep_copies_and_pickles_are_ordinary_dicts_that_share_nothing(copied: Callable) -> None:
     z = random_z()
     latent = latent_out(z, toy(), SIGMA, {"mask": torch.ones(2)})
-    twin = copy.deepcopy(latent)
-    twin.z.zero_()
+    twin = copied(latent)
+    assert type(twin) is dict
+    torch.testing.assert_close(twin["samples"], z / 0.3)
+    twin["samples"].zero_()
     twin["mask"].zero_()
+    assert latent["samples"].abs().sum() > 0
     assert latent.z.abs().sum() > 0
     assert latent["mask"].sum() == 2
-    plain = pickle.loads(pickle.dumps(latent_out(z, toy(), SIGMA, {"a": 1})))  # only to see what a host would store
-    assert type(plain) is dict
-    torch.testing.assert_close(plain["samples"], z / 0.3)
+
+
+def test_shallow_copies_are_separate_dicts() -> None:
+    latent = latent_out(random_z(), toy(), SIGMA, {"a": 1})
+    for shared in (latent.copy(), copy.copy(latent), latent | {"b": 2}):
+        assert shared.z is latent.z
+        shared["a"] = 3
+        del shared["samples"]
+        assert latent["a"] == 1
+        assert latent.z is not None
 
 
 def test_what_is_no_latent_is_refused() -> None:
     with pytest.raises(ShapeError, match="connect a LATENT"):
-        samples({"noise": 1})
+        samples_of({"noise": 1})
     with pytest.raises(ParameterError, match="latent or vae"):
         latent_grid(torch.zeros(1, 8, 8), None, None)

@@ -26,13 +26,9 @@ from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.pipelines.core.progress import silent
 from editkit.pipelines.imagic import imagic
-from editkit.pipelines.layerdiffusion.embeddings import (
-    EmbeddingOptions,
-    IterativeGuidance,
-    layered_embeddings,
-    takes_object,
-)
+from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance, takes_object
 from editkit.pipelines.learning.weight_deltas import TunePlan
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 
@@ -178,11 +174,11 @@ def test_a_lora_in_force_is_part_of_what_learns(model):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_bfloat16_arithmetic_learns_nearly_the_same(model, kind):
-    exact, rough = (tune(model, TunePlan(kind, 3, half=half)) for half in (None, torch.bfloat16))
+    exact, rough = (tune(model, TunePlan(kind, 3, compute_dtype=dtype)) for dtype in (None, torch.bfloat16))
     assert rough.object_losses[0] == pytest.approx(exact.object_losses[0], rel=0.05)
     assert rough.object_losses[0] != exact.object_losses[0]
     assert {change.dtype for change in rough.changes.values()} == {torch.float32}
-    found = embed(model, half=torch.bfloat16)
+    found = embed(model, compute_dtype=torch.bfloat16)
     assert found.losses[0] == pytest.approx(embed(model).losses[0], rel=0.05)
 
 
@@ -214,7 +210,7 @@ def test_imagic_on_a_native_model(model):
         opened, tunable(model, pair[:1]), latent(1), pair[0], eta=0.6, seeds=[1],
         embeddings=EmbeddingOptions(steps=2, region="none"), tuning=TuneOptions(plan=LORA, steps=2, background_weight=0.0),
     )  # fmt: skip
-    fitted = found.embeddings.subject.tokens.cpu()
+    fitted = found.embeddings.object.tokens.cpu()
     torch.testing.assert_close(found.context.tokens.cpu(), 0.6 * pair[0].tokens + 0.4 * fitted)
     assert conditioning_of(found.context)[0][0] is found.context.tokens
 
@@ -267,7 +263,7 @@ class Recorder(IterativeGuider):
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         self.notes = getattr(self, "notes", [])
-        for kind in ("subject", "positive"):
+        for kind in ("object", "positive"):
             for part in self.conds[kind]:
                 part["kind"] = kind
         real = comfy.samplers.sampling_function
@@ -303,7 +299,7 @@ def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name)
     sigmas = sampling_of(model).schedule(6)
     guider, out = recorded(model, name, sigmas)
     expected = [
-        "subject" if takes_object(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
+        "object" if takes_object(step, 6) else "positive" for step in range(6) for _ in range(WANTED[name][step])
     ]
     assert [kind for _, kind in guider.notes] == expected
     assert torch.isfinite(out).all()
@@ -320,8 +316,8 @@ def test_every_sampler_of_the_host_runs_and_alternates(model, name):
     for sigma, kind in guider.notes:
         between = [step for step in range(5) if levels[step] * (1 - 1e-5) > sigma > levels[step + 1] * (1 + 1e-5)]
         if between and name not in ("dpm_fast", "dpm_adaptive"):
-            assert kind == ("subject" if takes_object(between[0], 5) else "positive")
-    assert {kind for _, kind in guider.notes} == {"subject", "positive"}
+            assert kind == ("object" if takes_object(between[0], 5) else "positive")
+    assert {kind for _, kind in guider.notes} == {"object", "positive"}
     if name in ("euler", "heun", "dpmpp_2m", "lms"):
         assert torch.equal(torch.get_rng_state(), state)
 

@@ -121,7 +121,7 @@ def test_a_fault_leaves_the_model_as_it_was(scene, fault, at, monkeypatch):
     from editkit.pipelines.stylediffusion import inversion as style
 
     before, networks, calls = digest(scene.model.model), [], []
-    made, begin = style.made_networks, style.ValueLearner.begin
+    made, begin = style.made_networks, style.LearningControl.begin
     error = {"cancel": Cancelled(), "memory": torch.OutOfMemoryError("full"), "error": RuntimeError("kernel")}[fault]
 
     def kept(*args):
@@ -138,7 +138,7 @@ def test_a_fault_leaves_the_model_as_it_was(scene, fault, at, monkeypatch):
     if fault == "cancel":
         monkeypatch.setattr(ComfyUIHost, "progress", lambda self, total, model: counted)
     else:
-        monkeypatch.setattr(style.ValueLearner, "begin", lambda *args: (counted(), begin(*args))[1])
+        monkeypatch.setattr(style.LearningControl, "begin", lambda *args: (counted(), begin(*args))[1])
     with pytest.raises(type(error)) as caught:
         scene.learned()
     error.__traceback__ = None
