@@ -1,7 +1,10 @@
 # make demo       an edit with the bundled model, written to output/demo/
 # make test       lint, types and tests
 # make evaluate   the bundled model's figures, measured from the shipped files
-# make bench      timings
+# make bench      timings and claims
+# make new METHOD=edict   templates of everything that a new method needs (CONTRIBUTING.md)
+# make generate   the schema snapshot, locales, tables of help pages, and workflow files
+# make thumbnails the workflows' thumbnails and README's images, by running every workflow
 # make format     let ruff format the sources
 # make clean      remove the environment and what the commands wrote
 #
@@ -15,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := editkit.pipelines editkit.hosts editkit.nodes editkit.headless editkit.training editkit.benchmarks
 
-.PHONY: demo test check install evaluate bench format clean
+.PHONY: demo test check install evaluate bench new generate thumbnails format clean
 
 demo: install
 	$(BIN)/editkit demo
@@ -36,6 +39,21 @@ evaluate: install
 
 bench: install
 	$(BIN)/python -m editkit.benchmarks
+
+new: install
+	$(BIN)/python -m editkit.docs.new_method "$(METHOD)"
+	$(MAKE) --no-print-directory generate
+	$(BIN)/python -m editkit.workflows.build --thumbnails "$(METHOD)"
+
+# The snapshot of the schemas only grows: a change that would break saved workflows stops here.
+generate: install
+	$(BIN)/python -m editkit.tests.nodes.schemas
+	$(BIN)/python -m editkit.locales.build
+	$(BIN)/python -m editkit.workflows.build
+
+thumbnails: install
+	$(BIN)/python -m editkit.workflows.build --thumbnails
+	$(BIN)/python -m editkit.docs.method_images
 
 format: install
 	$(BIN)/ruff check --fix .
