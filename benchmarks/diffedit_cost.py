@@ -63,7 +63,9 @@ def ours(work: Job) -> None:
 @torch.no_grad()
 def published(work: Job) -> None:
     """4 n passes for a guided mask, 2 r N for a guided inversion, 2 r N to decode with the published background."""
-    denoiser, scale, maps = work.model.denoiser, SETTINGS.guidance_scale, SETTINGS.maps
+    denoiser = work.model.denoiser
+    scale = SETTINGS.guidance_scale
+    maps = SETTINGS.maps
     z, sigma = denoiser.scale_in(work.latent), strength_sigma(denoiser, SETTINGS.strength)
     noises = [seeded_noise(z.shape[1:], work.seeds, z.device, draw=j) for j in range(maps)]
     noised = torch.cat([denoiser.noise(z, noise, sigma) for noise in noises])

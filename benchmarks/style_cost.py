@@ -45,11 +45,9 @@ class EveryLayer(LearningControl):
 
     def __init__(self, ranker: Any, image: Tensor, text: Tensor) -> None:
         super().__init__(1, text.device)
-        self.tower, self.pixels, self.text = (
-            copy.deepcopy(ranker.model.visual).requires_grad_(True),
-            ranker.prepare(image),
-            text,
-        )
+        self.tower = copy.deepcopy(ranker.model.visual).requires_grad_(True)
+        self.pixels = ranker.prepare(image)
+        self.text = text
         width = text.shape[2]
         tokens = self._tokens().shape[1:]
         self.frame = torch.linalg.qr(torch.randn(max(tokens[1], width), min(tokens[1], width)))[0]

@@ -40,7 +40,10 @@ class Trainer:
     """Weights, their EMA and an AdamW, saved together. `named` is the flat dict of every parameter that learns."""
 
     def __init__(self, named: dict[str, torch.nn.Parameter], lr: float, *, ema: float, weight_decay: float = 0.01):
-        self.named, self.lr, self.decay, self.step = named, lr, ema, 0
+        self.named = named
+        self.lr = lr
+        self.decay = ema
+        self.step = 0
         self.optimizer = torch.optim.AdamW(named.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
         self.ema = {name: value.detach().clone() for name, value in named.items()}
 
@@ -109,7 +112,9 @@ def run_steps(
     log_every: int = 50,
 ) -> Iterator[int]:
     """Train until `steps`; yields each step number after it, so that a stage can measure its model in between."""
-    mean, begun, first = 0.0, time.monotonic(), trainer.step
+    mean = 0.0
+    begun = time.monotonic()
+    first = trainer.step
     while trainer.step < steps:
         loss = loss_of_step(trainer.step)
         trainer.update(loss, lr(trainer.step))

@@ -72,7 +72,9 @@ def one_word_changes(scene: Scene) -> list[Scene]:
 
 def relation(view: View, caption: Caption) -> int:
     """1: `caption` is true of `view`; -1: it is false; 0: it cannot be told, so neither may be learned."""
-    scene, seen, named = view.scene, set(view.visible), caption.objects
+    scene = view.scene
+    seen = set(view.visible)
+    named = caption.objects
     if caption.background not in (None, scene.background_words):
         return -1
     whole = tuple(item.words for item in scene.objects)

@@ -15,7 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..hosts.bundled.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS, SHAPES
 
-LENGTH, BOS, EOS = 77, 49406, 49407
+LENGTH = 77
+BOS = 49406
+EOS = 49407
 VOCABULARY = 49408
 WIDTH = 128
 CONFIG = {

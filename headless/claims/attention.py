@@ -92,6 +92,17 @@ def refine_claims(model: Any, count: int = 64) -> list[Claim]:
 
 # --------------------------------------------------------------------------------------------------------------- weights
 def weighted(model: Any, pairs: Sequence[t.Pair], word: Callable[[t.Pair], str], weight: float, steps: int) -> Any:
+    """Edits of `pairs` with one word weighted (P2P, reweighting).
+
+    Args:
+        model: the bundled model.
+        pairs: the edits.
+        word: the word of a pair that gets `weight`.
+        weight: the factor c on its cross-attention maps.
+        steps: of the sampler.
+
+    Returns: images of sources and targets, [N, S, S, 3] each.
+    """
     run = replace(RUN, steps=steps, options=P2POptions(cross_until=1.0))
     return t.edited(model, pairs, run, lambda pair: {"weights": {word(pair): weight}})
 

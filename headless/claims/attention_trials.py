@@ -102,7 +102,17 @@ Words = Callable[["Pair"], dict[str, Any]]
 def edited(
     model: Any, pairs: Sequence[Pair], run: Run, words: Words = lambda pair: {}, batch: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Images of sources and targets, [N, S, S, 3] each; `words` gives each pair's options of `align_prompts`."""
+    """Sample the sources and targets of `pairs`.
+
+    Args:
+        model: the bundled model.
+        pairs: the edits; those whose prompts align alike share a batch.
+        run: steps, guidance and attention control.
+        words: the options of `align_prompts` for a pair.
+        batch: pairs per batch, at most.
+
+    Returns: images of sources and targets, [N, S, S, 3] each.
+    """
     edits = [align_prompts(model.text, pair.before.caption, pair.after.caption, **words(pair)) for pair in pairs]
     groups: dict[tuple, list[int]] = {}
     for index, edit in enumerate(edits):

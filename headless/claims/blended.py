@@ -82,7 +82,15 @@ def thin_claims(model: Any, count: int = 64) -> list[Claim]:
 
 
 def rank_claims(model: Any, ranker: Any, count: int = 64, candidates: int = 8) -> list[Claim]:
-    """Best of 8 by rank against the mean of 8, with prompts that name only the new object."""
+    """The best ranked candidate against the mean of all, with prompts that name only the new object.
+
+    Args:
+        model, ranker: the bundled ones.
+        count: trials.
+        candidates: images per trial.
+
+    Returns: one claim.
+    """
     best, mean = [], []
     for index in range(count):
         trial = t.new_object_alone(index)
@@ -141,7 +149,16 @@ def background_table(model: Any, count: int = 64) -> list[Method]:
 
 
 def background_images(model: Any, latent: Tensor, source: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each method's image of one edit."""
+    """One edit with each background method.
+
+    Args:
+        model: the bundled model.
+        latent: of the edit, unscaled [1, C, h, w].
+        source: the image [1, H, W, 3] in [0, 1].
+        mask: [1, H, W], 1 = edit.
+
+    Returns: names of methods with their images [1, H, W, 3].
+    """
     plain = model.codec.decode(latent)
     yield "plain decode", plain
     yield "tuned decoder", tune_decoder(model.codec, latent, source, None, mask, settings=DecoderSettings()).image

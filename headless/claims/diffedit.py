@@ -144,6 +144,16 @@ class Rebuilt:
 
 
 def rebuild(model: Any, work: Scenes, steps: int = 50, options: NullTextOptions = NULL_TEXT) -> Rebuilt:
+    """Invert every scene and reconstruct it in four ways.
+
+    Args:
+        model: the bundled model.
+        work: the scenes.
+        steps: of inversion and sampling.
+        options: of null-text inversion; its guidance scale also serves the plain reconstruction.
+
+    Returns: the quality of each reconstruction.
+    """
     denoiser, codec = model.denoiser, model.codec
     scale, sigmas = options.guidance_scale, denoiser.schedule(steps)
 

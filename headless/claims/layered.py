@@ -34,9 +34,14 @@ from ...pipelines.core.guidance import EditPrompts, Positive
 from ...pipelines.core.noise import seeded_noise
 from ...pipelines.core.samplers import predictor, sample
 from ...pipelines.evaluation.metrics import wilson_interval
-from ...pipelines.layerdiffusion.embeddings import (EmbeddingOptions, LayeredEmbeddings, layered_embeddings, mix_embeddings)
-from ...pipelines.layerdiffusion.iterative_guidance import (IterativeGuidance)
+from ...pipelines.layerdiffusion.embeddings import (
+    EmbeddingOptions,
+    LayeredEmbeddings,
+    layered_embeddings,
+    mix_embeddings,
+)
 from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
+from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from ...pipelines.layerdiffusion.reference_background import object_latent_mask
 from ...pipelines.learning.weight_deltas import TunePlan
 from . import trials as t
@@ -46,7 +51,10 @@ from .rowwise import RowwiseDenoiser, rowwise
 KIND = 80_000  # of the trials' stream
 EMBEDDINGS = EmbeddingOptions(steps=100, lr=1e-2, join="average")
 TUNING = TuneOptions(plan=TunePlan("lora", rank=8), steps=80, lr=2e-3)
-ALPHA, STEPS, SCALE, BATCH = 0.7, 26, 3.0, 16
+ALPHA = 0.7
+STEPS = 26
+SCALE = 3.0
+BATCH = 16
 DRAWS = 2  # images of every scene and variant
 
 
@@ -154,13 +162,13 @@ class Scenes:
         return verdicts
 
 
-FULL, MIX, OBJECT_ONLY = (
-    "as published, alpha 0.7",
-    "  without iterative guidance (mix only)",
-    "  object's embedding only",
-)
+FULL = "as published, alpha 0.7"
+MIX = "  without iterative guidance (mix only)"
+OBJECT_ONLY = "  object's embedding only"
 NO_OBJECT, NO_BACKGROUND = "  without L_obj", "  without L_bg"
-ALPHA_0, ALPHA_1, UNTUNED = "  alpha 0", "  alpha 1", "  without fine-tune"
+ALPHA_0 = "  alpha 0"
+ALPHA_1 = "  alpha 1"
+UNTUNED = "  without fine-tune"
 
 
 def variants(scenes: Scenes) -> dict[str, list[Verdict]]:
@@ -202,7 +210,15 @@ def points(name: str, gain: float, wanted: float) -> Claim:
 
 
 def hurts(name: str, whole: Rates, without: Rates, part: str) -> Claim:
-    """Leaving a loss out costs what it protects."""
+    """Without a loss, the part of the image that it protects must suffer.
+
+    Args:
+        name: of the claim.
+        whole, without: rates with all losses, and without one.
+        part: "colour", "shape" or "background".
+
+    Returns: one claim.
+    """
     gain = whole.share(part) - without.share(part)
     text = f"{part} right in {without.share(part):.1%} instead of {whole.share(part):.1%}"
     return Claim(name, gain, text, gain > 0)

@@ -28,7 +28,9 @@ from . import trials as t
 from .blended import Claim, print_claims
 from .diffedit import Scenes, interval, scenes
 
-STEPS, SCALE, BATCH = 30, 7.5, 16
+STEPS = 30
+SCALE = 7.5
+BATCH = 16
 OPTIONS = PRESETS["even"]
 RECONSTRUCTED = 16  # scenes that are also inverted without the attention loss, and with the published settings
 
@@ -60,7 +62,9 @@ def images(model: Any, z: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- reconstructions
 def reconstruction_claims(model: Any, encoder: Any, learned: Learned) -> list[Claim]:
     """Prints PSNR against the decoded source latent (what inversions lose, without the VAE) and against the image."""
-    work, trajectory, denoiser = learned.work, learned.trajectory, model.denoiser
+    work = learned.work
+    trajectory = learned.trajectory
+    denoiser = model.denoiser
     bare = _learn(model, encoder, work, trajectory, replace(OPTIONS, attention_weight=0.0))
     published = _learn(model, encoder, work, trajectory, PRESETS["published"])
     rebuilt = {

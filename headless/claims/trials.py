@@ -141,7 +141,16 @@ def stacked(contexts: Sequence[Context]) -> Context:
 
 
 def edit_all(model: Any, trials: Sequence[Trial], settings: EditSettings, *, batch: int = 16) -> Tensor:
-    """Clean edited latents [N, C, h, w], unscaled; trial i uses seed settings.seed + i."""
+    """Blended edits of all trials.
+
+    Args:
+        model: the bundled model.
+        trials: their images must have one size.
+        settings: trial i uses the seed `settings.seed` + i.
+        batch: trials per batch, at most.
+
+    Returns: edited latents [N, C, h, w], unscaled.
+    """
     parts = []
     for start in range(0, len(trials), batch):
         parts.append(_edit_batch(model, trials[start : start + batch], settings, settings.seed + start))

@@ -99,7 +99,17 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shape_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance (negative inside) from the outline of `shape` centred at the origin; y grows downwards."""
+    """Signed distance from the outline of a shape centred at the origin.
+
+    Args:
+        shape: one of SHAPES.
+        dx, dy: positions [size, size] in fractions of the side; y grows downwards.
+        radius: in fractions of the side.
+
+    Returns: distances [size, size], negative inside.
+
+    Raises: ValueError for an unknown shape.
+    """
     if shape == "circle":
         return np.hypot(dx, dy) - radius
     if shape == "square":
@@ -111,7 +121,10 @@ def shape_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) ->
         slope = np.abs(dx) * np.float32(0.8660254) - dy * np.float32(0.5) - edge
         return np.maximum(slope, dy - edge)
     if shape == "cross":
-        ax, ay, arm, half = np.abs(dx), np.abs(dy), 0.95 * radius, 0.34 * radius
+        ax = np.abs(dx)
+        ay = np.abs(dy)
+        arm = 0.95 * radius
+        half = 0.34 * radius
         return np.minimum(np.maximum(ax - arm, ay - half), np.maximum(ax - half, ay - arm))
     if shape == "star":
         return _star_distance(dx, dy, 1.05 * radius, 0.48 * radius)
