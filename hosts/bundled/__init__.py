@@ -3,9 +3,9 @@
     tiny/     a text-to-image latent diffusion model in diffusers layout
     ranker/   an image-text ranker: open_clip_config.json, open_clip_model.safetensors, token_ids.json
 
-All weights are float16 safetensors. Both text towers speak CLIP's own token ids, but store only the embedding rows that
-the grammar of the training images uses: `token_ids.json` is the ascending list of their ids, and `expand_embedding`
-gives the table that CLIP's vocabulary needs. The keys to expand before `load_state_dict` are
+All weights are float16 safetensors. Both text towers use CLIP's token ids, but store only the token embeddings of the
+training images' grammar. `token_ids.json` is the ascending list of these ids, and `expand_embedding` makes the table for
+CLIP's whole vocabulary. The keys to expand before `load_state_dict` are
 
     tiny/text_encoder/model.safetensors          the one that ends with `embeddings.token_embedding.weight`
     ranker/open_clip_model.safetensors           `text.token_embedding.weight`
@@ -46,8 +46,13 @@ RANKER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "token_i
 def expand_embedding(rows: Tensor, ids: Sequence[int], vocabulary: int = VOCABULARY) -> Tensor:
     """The embedding table [vocabulary, D] of stored `rows` [n, D], where row i belongs to token `ids[i]`.
 
-    Every other token gets the mean of the rows: a word outside the grammar then says as little as possible, keeps the
-    scale that the transformer was trained on, and cannot be mistaken for one particular word.
+    Every other token gets the mean of the rows. A word outside the grammar then has the scale that the transformer was
+    trained on and resembles no particular word.
+    Args:
+        rows: the stored embeddings [n, D].
+        ids: the token id of each row.
+        vocabulary: number of tokens.
+    Returns: [vocabulary, D].
     Raises: LoadError if rows and ids do not fit each other or the vocabulary.
     """
     index = torch.as_tensor(ids, dtype=torch.long, device=rows.device)

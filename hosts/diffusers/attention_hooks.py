@@ -1,8 +1,8 @@
-"""Attention control in a diffusers U-Net: hooks that live as long as one `denoise` call.
+"""Attention control in a diffusers U-Net: hooks for the duration of one `denoise` call.
 
 Layers are found by the structure of `UNet2DConditionModel` (SD 1.x, SD 2.x, SDXL and the bundled model) and numbered as in
-Stable Diffusion's original files (see `Site`). The user's own processors run wherever the control does not ask for a
-site, and are back in place afterwards, whatever happened.
+Stable Diffusion's original files (see `Site`). The user's own processors run at every site that the control does not want,
+and they are always back in place afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...pipelines.core.errors import FamilyError, ParameterError
 
 @dataclass(frozen=True)
 class _Layer:
-    """One attention module, and where it sits. `level` = how often the grid was halved."""
+    """One attention module and its place. `halvings` = how often the grid was halved there."""
 
     module: Any
     place: Place
@@ -30,32 +30,34 @@ class _Layer:
     blocks: int
     depth: int
     cross: bool
-    level: int
+    halvings: int
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One residual block, with the transformer behind it if there is one."""
+    """One residual block, with the transformer that follows it, if any."""
 
     residual: Any
     transformer: Any | None
     place: Place
     block: int
     blocks: int
-    level: int
+    halvings: int
 
 
 class ControlledCall:
-    """A control and the call it is in: says at every hook which site it is."""
+    """A control and the call it is in; the hooks ask it where they are."""
 
     def __init__(self, controlled: Controlled, sigma: float, latent_pixels: tuple[int, int]) -> None:
-        self.control, self.rows_of = controlled.control, controlled.rows
-        self.sigma, self.latent_pixels = sigma, latent_pixels
+        self.control = controlled.control
+        self.rows_of = controlled.rows
+        self.sigma = sigma
+        self.latent_pixels = latent_pixels
         self.rows: tuple[Row, ...] = ()
-        """The rows of the network call that is about to run."""
+        """The batch rows of the network call that is about to run."""
 
-    def grid(self, level: int) -> tuple[int, int]:
-        height, width = (-(-side // 2**level) for side in self.latent_pixels)
+    def grid(self, halvings: int) -> tuple[int, int]:
+        height, width = (-(-side // 2**halvings) for side in self.latent_pixels)
         return height, width
 
 
@@ -63,8 +65,13 @@ class ControlledCall:
 def attention_hooks(
     unet: Any, controlled: Controlled, sigma: float, latent_pixels: tuple[int, int]
 ) -> Iterator[ControlledCall]:
-    """Hooks in place inside the block, and gone after it in every outcome; set `rows` before each network call.
+    """Hooks that are in place inside the block and always removed after it. Set `rows` before each network call.
 
+    Args:
+        unet: a `UNet2DConditionModel`.
+        controlled: the control, and what the rows of the batch are.
+        sigma: of the call.
+        latent_pixels: height and width of the latent.
     Raises: FamilyError for networks without the attention layers of a Stable Diffusion U-Net, and for processors that
     do more than attention; ParameterError where gradient checkpointing would run layers again after the hooks are gone.
     """
@@ -80,7 +87,7 @@ def attention_hooks(
     handles = []
     try:
         for layer, site in zip(layers, _sites(layers, call), strict=True):
-            # Not through set_processor: one that is a module would come back at the end of the weights' order.
+            # Not through set_processor, which would move a processor that is a module to the end of the weights' order.
             own = vars(layer.module)
             replaced.append((layer.module, "processor" in own, own.get("processor")))
             own["processor"] = _Processor(call, site, layer.module.processor)
@@ -99,7 +106,7 @@ def attention_hooks(
 
 
 def _recomputes(unet: Any) -> bool:
-    """Whether gradient checkpointing is on; diffusers' own property walks through every module to find out."""
+    """Whether gradient checkpointing is on. (diffusers' own property walks through every module.)"""
     parts = [part for name in ("down_blocks", "up_blocks") for part in getattr(unet, name, ())]
     return any(getattr(part, "gradient_checkpointing", False) for part in [*parts, getattr(unet, "mid_block", None)])
 
@@ -113,21 +120,25 @@ def _blocks(unet: Any) -> Iterator[_Block]:
             f"{type(unet).__name__} has no U-Net blocks: attention control works on SD 1.x, SD 2.x and SDXL; for "
             "transformer models use a mask (blended edit, DiffEdit) or an inversion with another prompt"
         )
-    level, number, total = 0, 1, 1 + sum(len(part.resnets) + int(bool(part.downsamplers)) for part in down)
+    halvings = 0
+    number = 1
+    total = 1 + sum(len(part.resnets) + int(bool(part.downsamplers)) for part in down)
     for part in down:
         for residual, transformer in _paired(part):
-            yield _Block(residual, transformer, "down", number, total, level)
+            yield _Block(residual, transformer, "down", number, total, halvings)
             number += 1
-        number, level = number + bool(part.downsamplers), level + bool(part.downsamplers)
+        number += bool(part.downsamplers)
+        halvings += bool(part.downsamplers)
     if middle is not None:  # distilled models may have none
-        yield _Block(middle.resnets[0], _only(middle), "mid", 0, 2, level)
-        yield _Block(middle.resnets[-1], None, "mid", 1, 2, level)
-    number, total = 0, sum(len(part.resnets) for part in up)
+        yield _Block(middle.resnets[0], _only(middle), "mid", 0, 2, halvings)
+        yield _Block(middle.resnets[-1], None, "mid", 1, 2, halvings)
+    number = 0
+    total = sum(len(part.resnets) for part in up)
     for part in up:
         for residual, transformer in _paired(part):
-            yield _Block(residual, transformer, "up", number, total, level)
+            yield _Block(residual, transformer, "up", number, total, halvings)
             number += 1
-        level -= bool(part.upsamplers)
+        halvings -= bool(part.upsamplers)
 
 
 def _paired(part: Any) -> list[tuple[Any, Any | None]]:
@@ -163,23 +174,32 @@ def _layers(blocks: list[_Block]) -> Iterator[_Layer]:
             for module in (layer.attn1, layer.attn2):
                 if module is not None:
                     cross = bool(module.is_cross_attention)
-                    yield _Layer(module, block.place, block.block, blocks_here, depth, cross, block.level)
+                    yield _Layer(module, block.place, block.block, blocks_here, depth, cross, block.halvings)
 
 
 def _sites(layers: list[_Layer], call: ControlledCall) -> Iterator[Site]:
-    """What is known of each layer before its call: everything but the rows."""
+    """The site of each layer, without the batch rows, which every network call sets."""
     places = [(layer.place, layer.block, layer.depth) for layer in layers]
     order = {place: index for index, place in enumerate(dict.fromkeys(places))}
     for layer, place in zip(layers, places, strict=True):
         yield Site(
-            layer.place, layer.block, layer.blocks, layer.depth, order[place], len(order), call.grid(layer.level),
-            call.latent_pixels, layer.cross, call.sigma, (),
-        )  # fmt: skip
+            place=layer.place,
+            block=layer.block,
+            blocks=layer.blocks,
+            depth=layer.depth,
+            order=order[place],
+            layers=len(order),
+            grid=call.grid(layer.halvings),
+            latent_pixels=call.latent_pixels,
+            cross=layer.cross,
+            sigma=call.sigma,
+            rows=(),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
 def _feature_hook(call: ControlledCall, block: _Block) -> Any:
-    """On the last convolution of a residual block: its output is what the skip is added to."""
+    """A hook on the last convolution of a residual block; its output is added to the skip connection."""
 
     def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
         site = FeatureSite(block.place, block.block, block.blocks, call.latent_pixels, call.sigma, call.rows)
@@ -189,15 +209,21 @@ def _feature_hook(call: ControlledCall, block: _Block) -> Any:
 
 
 class _Processor:
-    """Stands in for a processor: asks the control first, and runs the original where it does not want the site."""
+    """Replaces a processor. It runs the original at sites that the control does not want."""
 
     def __init__(self, call: ControlledCall, site: Site, original: Any) -> None:
         self.call, self.site, self.original = call, site, original
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **kwargs: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """See diffusers' `AttnProcessor`."""
         site = replace(self.site, rows=self.call.rows)
         if not self.call.control.wants(site):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
@@ -221,13 +247,16 @@ class _Processor:
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
     def _check(self, attn: Any, hidden_states: Tensor, mask: Tensor | None) -> None:
-        """Refuse what this processor would compute differently from the one it stands in for."""
+        """Refuse modules for which this processor would compute something else than the original."""
         from diffusers.models import attention_processor as known
 
         plain = (
-            known.AttnProcessor, known.AttnProcessor2_0, known.FusedAttnProcessor2_0, known.SlicedAttnProcessor,
+            known.AttnProcessor,
+            known.AttnProcessor2_0,
+            known.FusedAttnProcessor2_0,
+            known.SlicedAttnProcessor,
             known.XFormersAttnProcessor,
-        )  # fmt: skip
+        )
         if type(self.original) not in plain:
             raise FamilyError(
                 f"the U-Net's attention processor {type(self.original).__name__} does more than attention, so that "

@@ -1,7 +1,6 @@
 """A diffusers U-Net as a Denoiser.
 
-U-Net families in diffusers layout: SD 1.x, SD 2.x (eps and v prediction) and SDXL, and the bundled model. Transformer
-(flow) folders are refused by name: those models run in ComfyUI.
+Families: SD 1.x, SD 2.x (eps and v prediction), SDXL and the bundled model. Transformer (flow) models run in ComfyUI only.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ class DiffusersDenoiser:
     """A diffusers UNet2DConditionModel in sigma space.
 
     Attributes:
-        unet: the network, in any floating dtype; state outside it is float32.
+        unet: the network, in any floating dtype; latents outside it are float32.
         table: sigma of every training timestep, ascending float32 [T].
         prediction: "epsilon" or "v_prediction".
+        family: one of FAMILIES, or "bundled".
         scaling_factor: VAE latent to model scale.
         factor: VAE factor, for SDXL's size embedding.
-        max_rows: rows of one network call; None = all. Halved by itself when memory runs out.
+        max_rows: largest batch of one network call; None = no limit. It is halved when memory runs out.
     """
 
     unet: Any  # diffusers modules: their attributes are not typed
@@ -107,19 +107,19 @@ class DiffusersDenoiser:
         return DiffusersClone(self, plan)
 
     def with_changes(self, changes: Mapping[str, Tensor]) -> DiffusersDenoiser:
-        """A denoiser with learned weights of its own. Raises MismatchError for another model's."""
+        """A denoiser with a copy of the weights plus `changes`. Raises MismatchError for another model's changes."""
         return with_changes(self, changes)
 
     def timestep(self, sigma: float) -> int:
-        """Index of the nearest training level in log sigma (exact on the grid)."""
+        """The training timestep whose log sigma is nearest (exact on the grid)."""
         distance = (self.table.double().log() - torch.tensor(max(sigma, 1e-10), dtype=torch.float64).log()).abs()
         return int(distance.argmin())
 
     def denoise(
         self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
     ) -> Tensor:
-        """As the protocol says; gradients reach the contexts. Raises ParameterError, ShapeError, FamilyError."""
-        sigma = self._level(sigma, len(z), control)
+        """See `Denoiser.denoise`; gradients reach the contexts. Raises ParameterError, ShapeError, FamilyError."""
+        sigma = self._checked_sigma(sigma, len(z), control)
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ShapeError(f"latent is {list(z.shape)}: this model takes [batch, {self.channels}, height, width]")
         if control is not None and len(control.rows.batch) != len(z):
@@ -136,29 +136,36 @@ class DiffusersDenoiser:
             return span.leave(z - sigma * out)
         return span.leave(z * (scale * scale) - out * (sigma * scale))
 
-    def _level(self, sigma: float | Tensor, batch: int, control: Controlled | None) -> float | Tensor:
-        """A level for all latents, or levels [B, 1, 1, 1] on the device, one for each."""
-        levels = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
-        if (levels <= 0).any():
-            raise ParameterError(f"sigma is {float(levels.min())}: a denoiser is defined above 0")
-        if len(levels) == 1:
+    def _checked_sigma(self, sigma: float | Tensor, batch: int, control: Controlled | None) -> float | Tensor:
+        """One sigma for all latents, or one for each, [B, 1, 1, 1] on the device."""
+        sigmas = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+        if (sigmas <= 0).any():
+            raise ParameterError(f"sigma is {float(sigmas.min())}: a denoiser needs a sigma above 0")
+        if len(sigmas) == 1:
             return float(sigma)
-        if len(levels) != batch or control is not None:
+        if len(sigmas) != batch or control is not None:
             raise ShapeError(
-                f"{len(levels)} noise levels came for a latent batch of {batch}: give 1 or {batch}, and 1 with a control"
+                f"{len(sigmas)} sigmas came for a latent batch of {batch}: give 1 or {batch}, and 1 with a control"
             )
-        return levels.to(self.device).view(-1, 1, 1, 1)
+        return sigmas.to(self.device).view(-1, 1, 1, 1)
 
     def _timesteps(self, sigma: float | Tensor, contexts: int) -> Tensor:
-        """Network time of every row, one number where they share it."""
+        """The timestep of every batch row, or one number if all rows share it."""
         if isinstance(sigma, float):
             return torch.full((), self.timestep(sigma), device=self.device)
-        return torch.tensor([self.timestep(level) for level in sigma.flatten().tolist()] * contexts).to(self.device)
+        return torch.tensor([self.timestep(each) for each in sigma.flatten().tolist()] * contexts).to(self.device)
 
     def _network(
         self, x: Tensor, sigma: float | Tensor, group: Sequence[tuple[int, Context]], hooks: ControlledCall | None
     ) -> Tensor:
-        """Raw network output [len(group), B, C, h, w] in float32; every context has the same token count."""
+        """Raw network output [len(group), B, C, h, w] in float32.
+
+        Args:
+            x: network input [B, C, h, w].
+            sigma: one for all latents, or [B, 1, 1, 1].
+            group: contexts with the same number of tokens, each with its number among all contexts.
+            hooks: of a call with attention control.
+        """
         contexts = [context for _, context in group]
         batch = x.shape[0]
         tokens = torch.cat([_rows(context.tokens, batch, "conditioning") for context in contexts])
@@ -166,20 +173,26 @@ class DiffusersDenoiser:
         rows = x.repeat(len(contexts), 1, 1, 1).to(self.dtype)
         tokens = tokens.to(self.device, self.dtype)
         t = self._timesteps(sigma, len(contexts))
-        meaning = [row for number, _ in group for row in hooks.rows_of.chunk(number)] if hooks else []
+        control_rows = [row for number, _ in group for row in hooks.rows_of.chunk(number)] if hooks else []
 
         def call(begin: int, end: int) -> Tensor:
             extra = {name: value[begin:end] for name, value in added.items()}
             kwargs = {"added_cond_kwargs": extra} if extra else {}
             if hooks:
-                hooks.rows = tuple(meaning[begin:end])
+                hooks.rows = tuple(control_rows[begin:end])
             time = t[begin:end] if t.ndim else t
             return self.unet(rows[begin:end], time, tokens[begin:end], return_dict=False, **kwargs)[0].float()
 
         return self._chunked(call, len(rows), hooks.rows_of.unit if hooks else 1).reshape(len(contexts), *x.shape)
 
     def _chunked(self, call: Callable[[int, int], Tensor], rows: int, unit: int = 1) -> Tensor:
-        """All rows in as few calls as memory allows, cut at multiples of `unit`; the limit found is kept."""
+        """Call the network on all batch rows, in as few calls as memory allows; the limit is kept for later calls.
+
+        Args:
+            call: the network on the rows from `begin` to `end`.
+            rows: their number.
+            unit: rows that must stay in one call; calls take multiples of it.
+        """
         while True:
             size = max(unit, (self.max_rows or rows) // unit * unit)
             try:
@@ -193,7 +206,7 @@ class DiffusersDenoiser:
                 log.warning("out of memory with %d rows in one call: trying %d", size, self.max_rows)
 
     def _added(self, contexts: Sequence[Context], batch: int, latent_pixels: torch.Size) -> dict[str, Tensor]:
-        """SDXL's pooled text and size embedding; other families take nothing."""
+        """SDXL's pooled text and size embedding; nothing for other families."""
         if self.unet.config.get("addition_embed_type") != "text_time":
             return {}
         pooled = []
@@ -218,7 +231,7 @@ def _rows(value: Tensor, batch: int, socket: str) -> Tensor:
 
 
 def _same_length(contexts: Sequence[Context]) -> Iterator[list[tuple[int, Context]]]:
-    """Neighbouring contexts with one token count share a call, each with its number; the order is kept."""
+    """Groups of neighbouring contexts with the same number of tokens, for one call each. Every context has its number."""
     group: list[tuple[int, Context]] = []
     for number, context in enumerate(contexts):
         if group and group[0][1].tokens.shape[1:] != context.tokens.shape[1:]:
@@ -230,7 +243,7 @@ def _same_length(contexts: Sequence[Context]) -> Iterator[list[tuple[int, Contex
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A short name for a set of weights: names, shapes and a few values of every tensor."""
+    """A short name for a set of weights, from names, shapes and a few values of every tensor."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in module.state_dict().items():
         sample = value.detach().flatten()[:: max(1, value.numel() // 16)][:16].float().cpu()

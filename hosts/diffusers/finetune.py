@@ -1,4 +1,4 @@
-"""A copy of a diffusers U-Net that learns, and a denoiser with what was learned."""
+"""A copy of a diffusers U-Net that is fine-tuned, and a denoiser with the learned weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layer_name(name: str) -> str:
 
 
 def network_blocks(unet: Any) -> list[nn.Module]:
-    """The blocks that may run again in the backward pass instead of keeping what they computed."""
+    """The blocks for gradient checkpointing (`optimise.recomputing`)."""
     return [*unet.down_blocks, *([] if unet.mid_block is None else [unet.mid_block]), *unet.up_blocks]
 
 
@@ -47,8 +47,9 @@ class DiffusersClone:
     def __init__(self, denoiser: UNetDenoiser, plan: TunePlan) -> None:
         learning_need(denoiser.unet, plan).check(denoiser.device, "a copy of the model that learns")
         self._learner: Any = Learner(denoiser.unet, plan, layer_name)
-        self.denoiser: Any = replace(denoiser, unet=self._learner.network, _fingerprint=None)
-        self.parameters, self.blocks = self._learner.parameters, network_blocks(self._learner.network)
+        self.denoiser: Any = _with_unet(denoiser, self._learner.network)
+        self.parameters = self._learner.parameters
+        self.blocks = network_blocks(self._learner.network)
 
     def changes(self) -> dict[str, Tensor]:
         """See `DenoiserClone.changes`."""
@@ -57,11 +58,16 @@ class DiffusersClone:
     def release(self) -> None:
         """See `DenoiserClone.release`."""
         self.denoiser = self._learner = None
-        self.parameters, self.blocks = (), ()
+        self.parameters = ()
+        self.blocks = ()
 
 
 def with_changes(denoiser: D, changes: Mapping[str, Tensor]) -> D:
-    """A denoiser with weights of its own, of the same type, to which `changes` were added. See `weights.py`."""
+    """A denoiser of the same type with a copy of the weights, to which `changes` are added (`weight_deltas.py`)."""
     unet = copied(denoiser.unet, denoiser.dtype)
     apply_changes(unet, changes, layer_name)
-    return replace(denoiser, unet=unet, _fingerprint=None)
+    return _with_unet(denoiser, unet)
+
+
+def _with_unet(denoiser: D, unet: nn.Module) -> D:
+    return replace(denoiser, unet=unet, _fingerprint=None)  # type: ignore[type-var]  # it is a dataclass

@@ -153,7 +153,7 @@ class HeadlessHost:
         from .loading import load_folder
 
         with torch.inference_mode(False):
-            loaded = load_folder(folder)
+            loaded: Any = load_folder(folder)
         return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)
 
     def managed_ranker(self, ranker: Any) -> Any:

@@ -1,4 +1,4 @@
-"""transformers' CLIP vision models as `ImageEncoder`; those of open_clip are rankers (`openclip.py`)."""
+"""transformers' CLIP vision models as `ImageEncoder`; those of open_clip are rankers (`open_clip_ranker.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...pipelines.core.errors import LoadError
 
 @dataclass
 class VisionTokens:
-    """A transformers CLIP vision model with its image processor: every token after the last norm, unprojected."""
+    """A transformers CLIP vision model with its image processor: every token after the last norm, without the projection."""
 
     model: Any
     processor: Any
@@ -22,9 +22,9 @@ class VisionTokens:
     def image_tokens(self, images: Tensor) -> Tensor:
         """Tokens [B, S, W] of IMAGEs [B, H, W, 3] in [0, 1]."""
         weight = next(self.model.parameters())
-        pictures = self.processor(images=list(images.cpu().numpy()), return_tensors="pt", do_rescale=False)
+        processed = self.processor(images=list(images.cpu().numpy()), return_tensors="pt", do_rescale=False)
         with torch.no_grad():
-            hidden = self.model(pictures["pixel_values"].to(weight)).last_hidden_state
+            hidden = self.model(processed["pixel_values"].to(weight)).last_hidden_state
             vision = getattr(self.model, "vision_model", self.model)
             return vision.post_layernorm(hidden).float()
 

@@ -20,7 +20,7 @@ from .vae import DiffusersCodec
 
 @dataclass
 class LoadedModel:
-    """What one folder gives."""
+    """The networks of one folder."""
 
     denoiser: DiffusersDenoiser
     codec: DiffusersCodec
@@ -43,7 +43,9 @@ def load_folder(
     """A model from a folder with `unet`, `vae`, `text_encoder`, `tokenizer` (and `_2` for SDXL) and `scheduler`.
 
     Args:
-        dtype: of U-Net and text encoder; the VAE too, unless its config asks for float32 (SDXL's overflows in half).
+        folder: path of the model folder.
+        device: of all networks.
+        dtype: of U-Net, text encoder and VAE; float32 for a VAE whose config asks for it (SDXL's overflows in float16).
     Raises: LoadError (missing or unsafe files), FamilyError (a family that this host cannot run).
     """
     folder = Path(folder).expanduser()
@@ -127,7 +129,7 @@ def _tokenizer(folder: Path, part: str) -> TransformersTokenizer:
 
 
 def _compact_tower(folder: Path, compact: Path, dtype: torch.dtype) -> ClipTower:
-    """The bundled text encoder stores only the rows its grammar uses; every other word gets their mean."""
+    """The bundled text encoder stores the embeddings of its grammar's words only; every other word gets their mean."""
     from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -174,20 +176,24 @@ def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
     elif kind == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     else:
-        raise FamilyError(f"noise schedule {kind!r} is not one of a Stable Diffusion model (scaled_linear, linear)")
+        raise FamilyError(
+            f"noise schedule {kind!r} is not supported: Stable Diffusion models have scaled_linear or linear"
+        )
     abar = torch.cumprod(1 - betas, 0)
     return ((1 - abar) / abar).sqrt().float()
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Config warnings of a compact vocabulary and progress bars of three tiny files help nobody."""
+    """No warnings about the compact vocabulary, and no progress bars for small files."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error(), transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(levels[0]), transformers_logging.set_verbosity(levels[1])
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])

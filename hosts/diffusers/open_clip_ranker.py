@@ -19,6 +19,17 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 CONFIG, TOKEN_IDS = "open_clip_config.json", "token_ids.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
 EMBEDDING = "text.token_embedding.weight"
+# Entries that a file may lack or have in excess.
+HARMLESS = (
+    "num_batches_tracked",
+    "position_ids",
+    "attn_mask",
+    "logit_scale",
+    "logit_bias",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
 
 
 @dataclass
@@ -31,8 +42,8 @@ class OpenClipRanker:
         size: height and width that the image tower takes, in pixels.
         mean, std: per-channel normalisation, applied after any masking.
         interpolation: "bicubic" or "bilinear", both antialiased.
-        resize_mode: what to do with pictures of another aspect: "squash" them, or fit the "shortest" side and cut the
-            middle out, or the "longest" and add bars of zeros (open_clip's preprocess_cfg).
+        resize_mode: for images of another aspect: "squash" them, fit the "shortest" side and crop the centre, or fit the
+            "longest" side and pad with zeros (open_clip's preprocess_cfg).
     """
 
     model: Any
@@ -60,7 +71,7 @@ class OpenClipRanker:
         """The image tower as an `ImageEncoder`: tokens [B, S, W] of IMAGEs [B, H, W, 3] in [0, 1], float32.
 
         Transformers give every token after their last norm, the class token first, without the projection: 197 of width
-        768 for ViT-B/16. Residual networks give what their attention pool reads: the mean of the cells, and the cells.
+        768 for ViT-B/16. Residual networks give the input of their attention pool: the mean of the feature map, and its pixels.
         Raises: FamilyError for towers of another kind.
         """
         with torch.no_grad():
@@ -68,49 +79,52 @@ class OpenClipRanker:
 
     def prepare(self, images: Tensor) -> Tensor:
         """IMAGEs [B, H, W, 3] in [0, 1] as the image tower takes them, [B, 3, *size]."""
-        pictures = images.movedim(-1, 1).to(self.device, torch.float32)
-        pictures = self._fit(pictures).clamp(0, 1)  # bicubic overshoots
-        mean, std = (pictures.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
-        return (pictures - mean) / std
+        images = self._fit(images.movedim(-1, 1).to(self.device, torch.float32)).clamp(0, 1)  # bicubic overshoots
+        mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
+        return (images - mean) / std
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [N, D]; a text is cut at the model's context length."""
         with torch.no_grad():
             return F.normalize(self.model.encode_text(self.tokenize(list(texts)).to(self.device)).float(), dim=-1)
 
-    def _fit(self, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[-2:]
+    def _fit(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
         tall, wide = self.size
         if self.resize_mode == "squash":
-            return self._resize(pictures, tall, wide)
+            return self._resize(images, tall, wide)
         pick = max if self.resize_mode == "shortest" else min
         scale = pick(tall / height, wide / width)
-        pictures = self._resize(pictures, max(1, round(height * scale)), max(1, round(width * scale)))
-        rows, columns = tall - pictures.shape[-2], wide - pictures.shape[-1]
+        images = self._resize(images, max(1, round(height * scale)), max(1, round(width * scale)))
+        rows, columns = tall - images.shape[-2], wide - images.shape[-1]
         above, left = rows // 2, columns // 2
-        return F.pad(pictures, (left, columns - left, above, rows - above))  # negative pads cut
+        return F.pad(images, (left, columns - left, above, rows - above))  # negative pads cut
 
-    def _resize(self, pictures: Tensor, height: int, width: int) -> Tensor:
-        if pictures.shape[-2:] == (height, width):
-            return pictures
-        return F.interpolate(pictures, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
+    def _resize(self, images: Tensor, height: int, width: int) -> Tensor:
+        if images.shape[-2:] == (height, width):
+            return images
+        return F.interpolate(images, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
 
 
-def tower_tokens(tower: Any, pictures: Tensor) -> Tensor:
-    """What `OpenClipRanker.image_tokens` gives, of pictures as the tower takes them; differentiable."""
+def tower_tokens(tower: Any, images: Tensor) -> Tensor:
+    """`OpenClipRanker.image_tokens` of prepared images [B, 3, *size]; differentiable."""
     if hasattr(tower, "attnpool"):
         for part in (tower.stem, tower.layer1, tower.layer2, tower.layer3, tower.layer4):
-            pictures = part(pictures)
-        latent_pixels = pictures.flatten(2).transpose(1, 2)
-        return torch.cat([latent_pixels.mean(1, keepdim=True), latent_pixels], dim=1)
+            images = part(images)
+        pixels = images.flatten(2).transpose(1, 2)  # of the feature map
+        return torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1)
     if not hasattr(tower, "ln_post"):
         raise FamilyError(
             f"the image tower {type(tower).__name__} has no tokens to give: choose a CLIP ViT, such as ViT-B-16"
         )
     found = tower.forward_intermediates(
-        pictures, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC",
+        images,
+        indices=1,
+        normalize_intermediates=True,
+        intermediates_only=True,
+        output_fmt="NLC",
         output_extra_tokens=True,
-    )  # fmt: skip
+    )
     return torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1)
 
 
@@ -122,7 +136,7 @@ def load_bundled_ranker(device: torch.device | str = "cpu") -> OpenClipRanker:
 def load_ranker(folder: str | Path, device: torch.device | str = "cpu") -> OpenClipRanker:
     """A ranker from a folder with open_clip_config.json and its weights (safetensors, or .bin without code in it).
 
-    If there is a token_ids.json, the stored text embedding holds only those rows and is expanded (see `bundled`).
+    With a token_ids.json, the stored text embedding has rows for those tokens only, and is expanded (see `bundled`).
     Raises: LoadError, FamilyError.
     """
     folder = Path(folder).expanduser()
@@ -149,8 +163,8 @@ def load_open_clip(architecture: str, weights: str | Path, device: torch.device 
     path = Path(weights).expanduser()
     if not path.is_file():
         raise LoadError(
-            f"weights {str(weights)!r} is not a file: EditKit downloads nothing, so fetch the weights yourself"
-            " (safetensors) and give their path"
+            f"weights {str(weights)!r} is not a file: EditKit downloads nothing, so download the weights"
+            " (safetensors) yourself and give their path"
         )
     if ":" in architecture:
         raise LoadError(
@@ -219,12 +233,8 @@ def _build(model_config: dict[str, Any], state: dict[str, Tensor], name: str) ->
     return model.eval().requires_grad_(False)
 
 
-HARMLESS = ("num_batches_tracked", "position_ids", "attn_mask", "logit_scale", "logit_bias", "input_resolution",
-            "context_length", "vocab_size")  # fmt: skip
-
-
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a file. Raises LoadError for anything that could run code."""
+    """The named tensors of a file. Raises LoadError for a file that could run code."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

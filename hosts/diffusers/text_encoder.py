@@ -1,7 +1,7 @@
 """TextEncoder over transformers' CLIP text models, with character spans and prompts of any length.
 
 A prompt longer than one window is cut into windows of 75 tokens, each with its own begin and end token, and the
-embeddings are joined: the convention of ComfyUI and the web UIs. Weights such as "(word:1.2)" are read by ComfyUI's own
+embeddings are joined: the convention of ComfyUI and the web UIs. Weights such as "(word:1.2)" are read by ComfyUI's
 encoder only; headless they are plain text.
 """
 
@@ -20,7 +20,7 @@ from ...pipelines.core.protocols import Context, Token
 
 
 class SpanTokenizer(Protocol):
-    """Text to content tokens (without begin and end), and how windows are padded."""
+    """Text to tokens, without the begin and end tokens of a window, which are `bos`, `eos` and `pad` here."""
 
     bos: int
     eos: int
@@ -34,7 +34,9 @@ class ClipBpe:
     """CLIP's byte-pair tokens from the vocabulary that open_clip ships, with character spans."""
 
     def __init__(self, length: int = 77, pad: int | None = None) -> None:
-        self.bos, self.eos, self.length = 49406, 49407, length
+        self.bos = 49406
+        self.eos = 49407
+        self.length = length
         self.pad = self.eos if pad is None else pad
 
     def split(self, text: str) -> list[Token]:
@@ -49,7 +51,7 @@ class ClipBpe:
 
 
 def _plain(text: str) -> tuple[str, list[int]]:
-    """`text` composed and in lower case, as CLIP reads it, and for each of its characters the one that it came from."""
+    """`text` composed and in lower case, as CLIP reads it, and the place in `text` of each of its characters."""
     kept, places, start = "", [], 0
     while start < len(text):
         end = start + 1
@@ -83,7 +85,9 @@ class TransformersTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.bos = tokenizer.bos_token_id
+        self.eos = tokenizer.eos_token_id
+        self.pad = tokenizer.pad_token_id
         self.length = int(min(tokenizer.model_max_length, 77))
 
     def split(self, text: str) -> list[Token]:
@@ -93,16 +97,23 @@ class TransformersTokenizer:
 
 @dataclass
 class ClipTower:
-    """One tokenizer with its text model, and which of its outputs a family reads."""
+    """One tokenizer with its text model.
+
+    Attributes:
+        layer: which hidden state is the embedding. None: the last, after the final norm; -2: the one before the last, as
+            SDXL reads it.
+        row_of_id: for a compact vocabulary, the stored row of every CLIP id.
+    """
 
     tokenizer: SpanTokenizer
     model: nn.Module
-    layer: int | None = None  # None: last, after the final norm; -2: the layer before the last, as SDXL reads it
-    row_of_id: Tensor | None = None  # compact vocabularies: CLIP id to stored row
+    layer: int | None = None
+    row_of_id: Tensor | None = None
 
     def windows(self, text: str) -> list[list[Token]]:
-        """Padded windows of `length` tokens; specials have the span (-1, -1)."""
-        tokenizer, content = self.tokenizer, self.tokenizer.split(text)
+        """Padded windows of `length` tokens. Special tokens have the span (-1, -1)."""
+        tokenizer = self.tokenizer
+        content = tokenizer.split(text)
         room = tokenizer.length - 2
         parts = [content[i : i + room] for i in range(0, len(content), room)] or [[]]
         begin, end, pad = (Token(i, -1, -1) for i in (tokenizer.bos, tokenizer.eos, tokenizer.pad))
@@ -141,6 +152,6 @@ class ClipTextEncoder:
 
 
 def _extend(tokens: Tensor, length: int) -> Tensor:
-    """Towers of one model may cut a text into different windows; the shorter one repeats its last window."""
+    """Repeat the last window up to `length` tokens: two towers may cut a text into different numbers of windows."""
     missing = length - tokens.shape[1]
     return tokens if missing == 0 else torch.cat([tokens, tokens[:, -missing:]], dim=1)

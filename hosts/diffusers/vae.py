@@ -14,7 +14,7 @@ from ...pipelines.core.errors import ShapeError
 
 @dataclass
 class DiffusersCodec:
-    """A diffusers AutoencoderKL; works in the VAE's own dtype, hands out float32."""
+    """A diffusers AutoencoderKL. It computes in the VAE's dtype and returns float32."""
 
     vae: Any
 
@@ -52,7 +52,7 @@ class DiffusersCodec:
 
 
 class DiffusersDecoder:
-    """A float32 copy of a decoder as a chain of blocks: stem with middle, each upsampling block, head."""
+    """A float32 copy of a decoder as a chain of blocks: start and middle, each upsampling block, end."""
 
     def __init__(self, codec: DiffusersCodec) -> None:
         self._codec = codec
@@ -71,7 +71,7 @@ class DiffusersDecoder:
         return self._post(latent.to(self._codec.device, torch.float32))
 
     def finish(self) -> TunedCodec:
-        """The learned decoder stays in float32; the encoder is the original module, not a copy."""
+        """The tuned decoder stays in float32. The encoder is the original module, not a copy."""
         vae = copy.copy(self._codec.vae)
         vae._modules = {**vae._modules, "decoder": self._decoder.requires_grad_(False), "post_quant_conv": self._post}
         return TunedCodec(vae)
@@ -82,7 +82,7 @@ class DiffusersDecoder:
 
 
 class TunedCodec(DiffusersCodec):
-    """A codec whose decoder is float32, whatever the dtype of its encoder."""
+    """A codec with a float32 decoder and an encoder of any dtype."""
 
     @property
     def dtype(self) -> torch.dtype:

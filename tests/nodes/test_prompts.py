@@ -63,7 +63,7 @@ def test_modes_and_the_published_tail_differ(clip):
     [
         ("weights", "square: 2", "which has the words a#1, green, circle, on, a#2, gray, background"),
         ("weights", "circle 2", "as circle: 2"),
-        ("windows", "circle: late", "two parts of the run"),
+        ("windows", "circle: late", "two fractions of the steps"),
         ("blend_words", "square", "not in the source prompt"),
         ("keep_words", "square", "keep_words: 'square'"),
     ],
