@@ -1,9 +1,7 @@
-"""Writes what the page says about the nodes out of their schemas: `python -m editkit.locales.build`.
+"""Generate the texts that follow from the node schemas: `python -m editkit.locales.build`.
 
-    locales/en/nodeDefs.json    names and tooltips, in the form that translations take
-    web/docs/NODE.md            the tables under "Inputs" and "Outputs"; the rest of a help page is written by hand
-
-Beside the translations, because the English file is what a translator starts from.
+locales/en/nodeDefs.json    labels and tooltips, the file a translation starts from
+web/docs/NODE.md            title, "Inputs" and "Outputs"; the other sections of a help page are written by hand
 """
 
 from __future__ import annotations
@@ -18,14 +16,15 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 LOCALE = Path("locales/en/nodeDefs.json")
 DOCS = Path("web/docs")
-HEADINGS = ("What", "Inputs", "Outputs", "Typical values", "Fails when", "Paper")
+HEADINGS = ("What it does", "When to use it", "Example", "Inputs", "Outputs", "Limits", "Paper")
+REPRODUCTION = "Reproduction switches: {names}. They repeat what published scripts do; keep the defaults for new edits."
 LARGE = 2**63
 
 Info = Mapping[str, Any]
 
 
 def node_infos() -> list[Info]:
-    """Every node as `/object_info` describes it, by id."""
+    """The entry of every node in `/object_info`, sorted by id."""
     from ..headless.runner import load_host
 
     load_host()
@@ -44,13 +43,21 @@ def inputs(info: Info) -> list[tuple[str, str, Mapping[str, Any], bool]]:
     ]
 
 
+def label(name: str, options: Mapping[str, Any]) -> str:
+    """What the page writes beside an input."""
+    return options.get("display_name") or name
+
+
 def node_definitions(infos: list[Info]) -> dict[str, Any]:
     """The content of nodeDefs.json."""
     return {
         info["name"]: {
             "display_name": info["display_name"],
             "description": info["description"],
-            "inputs": {name: {"name": name, "tooltip": options["tooltip"]} for name, _, options, _ in inputs(info)},
+            "inputs": {
+                name: {"name": label(name, options), "tooltip": options["tooltip"]}
+                for name, _, options, _ in inputs(info)
+            },
             "outputs": {
                 str(slot): {"name": name, "tooltip": tooltip}
                 for slot, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
@@ -61,18 +68,30 @@ def node_definitions(infos: list[Info]) -> dict[str, Any]:
 
 
 def input_table(info: Info) -> str:
-    rows = [
-        f"| `{name}`{' (optional)' if optional else ''} | {kind.replace(',', ' or ')} | {_default(options)} "
-        f"| {_range(options)} | {_cell(options['tooltip'])} |"
+    """One line per input; then the inputs that only reproduce published scripts, named once."""
+    lines = [
+        f"| {_named(name, options)}{' (optional)' if optional else ''} | {kind.replace(',', ' or ')} "
+        f"| {_default(options)} | {_range(options)} | {_escaped(options['tooltip'])} |"
         for name, kind, options, optional in inputs(info)
     ]
-    return "\n".join(["| input | type | default | range | |", "|---|---|---|---|---|", *rows])
+    switches = [f"*{label(name, options)}*" for name, _, options, _ in inputs(info) if options.get("advanced")]
+    note = ["", REPRODUCTION.format(names=", ".join(switches))] if switches else []
+    return "\n".join(["| input | type | default | range | |", "|---|---|---|---|---|", *lines, *note])
+
+
+def _named(name: str, options: Mapping[str, Any]) -> str:
+    shown = label(name, options)
+    return f"`{name}`" if shown == name else f"{shown} (`{name}`)"
 
 
 def output_table(info: Info) -> str:
     named = zip(info["output_name"], info["output"], info["output_tooltips"], strict=True)
     return "\n".join(
-        ["| output | type | |", "|---|---|---|", *(f"| {name} | {kind} | {_cell(tip)} |" for name, kind, tip in named)]
+        [
+            "| output | type | |",
+            "|---|---|---|",
+            *(f"| {name} | {kind} | {_escaped(tip)} |" for name, kind, tip in named),
+        ]
     )
 
 
@@ -80,23 +99,24 @@ def _default(options: Mapping[str, Any]) -> str:
     value = options.get("default", "")
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else _cell(str(value))
+    return f"{value:g}" if isinstance(value, float) else _escaped(str(value))
 
 
 def _range(options: Mapping[str, Any]) -> str:
     if "options" in options:
-        return ", ".join(_cell(str(option)) for option in options["options"])
+        return ", ".join(_escaped(str(option)) for option in options["options"])
     if "min" not in options:
         return ""
     return " to ".join("2^64 - 1" if bound > LARGE else f"{bound:g}" for bound in (options["min"], options["max"]))
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def with_tables(page: str, info: Info) -> str:
-    """A help page with its two tables renewed."""
+    """A help page with its title and both tables renewed."""
+    page = re.sub(r"\A# .*", lambda _: f"# {info['display_name']}", page)
     page = _section(page, "Inputs", input_table(info))
     return _section(page, "Outputs", output_table(info))
 
@@ -107,7 +127,7 @@ def _section(page: str, heading: str, body: str) -> str:
 
 
 def files() -> dict[Path, str]:
-    """Every file that is written from the schemas: path below the root and text."""
+    """Every generated file: path below the root, and text."""
     infos = node_infos()
     texts = {LOCALE: json.dumps(node_definitions(infos), indent=2, ensure_ascii=False) + "\n"}
     for info in infos:

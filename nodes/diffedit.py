@@ -1,12 +1,15 @@
-"""DiffEdit nodes: the mask from two prompts, the masked decode of an inverted picture, and the whole method in one."""
+"""DiffEdit nodes: the mask from two prompts, the masked decode of an inverted image, and the whole method."""
 
 from __future__ import annotations
 
-from ..hosts import host as _host
-from ..pipelines.blended.blending import finished_latent
+from ..hosts.embeddings import negative_in, opened_for, prompts_to_open
+from ..hosts.host import batch_that_fits, open_denoiser, progress_bar, sampling_of, to_host
+from ..hosts.latent import finished_out, image_size, unnoised_samples
+from ..hosts.sockets import context_of
+from ..hosts.trajectory import trajectory_in, trajectory_rest
 from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.noise import image_seeds
-from ..pipelines.core.sigmas import executed
+from ..pipelines.core.sigmas import executed_steps
 from ..pipelines.diffedit import (
     DiffEditMask,
     DiffEditSettings,
@@ -19,95 +22,59 @@ from ..pipelines.diffedit import (
     strength_sigma,
 )
 from ..pipelines.inversion.ddim import MODES, InversionOptions
-from ._api import EmbeddingsSocket, MaskScheduleSocket, TrajectorySocket, io, schema, show_text
-from .blended.blending import MAX_SEED, as_schedule
-
-
-def _model() -> io.Model.Input:
-    return io.Model.Input("model", tooltip="Any model; LoRA, ControlNet and guidance patches stay in force.")
-
-
-def _latent() -> io.Latent.Input:
-    return io.Latent.Input("latent", tooltip="The encoded picture, or a batch of pictures.")
+from ._api import MaskScheduleSocket, io, reproduction_switch, schema, show_text
+from ._inputs import (
+    cfg_input,
+    edited_output,
+    encoding_ratio_input,
+    latent_input,
+    model_input,
+    negative_input,
+    prompt_pair_inputs,
+    seed_input,
+    steps_input,
+    strength_input,
+    trajectory_input,
+)
+from .blended.blending import as_schedule
 
 
 def _prompts() -> list:
-    return [
-        io.Conditioning.Input("source", tooltip="What the picture shows now; an empty prompt works too, less exactly."),
-        io.Conditioning.Input("target", tooltip="What it should show; as 'source' but for what is to change."),
-    ]
+    return prompt_pair_inputs(
+        "The source prompt: what the image shows. An empty prompt works less precisely.",
+        "The target prompt: the source prompt with the words of the edit changed.",
+    )
 
 
-def _negative_and_cfg() -> list:
-    return [
-        io.MultiType.Input(
-            "negative",
-            types=[io.Conditioning, EmbeddingsSocket],
-            tooltip="What to move away from, or the embeddings of a null-text inversion; not evaluated at cfg 1.",
-        ),
-        io.Float.Input(
-            "cfg",
-            default=7.5,
-            min=1.0,
-            max=30.0,
-            step=0.1,
-            tooltip="Guidance scale of the decode; 7.5 as published, about 4 for the bundled model, 1 = none.",
-        ),
-    ]
-
-
-def _ratio() -> io.Float.Input:
-    return io.Float.Input(
-        "encoding_ratio",
-        default=0.8,
-        min=0.01,
-        max=1.0,
-        step=0.01,
-        tooltip="How far up the noise levels the edit starts, 0 to 1; 0.8 as published. More changes more.",
+def _encoding_ratio() -> io.Float.Input:
+    return encoding_ratio_input(
+        0.8, "Fraction of the steps to invert and decode, 0 to 1. Higher values change more; 1 starts from pure noise."
     )
 
 
 def _legacy_offset() -> io.Boolean.Input:
-    return io.Boolean.Input(
+    return reproduction_switch(
+        io.Boolean,
         "legacy_offset",
         default=False,
         optional=True,
-        tooltip="As diffusers: put the picture back one level too late, so that the outside does not end at the source. "
-        "Only to reproduce its pictures.",
+        tooltip="Put the source back one step too late, as diffusers does. The outside then differs from the source.",
     )
 
 
 def _mask_inputs() -> list:
     return [
-        io.Int.Input("maps", default=10, min=1, max=100, tooltip="How many noises are compared; 10 as published."),
-        io.Float.Input(
-            "strength",
-            default=0.5,
-            min=0.02,
-            max=1.0,
-            step=0.01,
-            tooltip="How much noise the comparison uses, 0 (none) to 1 (all); 0.5 as published.",
-        ),
+        io.Int.Input("maps", default=10, min=1, max=100, tooltip="How many noise draws are averaged, 1 to 100."),
+        strength_input(0.5, 0.02, "Noise strength of the comparison, 0.02 to 1."),
         io.Float.Input(
             "threshold",
             default=0.5,
             min=0.01,
             max=0.99,
             step=0.01,
-            tooltip="Share of the ceiling above which a cell is edited, 0 to 1; 0.5 as published. Less gives a larger mask.",
+            tooltip="Share of the ceiling above which a latent pixel is edited. Lower values give a larger mask.",
         ),
     ]
-
-
-def _seed() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=MAX_SEED,
-        control_after_generate=True,
-        tooltip="Seed of the mask's noises. Image b of the batch uses seed + b.",
-    )
 
 
 def _rule_inputs() -> list:
@@ -119,7 +86,7 @@ def _rule_inputs() -> list:
             max=100.0,
             step=0.1,
             optional=True,
-            tooltip="The ceiling, as a multiple of the picture's mean difference (at least 0.1); 3 as published.",
+            tooltip="The ceiling of the difference map, 0.1 to 100 times its mean. Larger differences are clipped.",
         ),
         io.Int.Input(
             "smooth",
@@ -128,7 +95,7 @@ def _rule_inputs() -> list:
             max=31,
             step=2,
             optional=True,
-            tooltip="Side in latent cells, odd, of the square over which differences are averaged first; 1 = as published.",
+            tooltip="Side of the averaging window in latent pixels, odd, 1 to 31. 1 = no smoothing.",
         ),
         io.Int.Input(
             "smallest_island",
@@ -136,7 +103,7 @@ def _rule_inputs() -> list:
             min=0,
             max=4096,
             optional=True,
-            tooltip="Connected parts of the mask with fewer latent cells are dropped; 0 keeps all.",
+            tooltip="Remove connected regions smaller than this many latent pixels. 0 keeps all.",
         ),
     ]
 
@@ -145,34 +112,32 @@ def _vae_for_size() -> io.Vae.Input:
     return io.Vae.Input(
         "vae",
         optional=True,
-        tooltip="Says how many pixels a cell has, where the LATENT does not: one from a native VAE Encode.",
+        tooltip="The VAE, for its scale factor. Needed only for a latent from ComfyUI's VAE Encode.",
     )
 
 
 def _mask_outputs() -> list:
     return [
+        io.Mask.Output("mask", display_name="mask", tooltip="The mask at the size of the image, [B, H, W], 1 = edit."),
         io.Mask.Output(
-            "mask", display_name="mask", tooltip="What must change, at the size of the picture, [B, H, W], 1 = edit."
-        ),
-        io.Mask.Output(
-            "latent_mask", display_name="latent mask", tooltip="The same on the latent grid, [B, h, w], 1 = edit."
+            "latent_mask", display_name="latent mask", tooltip="The mask on the latent grid, [B, h, w], 1 = edit."
         ),
         io.Image.Output(
             "heat_map",
             display_name="heat map",
-            tooltip="How much the two prompts disagree, black to white, up to the ceiling.",
+            tooltip="The difference between the two prompts, from black (none) to white (the ceiling).",
         ),
     ]
 
 
 def _shown(found: DiffEditMask, size: tuple[int, int, int]) -> tuple:
-    """The three mask outputs, and what the node says about them."""
-    mask, heat = _host.to_host(mask_in_pixels(found.mask, *size)), _host.to_host(heat_image(found.heat, *size))
+    """The three mask outputs and the line of text below the node."""
+    mask, heat = to_host(mask_in_pixels(found.mask, *size)), to_host(heat_image(found.heat, *size))
     shares = ", ".join(f"{share:.0%}" for share in found.mask.mean(dim=(1, 2)).tolist())
-    text = f"to edit: {shares} of the picture"
+    text = f"to edit: {shares} of the image"
     if found.empty:
         text += f". Nothing found in image {', '.join(map(str, found.empty))}: do the prompts differ?"
-    return (mask, _host.to_host(found.mask), heat), text
+    return (mask, to_host(found.mask), heat), text
 
 
 class DiffEditMaskNode(io.ComfyNode):
@@ -180,19 +145,19 @@ class DiffEditMaskNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DiffEditMask",
-            display_name="Mask from two prompts (DiffEdit)",
+            display_name="DiffEdit Mask",
             category="EditKit/mask",
             description=(
-                "Finds what must change for the picture to fit another prompt: where the model, shown the same noised picture, "
-                "predicts different things for the two. Equal prompts give an empty mask and a warning."
+                "Finds the mask of an edit from two prompts. The image is noised; where the model predicts different noise for "
+                "the two prompts, the image must change. Equal prompts give an empty mask and a warning."
             ),
             search_aliases=["automatic mask", "text mask", "prompt difference", "segmentation"],
             inputs=[
-                _model(),
-                _latent(),
+                model_input(),
+                latent_input(),
                 *_prompts(),
                 *_mask_inputs(),
-                _seed(),
+                seed_input("Seed of the noises. Image b of the batch uses seed + b."),
                 *_rule_inputs(),
                 io.Float.Input(
                     "sigma",
@@ -201,13 +166,14 @@ class DiffEditMaskNode(io.ComfyNode):
                     max=1000.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Instead of strength: the noise level to compare at, in sigmas. 0 = from strength.",
+                    tooltip="Compare at this sigma instead of the one given by strength. 0 = use strength.",
                 ),
-                io.Boolean.Input(
+                reproduction_switch(
+                    io.Boolean,
                     "batch_mean",
                     default=False,
                     optional=True,
-                    tooltip="As the published code: one ceiling for the whole batch, so that pictures change each other's mask.",
+                    tooltip="Use one ceiling for the whole batch, as in diffusers. Images of a batch then affect each other.",
                 ),
                 _vae_for_size(),
             ],
@@ -216,28 +182,46 @@ class DiffEditMaskNode(io.ComfyNode):
                 io.Mask.Output(
                     "change",
                     display_name="soft map",
-                    tooltip="The disagreement on the latent grid, 0 to 1: a change map for 'Change by degrees'.",
+                    tooltip="The difference on the latent grid, 0 to 1. Use it in 'Soft Mask Schedule'.",
                 ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, latent, source, target, maps, strength, threshold, seed, clip_ratio=3.0, smooth=1, smallest_island=0,
-        sigma=0.0, batch_mean=False, vae=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        clean, size = _host.unnoised_samples(latent, "latent"), _host.image_size(latent, vae)
+        cls,
+        model,
+        latent,
+        source,
+        target,
+        maps,
+        strength,
+        threshold,
+        seed,
+        clip_ratio=3.0,
+        smooth=1,
+        smallest_island=0,
+        sigma=0.0,
+        batch_mean=False,
+        vae=None,
+    ) -> io.NodeOutput:
+        clean, size = unnoised_samples(latent, "latent"), image_size(latent, vae)
         rule = MaskRule(clip_ratio, threshold, smooth, smallest_island, batch_mean)
-        contexts = [_host.context(source, "source"), _host.context(target, "target")]
-        with _host.open_denoiser(model, clean.shape, contexts) as denoiser:
+        contexts = [context_of(source, "source"), context_of(target, "target")]
+        with open_denoiser(model, clean.shape, contexts) as denoiser:
             found = diffedit_mask(
-                denoiser, clean, *contexts, maps=maps, rule=rule,
+                denoiser,
+                clean,
+                *contexts,
+                maps=maps,
+                rule=rule,
                 sigma=sigma if sigma > 0 else strength_sigma(denoiser, strength),
                 seeds=image_seeds(seed, len(clean), latent.get("batch_index")),
-                rows=_host.batch_that_fits(model, clean.shape), progress=_host.progress(maps),
-            )  # fmt: skip
+                max_batch=batch_that_fits(model, clean.shape),
+                progress=progress_bar(maps),
+            )
         outputs, text = _shown(found, size)
-        return io.NodeOutput(*outputs, _host.to_host(found.heat), ui=show_text(cls, outputs[2], text))
+        return io.NodeOutput(*outputs, to_host(found.heat), ui=show_text(cls, outputs[2], text))
 
 
 class MaskedDecode(io.ComfyNode):
@@ -245,46 +229,49 @@ class MaskedDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_MaskedDecode",
-            display_name="Masked decode (DiffEdit)",
-            category="EditKit/inversion",
+            display_name="DiffEdit Masked Decode",
+            category="EditKit/sampling",
             description=(
-                "Denoises an inverted picture towards the prompt under the mask, and puts its own path back outside after every "
-                "step, at the same noise level. The latent outside the mask ends as the source's, bit for bit."
+                "The last step of DiffEdit: denoises an inverted image with the prompt under the mask, and outside the mask "
+                "puts its trajectory back after every step. The latent outside the mask ends exactly as the source."
             ),
-            search_aliases=["diffedit", "decode", "masked sampling"],
+            search_aliases=["diffedit", "decode", "masked sampling", "inpaint"],
             inputs=[
-                _model(),
-                io.Conditioning.Input("positive", tooltip="What the picture should show."),
-                *_negative_and_cfg(),
-                TrajectorySocket.Input("trajectory", tooltip="From 'Invert picture', with this model."),
+                model_input(),
+                io.Conditioning.Input("positive", tooltip="The prompt of the edit."),
+                negative_input(),
+                cfg_input(),
+                trajectory_input("From 'DDIM Inversion' with this model."),
                 io.MultiType.Input(
                     "latent_mask",
                     types=[io.Mask, MaskScheduleSocket],
-                    tooltip="Where to edit, on the latent grid, 1 = edit: a MASK, or a mask schedule.",
+                    tooltip="A latent mask or a mask schedule, 1 = edit.",
                 ),
-                _ratio(),
+                _encoding_ratio(),
                 _legacy_offset(),
             ],
-            outputs=[io.Latent.Output("edited", display_name="latent", tooltip="The edited, clean latent.")],
+            outputs=[edited_output()],
         )
 
     @classmethod
     def execute(
         cls, model, positive, negative, cfg, trajectory, latent_mask, encoding_ratio, legacy_offset=False
     ) -> io.NodeOutput:
-        path, masks = _host.trajectory_in(trajectory), as_schedule(latent_mask)
-        towards, against = _host.context(positive, "positive"), _host.negative_in(negative)
-        shape, like = (max(path.batch, masks.batch), *path.latents.shape[2:]), _host.trajectory_rest(trajectory)
-        opened = _host.opened_for(towards, against, cfg)
-        with _host.open_denoiser(model, shape, opened, sigmas=path.sigmas) as denoiser:
-            z = masked_decode(
-                denoiser, path, masks, EditPrompts(towards, against, cfg), ratio=encoding_ratio, legacy_offset=legacy_offset,
-                progress=_host.progress(executed(path.steps, encoding_ratio), model),
-            )  # fmt: skip
-            edited = denoiser.scale_out(z)
-        if not legacy_offset:
-            edited = finished_latent(edited, path.source_latent, masks, path.sigmas)
-        return io.NodeOutput(_host.finished_out(edited, like=like))
+        inverted, masks = trajectory_in(trajectory), as_schedule(latent_mask)
+        prompt, negative_prompt = context_of(positive, "positive"), negative_in(negative)
+        shape, like = (max(inverted.batch, masks.batch), *inverted.latents.shape[2:]), trajectory_rest(trajectory)
+        opened = opened_for(prompt, negative_prompt, cfg)
+        with open_denoiser(model, shape, opened, sigmas=inverted.sigmas) as denoiser:
+            edited = masked_decode(
+                denoiser,
+                inverted,
+                masks,
+                EditPrompts(prompt, negative_prompt, cfg),
+                ratio=encoding_ratio,
+                legacy_offset=legacy_offset,
+                progress=progress_bar(executed_steps(inverted.steps, encoding_ratio), model),
+            )
+        return io.NodeOutput(finished_out(edited, like=like))
 
 
 class DiffEdit(io.ComfyNode):
@@ -292,68 +279,97 @@ class DiffEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DiffEdit",
-            display_name="Edit by two prompts (DiffEdit)",
-            category="EditKit/inversion",
+            display_name="DiffEdit (All in One)",
+            category="EditKit/sampling",
             description=(
-                "The whole method: find what must change between two prompts, invert the picture, and decode it towards the "
-                "target there. Outside the mask the latent is the source's, bit for bit. Each step is a node of its own, too."
+                "Edits an image by two prompts, without drawing a mask: finds the mask, inverts the image, and decodes it with "
+                "the target prompt under the mask. The latent outside the mask ends exactly as the source."
             ),
-            search_aliases=["automatic mask edit", "text edit", "diffedit"],
+            search_aliases=["automatic mask edit", "text edit", "diffedit", "replace object"],
             inputs=[
-                _model(),
-                _latent(),
+                model_input(),
+                latent_input(),
                 *_prompts(),
-                *_negative_and_cfg(),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of the whole grid."),
-                _ratio(),
+                negative_input(),
+                cfg_input(),
+                steps_input(),
+                _encoding_ratio(),
                 *_mask_inputs(),
-                _seed(),
+                seed_input("Seed of the mask's noises. Image b of the batch uses seed + b."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="next",
                     optional=True,
-                    tooltip="How to invert. next: not for flow models; implicit: exact, up to 5 times the inversion's cost.",
+                    tooltip="How to invert. next: fast, not for flow models. current: the paper's equation. implicit: exact, up "
+                    "to 5 times the model calls.",
                 ),
                 *_rule_inputs(),
                 _legacy_offset(),
                 io.Conditioning.Input(
                     "inversion",
                     optional=True,
-                    tooltip="The prompt of the inversion; without it, 'source'. Published: empty.",
+                    tooltip="The inversion prompt. Without it: the source prompt. The paper uses an empty prompt.",
                 ),
                 _vae_for_size(),
             ],
-            outputs=[
-                io.Latent.Output("edited", display_name="latent", tooltip="The edited, clean latent."),
-                *_mask_outputs(),
-            ],
+            outputs=[edited_output(), *_mask_outputs()],
         )
 
     @classmethod
     def execute(
-        cls, model, latent, source, target, negative, cfg, steps, encoding_ratio, maps, strength, threshold, seed,
-        mode="next", clip_ratio=3.0, smooth=1, smallest_island=0, legacy_offset=False, inversion=None, vae=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        clean, size = _host.unnoised_samples(latent, "latent"), _host.image_size(latent, vae)
+        cls,
+        model,
+        latent,
+        source,
+        target,
+        negative,
+        cfg,
+        steps,
+        encoding_ratio,
+        maps,
+        strength,
+        threshold,
+        seed,
+        mode="next",
+        clip_ratio=3.0,
+        smooth=1,
+        smallest_island=0,
+        legacy_offset=False,
+        inversion=None,
+        vae=None,
+    ) -> io.NodeOutput:
+        clean, size = unnoised_samples(latent, "latent"), image_size(latent, vae)
         settings = DiffEditSettings(
-            steps, encoding_ratio, maps, strength, cfg, legacy_offset,
-            MaskRule(clip_ratio, threshold, smooth, smallest_island), InversionOptions(mode),
-        )  # fmt: skip
-        shown, towards = _host.context(source, "source"), _host.context(target, "target")
-        inverted = shown if inversion is None else _host.context(inversion, "inversion")
-        against = _host.negative_in(negative)
-        opened = [*_host.opened_for(towards, against, cfg), *_host.prompts_to_open(shown, inverted)]
-        levels = _host.levels(model).schedule(steps)
-        with _host.open_denoiser(model, clean.shape, opened, sigmas=levels) as denoiser:
+            steps,
+            encoding_ratio,
+            maps,
+            strength,
+            cfg,
+            legacy_offset,
+            MaskRule(clip_ratio, threshold, smooth, smallest_island),
+            InversionOptions(mode),
+        )
+        source_prompt, prompt = context_of(source, "source"), context_of(target, "target")
+        inversion_prompt = source_prompt if inversion is None else context_of(inversion, "inversion")
+        negative_prompt = negative_in(negative)
+        opened = [*opened_for(prompt, negative_prompt, cfg), *prompts_to_open(source_prompt, inversion_prompt)]
+        sigma_grid = sampling_of(model).schedule(steps)
+        with open_denoiser(model, clean.shape, opened, sigmas=sigma_grid) as denoiser:
             result = diffedit(
-                denoiser, clean, shown, towards, against,
-                seeds=image_seeds(seed, len(clean), latent.get("batch_index")), settings=settings,
-                inversion=inverted, rows=_host.batch_that_fits(model, clean.shape),
-                progress=_host.progress(maps + 2 * executed(steps, encoding_ratio), model),
-            )  # fmt: skip
+                denoiser,
+                clean,
+                source_prompt,
+                prompt,
+                negative_prompt,
+                seeds=image_seeds(seed, len(clean), latent.get("batch_index")),
+                settings=settings,
+                inversion=inversion_prompt,
+                max_batch=batch_that_fits(model, clean.shape),
+                progress=progress_bar(maps + 2 * executed_steps(steps, encoding_ratio), model),
+            )
         outputs, text = _shown(result.mask, size)
-        edited = _host.finished_out(result.latent, like=latent)
+        edited = finished_out(result.latent, like=latent)
         return io.NodeOutput(edited, *outputs, ui=show_text(cls, outputs[2], text))
 
 

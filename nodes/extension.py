@@ -1,45 +1,43 @@
-"""Every node of the pack, and the extension that hands them to ComfyUI."""
+"""All nodes of the pack, and the extension that registers them in ComfyUI."""
 
 from __future__ import annotations
 
-from . import diffedit, images, loaders, masks
+from . import diffedit, images, imagic, loaders, masks, sdedit
 from ._api import ComfyExtension, io
-from .attention import cross_attention_maps as attention_maps
-from .attention import masactrl as relatives
-from .attention import p2p as attention
-from .attention import prompts
+from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
 from .blended import background, blending
-from .evaluation import clip_rank as ranking
-from .evaluation import measure as metrics
-from .inversion import ddim as inversion
-from .inversion import embedding_files
-from .inversion import null_text as reconstruction
-from .layerdiffusion import embeddings as layered
-from .layerdiffusion import finetune as layered_tune
+from .evaluation import clip_rank, measure
+from .inversion import ddim, embedding_files, null_text
+from .layerdiffusion import embeddings as layered_embeddings
+from .layerdiffusion import finetune as layered_finetune
 from .stylediffusion import edits as style_edits
-from .stylediffusion import inversion as style
+from .stylediffusion import inversion as style_inversion
 
-NODES: list[type[io.ComfyNode]] = [
-    *loaders.NODES,
-    *images.NODES,
-    *masks.NODES,
-    *blending.NODES,
-    *background.NODES,
-    *ranking.NODES,
-    *inversion.NODES,
-    *reconstruction.NODES,
-    *embedding_files.NODES,
-    *diffedit.NODES,
-    *prompts.NODES,
-    *attention.NODES,
-    *relatives.NODES,
-    *attention_maps.NODES,
-    *metrics.NODES,
-    *style.NODES,
-    *style_edits.NODES,
-    *layered.NODES,
-    *layered_tune.NODES,
-]
+MODULES = (
+    loaders,
+    images,
+    masks,
+    blending,
+    background,
+    clip_rank,
+    ddim,
+    sdedit,
+    null_text,
+    embedding_files,
+    diffedit,
+    prompts,
+    p2p,
+    masactrl,
+    plug_and_play,
+    cross_attention_maps,
+    measure,
+    style_inversion,
+    style_edits,
+    layered_embeddings,
+    layered_finetune,
+    imagic,
+)
+NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 
 class EditKitExtension(ComfyExtension):

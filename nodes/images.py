@@ -1,12 +1,14 @@
-"""Picture nodes: encode and decode at any size, and pictures to start from."""
+"""Image nodes: example images, and VAE encode and decode at any size."""
 
 from __future__ import annotations
 
-from ..hosts import host as _host
 from ..hosts.bundled.example_images import EXAMPLES, load_example
+from ..hosts.host import codec_of, to_host
+from ..hosts.latent import finished_out, samples_of
 from ..pipelines.core.noise import image_seeds, seeded_noise
 from ..pipelines.core.shapes import check_image, check_latent, crop_to, pad_to_factor
-from ._api import io, preview, schema
+from ._api import io, preview, reproduction_switch, schema
+from ._inputs import latent_input, seed_input
 
 
 class LoadExample(io.ComfyNode):
@@ -14,22 +16,22 @@ class LoadExample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_LoadExample",
-            display_name="Example picture",
-            category="EditKit/load",
+            display_name="Example Image and Mask",
+            category="EditKit/loaders",
             description=(
-                "A picture that ships with EditKit, with a mask and the sentence that describes it: made for the bundled "
-                "model, so that a workflow runs anywhere. For your own picture use Load Image."
+                "An example image with a mask and a caption, made for the bundled model, so that a workflow runs without any "
+                "files. For your own image use Load Image instead."
             ),
-            search_aliases=["sample image", "demo picture"],
+            search_aliases=["sample image", "demo image"],
             inputs=[
                 io.Combo.Input(
-                    "name", options=list(EXAMPLES), default=EXAMPLES[0], tooltip="Which of the shipped pictures."
+                    "name", options=list(EXAMPLES), default=EXAMPLES[0], tooltip="Which of the example images to load."
                 )
             ],
             outputs=[
-                io.Image.Output("image", display_name="image", tooltip="The picture, 96 x 96 pixels."),
-                io.Mask.Output("mask", display_name="mask", tooltip="A mask that goes with it, 1 = edit."),
-                io.String.Output("caption", display_name="caption", tooltip="The sentence that describes the picture."),
+                io.Image.Output("image", display_name="image", tooltip="The image, 96 x 96 pixels."),
+                io.Mask.Output("mask", display_name="mask", tooltip="Its mask, 1 = edit."),
+                io.String.Output("caption", display_name="caption", tooltip="A sentence that describes the image."),
             ],
         )
 
@@ -44,43 +46,38 @@ class EncodeImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_EncodeImage",
-            display_name="Encode picture, any size",
-            category="EditKit/blend",
+            display_name="VAE Encode (Any Size)",
+            category="EditKit/latent",
             description=(
-                "Encodes a picture of any size: it is padded by reflection to whole latent cells, and 'Decode picture' crops "
-                "it back exactly. (VAE Encode cuts odd sizes off instead.)"
+                "Encodes an image of any size. It is padded by reflection to whole latent pixels; 'VAE Decode (Original Size)' "
+                "removes the padding. ComfyUI's VAE Encode crops odd sizes instead."
             ),
             search_aliases=["VAE encode", "odd size", "padding"],
             inputs=[
-                io.Image.Input("image", tooltip="Picture of any size, [B, H, W, 3], 0 to 1."),
-                io.Vae.Input("vae", tooltip="The model's own VAE."),
-                io.Combo.Input(
+                io.Image.Input("image", tooltip="Image of any size, [B, H, W, 3], 0 to 1."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                reproduction_switch(
+                    io.Combo,
                     "posterior",
+                    display_name="VAE posterior",
                     options=["mean", "sample"],
                     default="mean",
                     optional=True,
-                    tooltip="mean: the most likely latent. sample: a random one, as the published LDM script.",
+                    tooltip="mean: the most likely latent. sample: a random latent, as in the published LDM script.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # a new seed at every run would encode, and edit, again each time
-                    optional=True,
-                    tooltip="Seed of the sample, 0 to 2^64 - 1; unused for mean.",
-                ),
+                # A new seed at every run would encode, and edit, again each time.
+                seed_input("Seed for posterior 'sample'. Not used for 'mean'.", optional=True, control=False),
             ],
             outputs=[
                 io.Latent.Output(
-                    "latent", display_name="latent", tooltip="Clean latent; remembers the picture's own size."
+                    "latent", display_name="latent", tooltip="Clean latent. It remembers the original image size."
                 )
             ],
         )
 
     @classmethod
     def execute(cls, image, vae, posterior="mean", seed=0) -> io.NodeOutput:
-        image, codec = check_image(image, "image"), _host.codec(vae)
+        image, codec = check_image(image, "image"), codec_of(vae)
         padded = pad_to_factor(image, codec.factor)
         noise = None
         if posterior == "sample":
@@ -88,7 +85,7 @@ class EncodeImage(io.ComfyNode):
             noise = seeded_noise(shape, image_seeds(seed, len(image)), codec.device)
         latent = codec.encode(padded, noise=noise)
         size = (image.shape[1], image.shape[2])
-        return io.NodeOutput(_host.finished_out(latent, like={"editkit_size": size, "editkit_factor": codec.factor}))
+        return io.NodeOutput(finished_out(latent, like={"editkit_size": size, "editkit_factor": codec.factor}))
 
 
 class DecodeLatent(io.ComfyNode):
@@ -96,23 +93,23 @@ class DecodeLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DecodeLatent",
-            display_name="Decode picture, its own size",
-            category="EditKit/blend",
-            description="Decodes a latent and crops the padding that 'Encode picture' added: same size out as in.",
+            display_name="VAE Decode (Original Size)",
+            category="EditKit/latent",
+            description="Decodes a latent and removes the padding of 'VAE Encode (Any Size)': the image keeps its original size.",
             search_aliases=["VAE decode", "crop"],
             inputs=[
-                io.Latent.Input("latent", tooltip="A clean latent."),
-                io.Vae.Input("vae", tooltip="The VAE that encoded it, or its tuned copy."),
+                latent_input("A clean latent."),
+                io.Vae.Input("vae", tooltip="The VAE that encoded it, or its fine-tuned copy."),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The picture at its own size, 0 to 1.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The image at its original size, 0 to 1.")],
         )
 
     @classmethod
     def execute(cls, latent, vae) -> io.NodeOutput:
-        samples = check_latent(_host.samples(latent), "latent")
-        image = _host.codec(vae).decode(samples)
+        samples = check_latent(samples_of(latent), "latent")
+        image = codec_of(vae).decode(samples)
         height, width = latent.get("editkit_size", image.shape[1:3])
-        return io.NodeOutput(_host.to_host(crop_to(image, height, width)))
+        return io.NodeOutput(to_host(crop_to(image, height, width)))
 
 
 NODES = [LoadExample, EncodeImage, DecodeLatent]

@@ -1,8 +1,15 @@
-"""Loader nodes: the bundled model and folders in diffusers layout, and rankers."""
+"""Loader nodes: the bundled model, diffusers folders and rankers."""
 
 from __future__ import annotations
 
-from ..hosts import host as _host
+from ..hosts.loading import (
+    diffusers_folders,
+    load_bundled,
+    load_bundled_ranker,
+    load_diffusers_folder,
+    load_ranker_file,
+    ranker_files,
+)
 from ._api import RankerSocket, io, schema
 
 BUNDLED = "bundled"
@@ -13,31 +20,31 @@ class LoadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_LoadModel",
-            display_name="Load model (bundled or diffusers folder)",
-            category="EditKit/load",
+            display_name="Load EditKit Model",
+            category="EditKit/loaders",
             description=(
-                "The tiny model that ships with EditKit, so that every workflow runs without a download, or a folder in "
-                "diffusers layout. For a single-file checkpoint use Load Checkpoint in its place."
+                "Loads the tiny model that ships with EditKit, so that every workflow runs without a download, or a model "
+                "folder in diffusers layout. For a single checkpoint file use Load Checkpoint instead."
             ),
-            search_aliases=["checkpoint", "tiny model", "diffusers"],
+            search_aliases=["checkpoint", "tiny model", "diffusers", "bundled model"],
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[BUNDLED, *_host.diffusers_folders()],
+                    options=[BUNDLED, *diffusers_folders()],
                     default=BUNDLED,
-                    tooltip="'bundled', or a folder below models/diffusers (unet, vae, text_encoder, safetensors only).",
+                    tooltip="'bundled', or a folder in models/diffusers with unet, vae and text_encoder (safetensors only).",
                 )
             ],
             outputs=[
-                io.Model.Output("model_out", display_name="model", tooltip="The denoiser."),
+                io.Model.Output("model_out", display_name="model", tooltip="The diffusion model."),
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder."),
-                io.Vae.Output("vae", display_name="vae", tooltip="The autoencoder."),
+                io.Vae.Output("vae", display_name="vae", tooltip="The VAE."),
             ],
         )
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        return io.NodeOutput(*(_host.load_bundled() if model == BUNDLED else _host.load_diffusers_folder(model)))
+        return io.NodeOutput(*(load_bundled() if model == BUNDLED else load_diffusers_folder(model)))
 
 
 class LoadRanker(io.ComfyNode):
@@ -45,35 +52,37 @@ class LoadRanker(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_LoadRanker",
-            display_name="Load ranker (CLIP)",
-            category="EditKit/load",
+            display_name="Load CLIP Ranker",
+            category="EditKit/loaders",
             description=(
-                "The judge that 'Rank by text' uses: the tiny one that ships with EditKit (it knows the bundled model's "
-                "pictures), or an open_clip architecture with a local weight file. Nothing is downloaded."
+                "Loads the scorer for 'CLIP Rank' and 'Measure Edit': the tiny one that ships with EditKit, which knows only "
+                "images of the bundled model, or an open_clip model from a local file. Nothing is downloaded."
             ),
-            search_aliases=["clip score", "open_clip"],
+            search_aliases=["clip score", "open_clip", "ranker", "scorer"],
             inputs=[
                 io.Combo.Input(
                     "weights",
-                    options=[BUNDLED, *_host.ranker_files()],
+                    options=[BUNDLED, *ranker_files()],
                     default=BUNDLED,
-                    tooltip="'bundled', or a safetensors file below models/clip_vision or models/editkit_rankers.",
+                    tooltip="'bundled', or a safetensors file in models/editkit_rankers or models/clip_vision. It must hold "
+                    "image and text encoder.",
                 ),
                 io.String.Input(
                     "architecture",
                     default="ViT-B-16",
                     optional=True,
-                    tooltip="open_clip's name of the file's architecture; BLD was published with ViT-B-16 "
-                    "(OpenAI's weights: ViT-B-16-quickgelu). "
-                    "Unused for the bundled ranker.",
+                    tooltip="open_clip's name for the architecture of the file, for example ViT-B-16, or ViT-B-16-quickgelu for "
+                    "OpenAI's weights. Not used for the bundled ranker.",
                 ),
             ],
-            outputs=[RankerSocket.Output("ranker", display_name="ranker", tooltip="For 'Rank by text'.")],
+            outputs=[
+                RankerSocket.Output("ranker", display_name="ranker", tooltip="For 'CLIP Rank' and 'Measure Edit'.")
+            ],
         )
 
     @classmethod
     def execute(cls, weights, architecture="ViT-B-16") -> io.NodeOutput:
-        ranker = _host.load_bundled_ranker() if weights == BUNDLED else _host.load_ranker_file(architecture, weights)
+        ranker = load_bundled_ranker() if weights == BUNDLED else load_ranker_file(architecture, weights)
         return io.NodeOutput(ranker)
 
 

@@ -9,7 +9,7 @@ from .graph import Graph
 from .notes import note
 from .parts import Start, begin, decode, finish, latent_and_mask, prompts, rank
 
-NEW_OBJECT = "a yellow star on a sky background"  # what the mask of `empty_side` should hold
+NEW_OBJECT = "a yellow star on a sky background"  # the new object under the mask of `empty_side`
 
 
 def blended_loop(
@@ -23,7 +23,7 @@ def blended_loop(
     seed: int = 0,
     copies: int = 1,
 ) -> Output:
-    """The steps of the blended loop, each its own node, in one group; returns the finished LATENT."""
+    """The nodes of the blended loop in one group. Returns the finished LATENT."""
     model = start.model
     with graph.group(title):
         latent, latent_pixels = latent_and_mask(graph, start, mode)
@@ -35,9 +35,16 @@ def blended_loop(
         noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
         graph.column()
         return graph.add(
-            "EditKit_BlendedDenoise", model=model, positive=positive, negative=negative, sigmas=sigmas,
-            latent=noised.out, source_latent=latent, schedule=schedule, seed=seed,
-        ).out  # fmt: skip
+            "EditKit_BlendedDenoise",
+            model=model,
+            positive=positive,
+            negative=negative,
+            sigmas=sigmas,
+            latent=noised.out,
+            source_latent=latent,
+            schedule=schedule,
+            seed=seed,
+        ).out
 
 
 def blended_edit() -> Graph:
@@ -46,35 +53,42 @@ def blended_edit() -> Graph:
     latent = blended_loop(graph, start, "2. Blended loop, four candidates", copies=4)
     graph.row()
     ranked = rank(graph, start, latent, NEW_OBJECT)
-    finish(graph, start, ranked["latent"], ranked["images"], title="4. The background, exactly", file="blended_edit")
+    finish(graph, start, ranked["latent"], ranked["images"], title="4. Exact background", file="blended_edit")
     return graph
 
 
 def blended_any_sampler() -> Graph:
     graph = Graph("blended_any_sampler", note("blended_any_sampler"))
     start = begin(graph, "empty_side")
-    with graph.group("2. The mask, on the latent grid"):
+    with graph.group("2. Latent mask"):
         latent, latent_pixels = latent_and_mask(graph, start)
         graph.column()
         schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels).out
     graph.row()
-    with graph.group("3. A native sampler"):
+    with graph.group("3. KSampler"):
         model = graph.add("EditKit_BlendedModel", model=start.model, schedule=schedule).out
         positive, negative = prompts(graph, start)
         graph.column()
         sampled = graph.add(
-            "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, steps=50, cfg=5.0,
-            sampler_name="dpmpp_2m", scheduler="ddim_uniform",
-        ).out  # fmt: skip
+            "KSampler",
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent_image=latent,
+            steps=50,
+            cfg=5.0,
+            sampler_name="dpmpp_2m",
+            scheduler="ddim_uniform",
+        ).out
         edited = graph.add("EditKit_DecodeLatent", latent=sampled, vae=start.vae).out
-    finish(graph, start, sampled, edited, title="4. The background, exactly", file="blended_any_sampler")
+    finish(graph, start, sampled, edited, title="4. Exact background", file="blended_any_sampler")
     return graph
 
 
 def thin_mask() -> Graph:
     graph = Graph("thin_mask", note("thin_mask"))
     start = begin(graph, "thin_stroke")
-    with graph.group("2. What both loops share"):
+    with graph.group("2. Shared inputs"):
         latent, latent_pixels = latent_and_mask(graph, start)
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
         graph.column()
@@ -84,13 +98,19 @@ def thin_mask() -> Graph:
     for name, kernels, title in (("plain", "1", "3. Plain loop"), ("shrinking", "7,5,3,1", "4. Shrinking mask")):
         with graph.group(title):
             schedule = graph.add(
-                "EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels, parts="equal noise"
+                "EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels, parts="equal log-sigma"
             ).out
             graph.column()
             edited = graph.add(
-                "EditKit_BlendedDenoise", model=start.model, positive=positive, negative=negative, sigmas=sigmas,
-                latent=noised, source_latent=latent, schedule=schedule,
-            ).out  # fmt: skip
+                "EditKit_BlendedDenoise",
+                model=start.model,
+                positive=positive,
+                negative=negative,
+                sigmas=sigmas,
+                latent=noised,
+                source_latent=latent,
+                schedule=schedule,
+            ).out
             graph.column()
             image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
             graph.add("SaveImage", images=image, filename_prefix=f"editkit/thin_mask_{name}")
@@ -103,17 +123,17 @@ def background_replacement() -> Graph:
     latent = blended_loop(graph, start, "2. Blended loop", mode="area", kernels="1", seed=4)
     graph.row()
     edited = decode(graph, start, latent)
-    finish(graph, start, latent, edited, title="4. The object, exactly", file="background_replacement")
+    finish(graph, start, latent, edited, title="4. Exact object", file="background_replacement")
     return graph
 
 
 def scribble() -> Graph:
     graph = Graph("scribble", note("scribble"))
     start = begin(graph, "scribble")
-    latent = blended_loop(graph, start, "2. Blended loop from a part of the noise", strength=0.7)
+    latent = blended_loop(graph, start, "2. Blended loop from the scribble", strength=0.7)
     graph.row()
     edited = decode(graph, start, latent)
-    finish(graph, start, latent, edited, title="4. The background, exactly", file="scribble")
+    finish(graph, start, latent, edited, title="4. Exact background", file="scribble")
     return graph
 
 
@@ -124,7 +144,7 @@ def ranked_batch_tuned_winner() -> Graph:
     graph.row()
     ranked = rank(graph, start, latent, NEW_OBJECT)
     file = "ranked_batch_tuned_winner"
-    finish(graph, start, ranked["latent"], ranked["images"], title="4. Only the winner", file=file)
+    finish(graph, start, ranked["latent"], ranked["images"], title="4. Fine-tune the winner", file=file)
     return graph
 
 
@@ -135,7 +155,7 @@ def editing_session() -> Graph:
     last_prompt = "a purple cross left of a green circle on a sky background"
     image = _edit(graph, start, 1)
     graph.row()
-    with graph.group("The other side"):
+    with graph.group("Inverted mask"):
         left = graph.add("InvertMask", mask=start.mask).out
     image = _edit(graph, replace(start, image=image, mask=left, prompt=left_prompt), 2)
     graph.row()
@@ -148,7 +168,7 @@ def _edit(graph: Graph, start: Start, number: int) -> Output:
     latent = blended_loop(graph, start, f"Edit {number}: blended loop", seed=number)
     edited = decode(graph, start, latent, f"Edit {number}: decode")
     return finish(
-        graph, start, latent, edited, title=f"Edit {number}: the rest, exactly", file=f"editing_session_{number}"
+        graph, start, latent, edited, title=f"Edit {number}: exact background", file=f"editing_session_{number}"
     )
 
 

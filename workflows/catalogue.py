@@ -1,4 +1,4 @@
-"""The workflows that ship with EditKit, all on the bundled model, so that they run anywhere."""
+"""The workflows that ship with EditKit. All use the bundled model."""
 
 from __future__ import annotations
 

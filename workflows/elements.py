@@ -1,4 +1,4 @@
-"""What a workflow is made of: nodes, their inputs and outputs as the schemas describe them, and groups of nodes."""
+"""The elements of a workflow: nodes, inputs, outputs and groups, as the schemas describe them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .stock import Info
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-SEEDS = ("seed", "noise_seed")  # the page gives these a control of their own unless the schema says otherwise
+SEEDS = ("seed", "noise_seed")  # the page adds a control widget to these unless the schema says otherwise
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A workflow described once, written in ComfyUI's two formats: the page's (UI) and the server's (API)."""
+"""A workflow, described once and written in both of ComfyUI's formats: UI (page) and API (server)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,18 @@ def _ui_group(number: int, group: Group, box: Box) -> dict[str, Any]:
 
 def _ui_note(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
     return {
-        "id": number, "type": NOTE, "pos": [box.x, box.y], "size": [box.width, box.height], "flags": {}, "order": order,
-        "mode": 0, "inputs": [], "outputs": [], "title": "About this workflow", "properties": {},
-        "widgets_values": [text], "color": "#432", "bgcolor": "#653",
-    }  # fmt: skip
+        "id": number,
+        "type": NOTE,
+        "pos": [box.x, box.y],
+        "size": [box.width, box.height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "About this workflow",
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }

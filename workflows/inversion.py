@@ -1,4 +1,4 @@
-"""The workflows of the inversion family: DiffEdit, null-text inversion, and the plain edits that they are compared with."""
+"""The workflows of DiffEdit, Differential Diffusion, null-text inversion, SDEdit and the plain word swap."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ GUIDED = 7.5  # as null-text inversion was published
 
 
 def find_mask(graph: Graph, start: Start) -> tuple[Output, Node, Output, Output]:
-    """The second group: the encoded picture, the mask node, and the prompts before and after."""
-    with graph.group("2. What must change"):
+    """The second group: the encoded image, the mask node, and both prompts."""
+    with graph.group("2. Find the mask"):
         latent = encode(graph, start)
         source, target = before(graph, start), after(graph, start)
         graph.column()
-        found = graph.add(
-            "EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target
-        )  # fmt: skip
+        found = graph.add("EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target)
     return latent, found, source, target
 
 
 def invert_image(graph: Graph, start: Start, latent: Output, source: Output, **options: object) -> tuple[Output, Node]:
-    """The grid, and the picture's path up to noise."""
+    """The sigmas and the inversion."""
     sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
     inverted = graph.add(
         "EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas, **options
-    )  # fmt: skip
+    )
     return sigmas, inverted
 
 
@@ -38,19 +36,24 @@ def diffedit() -> Graph:
     graph = Graph("diffedit", note("diffedit", mask=False))
     start = begin(graph, "red_circle")
     latent, found, source, target = find_mask(graph, start)
-    with graph.group("3. Its path up to noise"):
+    with graph.group("3. Invert the image"):
         _, inverted = invert_image(graph, start, latent, source, encoding_ratio=0.8)
     graph.row()
     with graph.group("4. Decode under the mask"):
-        graph.add("MaskPreview", "The mask", mask=found.out)
+        graph.add("MaskPreview", "Mask", mask=found.out)
         empty = negative(graph, start)
         graph.column()
         edited = graph.add(
-            "EditKit_MaskedDecode", model=start.model, positive=target, negative=empty, cfg=CFG,
-            trajectory=inverted.out, latent_mask=found["latent mask"],
-        ).out  # fmt: skip
+            "EditKit_MaskedDecode",
+            model=start.model,
+            positive=target,
+            negative=empty,
+            cfg=CFG,
+            trajectory=inverted.out,
+            latent_mask=found["latent mask"],
+        ).out
         image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
-    with graph.group("5. The background, exactly"):
+    with graph.group("5. Exact background"):
         whole = composite(graph, replace(start, mask=found.out), image)
         graph.column()
         graph.add("SaveImage", images=whole, filename_prefix="editkit/diffedit")
@@ -61,23 +64,31 @@ def diffedit_into_blended() -> Graph:
     graph = Graph("diffedit_into_blended", note("diffedit_into_blended", mask=False))
     start = begin(graph, "red_circle")
     latent, found, source, target = find_mask(graph, start)
-    with graph.group("3. Its path up to noise"):
+    with graph.group("3. Invert the image"):
         sigmas, inverted = invert_image(graph, start, latent, source)
     graph.row()
-    with graph.group("4. Blended loop along that path"):
+    with graph.group("4. Blended loop on the trajectory"):
         latent_pixels = graph.add("EditKit_LatentMask", mask=found.out, latent=latent).out
         empty = negative(graph, start)
         graph.column()
         schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels="3,1").out
         graph.column()
         edited = graph.add(
-            "EditKit_BlendedDenoise", model=start.model, positive=target, negative=empty, cfg=CFG, sigmas=sigmas,
-            latent=inverted["noised latent"], source_latent=latent, schedule=schedule, trajectory=inverted.out,
-        ).out  # fmt: skip
+            "EditKit_BlendedDenoise",
+            model=start.model,
+            positive=target,
+            negative=empty,
+            cfg=CFG,
+            sigmas=sigmas,
+            latent=inverted["noised latent"],
+            source_latent=latent,
+            schedule=schedule,
+            trajectory=inverted.out,
+        ).out
     image = decode(graph, start, edited, "5. Decode")
     graph.row()
     masked = replace(start, mask=found.out)
-    finish(graph, masked, edited, image, title="6. The background, exactly", file="diffedit_into_blended")
+    finish(graph, masked, edited, image, title="6. Exact background", file="diffedit_into_blended")
     return graph
 
 
@@ -86,7 +97,7 @@ def differential_diffusion() -> Graph:
     start = begin(graph, "red_circle")
     latent, found, _, target = find_mask(graph, start)
     graph.row()
-    with graph.group("3. Released by degrees"):
+    with graph.group("3. Soft mask schedule"):
         schedule = graph.add("EditKit_ReleaseSchedule", latent_mask=found["soft map"]).out
         empty = negative(graph, start)
         graph.column()
@@ -94,9 +105,16 @@ def differential_diffusion() -> Graph:
         noised = graph.add("EditKit_NoiseLatent", model=start.model, latent=latent, sigmas=sigmas).out
         graph.column()
         edited = graph.add(
-            "EditKit_BlendedDenoise", model=start.model, positive=target, negative=empty, cfg=CFG, sigmas=sigmas,
-            latent=noised, source_latent=latent, schedule=schedule,
-        ).out  # fmt: skip
+            "EditKit_BlendedDenoise",
+            model=start.model,
+            positive=target,
+            negative=empty,
+            cfg=CFG,
+            sigmas=sigmas,
+            latent=noised,
+            source_latent=latent,
+            schedule=schedule,
+        ).out
     with graph.group("4. Decode"):
         save(graph, start, edited, "differential_diffusion")
     return graph
@@ -106,28 +124,35 @@ def null_text_reconstruction() -> Graph:
     graph = Graph("null_text_reconstruction", note("null_text_reconstruction", mask=False))
     start = begin(graph, "red_circle")
     start = replace(start, prompt=start.caption.replace("mint", "striped mint"))
-    with graph.group("2. Its path up to noise"):
+    with graph.group("2. Invert the image"):
         latent, source, empty = encode(graph, start), before(graph, start), negative(graph, start)
         graph.column()
         sigmas, inverted = invert_image(graph, start, latent, source, vae=start.vae, image=start.image)
     graph.row()
-    with graph.group("3. Plain guidance drifts off"):
+    with graph.group("3. Plain guidance"):
         sampler = graph.add("KSamplerSelect", sampler_name="euler").out
         plain = graph.add(
-            "SamplerCustom", model=start.model, add_noise=False, cfg=GUIDED, positive=source, negative=empty,
-            sampler=sampler, sigmas=sigmas, latent_image=inverted["noised latent"],
-        ).out  # fmt: skip
+            "SamplerCustom",
+            model=start.model,
+            add_noise=False,
+            cfg=GUIDED,
+            positive=source,
+            negative=empty,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=inverted["noised latent"],
+        ).out
         graph.column()
         save(graph, start, plain, "null_text_reconstruction_plain")
-    with graph.group("4. Learn the empty prompt anew"):
+    with graph.group("4. Null-text inversion"):
         learned = graph.add(
             "EditKit_NullText", model=start.model, trajectory=inverted.out, positive=source, negative=empty, cfg=GUIDED
         )
-        graph.add("PreviewAny", "What was learned", source=learned["report"])
+        graph.add("PreviewAny", "Report", source=learned["report"])
     graph.row()
     for positive, title, file in (
-        (source, "5. Guided, and the picture comes back", "reconstructed"),
-        (None, "6. The same, with another prompt", "edited"),
+        (source, "5. Reconstruct with guidance", "reconstructed"),
+        (None, "6. Edit with another prompt", "edited"),
     ):
         with graph.group(title):
             positive = positive or after(graph, start)
@@ -137,9 +162,13 @@ def null_text_reconstruction() -> Graph:
             noise = graph.add("DisableNoise").out
             graph.column()
             sampled = graph.add(
-                "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                "SamplerCustomAdvanced",
+                noise=noise,
+                guider=guider,
+                sampler=sampler,
+                sigmas=sigmas,
                 latent_image=inverted["noised latent"],
-            ).out  # fmt: skip
+            ).out
             save(graph, start, sampled, f"null_text_reconstruction_{file}")
     return graph
 
@@ -147,7 +176,7 @@ def null_text_reconstruction() -> Graph:
 def sdedit() -> Graph:
     graph = Graph("sdedit", note("sdedit", mask=False))
     start = begin(graph, "scribble")
-    with graph.group("2. Noise and denoise"):
+    with graph.group("2. SDEdit"):
         latent = encode(graph, start)
         target, empty = after(graph, start), negative(graph, start)
         graph.column()
@@ -163,20 +192,27 @@ def word_swap() -> Graph:
     graph = Graph("word_swap", note("word_swap", mask=False))
     start = begin(graph, "red_circle")
     start = replace(start, prompt=start.caption.replace("circle", "star"))
-    with graph.group("2. Invert with the prompt as it is"):
+    with graph.group("2. Invert with the source prompt"):
         latent, source = encode(graph, start), before(graph, start)
         graph.column()
         sigmas, inverted = invert_image(graph, start, latent, source, mode="implicit", vae=start.vae, image=start.image)
-        graph.add("PreviewAny", "How well the way back reconstructs it", source=inverted["report"])
+        graph.add("PreviewAny", "Reconstruction PSNR", source=inverted["report"])
     graph.row()
-    with graph.group("3. Sample with one word swapped"):
+    with graph.group("3. Sample with a swapped word"):
         target, empty = after(graph, start), negative(graph, start)
         sampler = graph.add("KSamplerSelect", sampler_name="euler").out
         graph.column()
         sampled = graph.add(
-            "SamplerCustom", model=start.model, add_noise=False, cfg=CFG, positive=target, negative=empty, sampler=sampler,
-            sigmas=sigmas, latent_image=inverted["noised latent"],
-        ).out  # fmt: skip
+            "SamplerCustom",
+            model=start.model,
+            add_noise=False,
+            cfg=CFG,
+            positive=target,
+            negative=empty,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=inverted["noised latent"],
+        ).out
     with graph.group("4. Decode"):
         save(graph, start, sampled, "word_swap")
     return graph

@@ -1,4 +1,4 @@
-"""The workflows of LayerDiffusion and Imagic: a subject and its background change together, from noise."""
+"""The workflows of LayerDiffusion and Imagic."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from .graph import Graph
 from .notes import note
 from .parts import Start, before, begin, encode, negative
 
-SUBJECT = "a black shape"  # that it is a circle, the picture tells
-BACKGROUND, PICTURED = "a striped sky background", "a cream background"
+OBJECT = "a black shape"  # the model learns from the image that it is a circle
+BACKGROUND, PLAIN = "a striped sky background", "a cream background"
 CFG, STEPS, CANDIDATES = 5.0, 26, 4  # suit the bundled model
 FIT = {"steps": 100, "lr": 1e-2, "join": "average"}  # fewer and larger steps than published: the bundled model is small
 TUNE = {"steps": 60, "lr": 2e-3, "rank": 8}
 
 
 def _fit(graph: Graph, start: Start, reference: Output, mask: Output, text: str) -> tuple[Output, Output]:
-    """Stage 1: the subject's embedding and the mix."""
-    with graph.group("3. Embeddings of subject and background"):
-        subject = graph.add("CLIPTextEncode", "The subject as it should become", clip=start.clip, text=SUBJECT).out
-        behind = graph.add("CLIPTextEncode", "The new background", clip=start.clip, text=text).out
+    """Stage 1: the object's embedding and the mixed embedding."""
+    with graph.group("3. Layered embeddings"):
+        object_embedding = graph.add("CLIPTextEncode", "Object prompt", clip=start.clip, text=OBJECT).out
+        behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=text).out
         graph.column()
         fitted = graph.add(
-            "EditKit_LayeredEmbeddings", model=start.model, object=subject, background=behind, latent=reference,
-            mask=mask, **FIT,
-        )  # fmt: skip
+            "EditKit_LayeredEmbeddings",
+            model=start.model,
+            object=object_embedding,
+            background=behind,
+            latent=reference,
+            mask=mask,
+            **FIT,
+        )
     return fitted.out, fitted["mixed"]
 
 
 def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, text: str) -> None:
-    """From noise to candidates, of which the one that agrees best with a text is saved."""
+    """Sample candidates from noise and save the one with the best CLIP score."""
     noise = graph.add("RandomNoise").out
     sampler = graph.add("KSamplerSelect", sampler_name="euler").out
     empty = graph.add("EmptyLatentImage", width=96, height=96, batch_size=CANDIDATES).out
     graph.column()
     made = graph.add(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=empty
-    ).out  # fmt: skip
+    ).out
     images = graph.add("EditKit_DecodeLatent", latent=made, vae=start.vae).out
     graph.add("PreviewImage", "All candidates", images=images)
     graph.column()
@@ -49,37 +54,48 @@ def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, text: st
 def _tune_and_sample(
     graph: Graph, start: Start, latent: Output, mask: Output, reference: Output, *, background: str, save: bool
 ) -> None:
-    """Both stages, and alternating guidance."""
-    subject, mixed = _fit(graph, start, reference, mask, background)
+    """Both stages, and sampling with iterative guidance."""
+    object_embedding, mixed = _fit(graph, start, reference, mask, background)
     graph.row()
-    with graph.group("4. The model learns both"):
+    with graph.group("4. Fine-tune the model"):
         tuned = graph.add(
             "EditKit_LayeredTune", model=start.model, mixed=mixed, latent=latent, mask=mask, reference=reference, **TUNE
-        )  # fmt: skip
+        )
         if save:
             graph.add("EditKit_SaveLora", lora=tuned["lora"], filename_prefix="editkit/black_circle")
-    with graph.group("5. Sample, following both in turn"):
+    with graph.group("5. Sample with iterative guidance"):
         sigmas = graph.add("EditKit_EditSigmas", model=tuned.out, steps=STEPS, strength=1.0).out
         guider = graph.add(
-            "EditKit_IterativeGuidance", model=tuned.out, object=subject, mixed=mixed, negative=negative(graph, start),
-            cfg=CFG, sigmas=sigmas,
-        ).out  # fmt: skip
+            "EditKit_IterativeGuidance",
+            model=tuned.out,
+            object=object_embedding,
+            mixed=mixed,
+            negative=negative(graph, start),
+            cfg=CFG,
+            sigmas=sigmas,
+        ).out
         graph.column()
-        _sample(graph, start, guider, sigmas, f"{SUBJECT.replace('shape', 'circle')} on {background}")
+        _sample(graph, start, guider, sigmas, f"{OBJECT.replace('shape', 'circle')} on {background}")
 
 
 def layered_edit() -> Graph:
     graph = Graph("layered_edit", note("layered_edit", ranker=True))
     start = begin(graph, "red_circle")
-    with graph.group("2. A background to refer to"):
+    with graph.group("2. Reference background"):
         latent = encode(graph, start)
-        behind = graph.add("CLIPTextEncode", "The new background", clip=start.clip, text=BACKGROUND).out
+        behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=BACKGROUND).out
         graph.column()
         reference = graph.add(
-            "EditKit_LayeredReference", vae=start.vae, latent=latent, model=start.model, positive=behind,
-            negative=negative(graph, start), steps=STEPS, cfg=CFG,
-        )  # fmt: skip
-        graph.add("PreviewImage", "The reference", images=reference["image"])
+            "EditKit_LayeredReference",
+            vae=start.vae,
+            latent=latent,
+            model=start.model,
+            positive=behind,
+            negative=negative(graph, start),
+            steps=STEPS,
+            cfg=CFG,
+        )
+        graph.add("PreviewImage", "Reference background", images=reference["image"])
     _tune_and_sample(graph, start, latent, start.mask, reference.out, background=BACKGROUND, save=True)
     return graph
 
@@ -88,16 +104,16 @@ def layered_edit_with_diffedit_mask() -> Graph:
     graph = Graph("layered_edit_with_diffedit_mask", note("layered_edit_with_diffedit_mask", mask=False, ranker=True))
     start = begin(graph, "red_circle")
     start = replace(start, prompt=start.prompt.replace("blue square", "black circle"))
-    with graph.group("2. Mask from two prompts, background from a picture"):
+    with graph.group("2. Mask from two prompts, background from an image"):
         latent = encode(graph, start)
         source = before(graph, start)
-        target = graph.add("CLIPTextEncode", "Prompt: the subject changed", clip=start.clip, text=start.prompt).out
+        target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=start.prompt).out
         graph.column()
         found = graph.add("EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target).out
-        other = graph.add("EditKit_LoadExample", "A picture of the new background", name="thin_stroke").out
+        other = graph.add("EditKit_LoadExample", "Image of the new background", name="thin_stroke").out
         graph.column()
         reference = graph.add("EditKit_LayeredReference", vae=start.vae, latent=latent, image=other).out
-    _tune_and_sample(graph, start, latent, found, reference, background=PICTURED, save=False)
+    _tune_and_sample(graph, start, latent, found, reference, background=PLAIN, save=False)
     return graph
 
 
@@ -105,20 +121,26 @@ def imagic() -> Graph:
     graph = Graph("imagic", note("imagic", mask=False, ranker=True))
     start = begin(graph, "red_circle")
     words = load_example("red_circle").caption.replace("red", "black")
-    with graph.group("2. Fit text and model to the picture"):
+    with graph.group("2. Imagic fine-tune"):
         latent = encode(graph, start)
-        target = graph.add("CLIPTextEncode", "Prompt: what it should become", clip=start.clip, text=words).out
+        target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=words).out
         graph.column()
         tuned = graph.add(
-            "EditKit_Imagic", model=start.model, latent=latent, target=target, eta=0.7, embedding_steps=100,
-            embedding_lr=5e-3, **TUNE,
-        )  # fmt: skip
+            "EditKit_Imagic",
+            model=start.model,
+            latent=latent,
+            target=target,
+            eta=0.7,
+            embedding_steps=100,
+            embedding_lr=5e-3,
+            **TUNE,
+        )
     graph.row()
-    with graph.group("3. Sample between both"):
+    with graph.group("3. Sample"):
         sigmas = graph.add("EditKit_EditSigmas", model=tuned.out, steps=STEPS, strength=1.0).out
         guider = graph.add(
             "CFGGuider", model=tuned.out, positive=tuned["positive"], negative=negative(graph, start), cfg=CFG
-        ).out  # fmt: skip
+        ).out
         graph.column()
         _sample(graph, start, guider, sigmas, words)
     return graph

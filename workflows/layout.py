@@ -15,22 +15,38 @@ GAP_X, GAP_Y, MARGIN, GROUP_TITLE = 50, 24, 24, 44
 WIDTH, NOTE_WIDTH = 350, 420
 NOTE_LINE, NOTE_CHARACTERS = 18, 56
 TEXT_BOX = 76  # a multiline text
-IMAGE_NODE = 230  # what the page adds to a node that shows a picture
+IMAGE_NODE = 230  # what the page adds to a node that shows an image
 VIEW_WIDTH, VIEW_HEIGHT, VIEW_LEFT, VIEW_TOP = 1780, 880, 60, 80
 SMALLEST_SCALE = 0.61  # below 0.6 the page draws no text
 
 SHOWS_IMAGE = {
-    "EditKit_LoadExample", "EditKit_DilationSchedule", "EditKit_ReleaseSchedule", "EditKit_RankByText",
-    "EditKit_TuneDecoder", "EditKit_TuneLatent", "EditKit_BlendPoisson", "EditKit_BlendPixels", "EditKit_CompositeSource",
-    "EditKit_DiffEditMask", "EditKit_DiffEdit", "EditKit_InvertDDIM", "EditKit_NullText", "MaskPreview", "PreviewImage",
+    "EditKit_LoadExample",
+    "EditKit_DilationSchedule",
+    "EditKit_ReleaseSchedule",
+    "EditKit_RankByText",
+    "EditKit_TuneDecoder",
+    "EditKit_TuneLatent",
+    "EditKit_BlendPoisson",
+    "EditKit_BlendPixels",
+    "EditKit_CompositeSource",
+    "EditKit_DiffEditMask",
+    "EditKit_DiffEdit",
+    "EditKit_InvertDDIM",
+    "EditKit_NullText",
+    "MaskPreview",
+    "PreviewImage",
     "SaveImage",
-}  # fmt: skip
+}
 SHOWS_TEXT = {"PreviewAny"}
 # The page widens a node to its longest socket names; these need more than `WIDTH`.
 WIDTHS = {
-    "CLIPTextEncode": 370, "EditKit_RankByText": 370, "PreviewAny": 370, "EditKit_StyleEdit": 390,
-    "EditKit_LayeredEmbeddings": 430, "EditKit_LayeredTune": 430,
-}  # fmt: skip
+    "CLIPTextEncode": 370,
+    "EditKit_RankByText": 370,
+    "PreviewAny": 370,
+    "EditKit_StyleEdit": 390,
+    "EditKit_LayeredEmbeddings": 430,
+    "EditKit_LayeredTune": 430,
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the workflows are put together from: the groups that they share."""
+"""Groups of nodes that several workflows share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .graph import Graph
 
 @dataclass(frozen=True)
 class Start:
-    """What an edit begins with. `caption` describes the picture, `prompt` the whole picture after the edit."""
+    """The inputs of an edit. `caption` describes the image, `prompt` the whole image after the edit."""
 
     model: Output
     clip: Output
@@ -23,14 +23,12 @@ class Start:
 
 
 def begin(graph: Graph, example: str) -> Start:
-    """The first group: model and picture."""
-    with graph.group("1. Model and picture"):
+    """The first group: model and image."""
+    with graph.group("1. Model and image"):
         model = graph.add("EditKit_LoadModel")
         image = graph.add("EditKit_LoadExample", name=example)
     words = load_example(example)
-    return Start(
-        model.out, model["clip"], model["vae"], image.out, image["mask"], words.caption, words.prompt
-    )  # fmt: skip
+    return Start(model.out, model["clip"], model["vae"], image.out, image["mask"], words.caption, words.prompt)
 
 
 def prompts(graph: Graph, start: Start) -> tuple[Output, Output]:
@@ -39,48 +37,53 @@ def prompts(graph: Graph, start: Start) -> tuple[Output, Output]:
 
 
 def before(graph: Graph, start: Start) -> Output:
-    """CONDITIONING of the picture as it is."""
-    return graph.add("CLIPTextEncode", "Prompt: the picture as it is", clip=start.clip, text=start.caption).out
+    """CONDITIONING of the source prompt."""
+    return graph.add("CLIPTextEncode", "Source prompt", clip=start.clip, text=start.caption).out
 
 
 def after(graph: Graph, start: Start) -> Output:
-    """CONDITIONING of the picture as it shall be."""
-    return graph.add("CLIPTextEncode", "Prompt: the picture after the edit", clip=start.clip, text=start.prompt).out
+    """CONDITIONING of the target prompt."""
+    return graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=start.prompt).out
 
 
 def negative(graph: Graph, start: Start) -> Output:
-    """CONDITIONING to move away from."""
+    """CONDITIONING of the negative prompt."""
     return graph.add("CLIPTextEncode", "Negative prompt", clip=start.clip, text="").out
 
 
 def encode(graph: Graph, start: Start) -> Output:
-    """The encoded picture."""
+    """The encoded image."""
     return graph.add("EditKit_EncodeImage", image=start.image, vae=start.vae).out
 
 
 def latent_and_mask(graph: Graph, start: Start, mode: str = "max") -> tuple[Output, Output]:
-    """The encoded picture and the mask on its grid."""
+    """The encoded image and its latent mask."""
     latent = encode(graph, start)
     return latent, graph.add("EditKit_LatentMask", mask=start.mask, latent=latent, mode=mode).out
 
 
 def rank(graph: Graph, start: Start, latent: Output, text: str) -> Node:
-    """Decode the candidates and keep the one that, under the mask, agrees best with a text."""
+    """Decode the candidates and keep the one with the best CLIP score under the mask."""
     with graph.group("3. Rank the candidates"):
-        candidates = graph.add("EditKit_DecodeLatent", "Decode every candidate", latent=latent, vae=start.vae).out
+        candidates = graph.add("EditKit_DecodeLatent", "Decode all candidates", latent=latent, vae=start.vae).out
         ranker = graph.add("EditKit_LoadRanker").out
-        graph.add("PreviewImage", "All candidates, as drawn", images=candidates)
+        graph.add("PreviewImage", "All candidates", images=candidates)
         graph.column()
         ranked = graph.add(
-            "EditKit_RankByText", images=candidates, ranker=ranker, text=text, keep=1, mask=start.mask,
+            "EditKit_RankByText",
+            images=candidates,
+            ranker=ranker,
+            text=text,
+            keep=1,
+            mask=start.mask,
             latent=latent,
-        )  # fmt: skip
-        graph.add("PreviewAny", "Its score", source=ranked["scores"])
+        )
+        graph.add("PreviewAny", "CLIP score", source=ranked["scores"])
     return ranked
 
 
 def finish(graph: Graph, start: Start, latent: Output, edited: Output, *, title: str, file: str) -> Output:
-    """Tune the decoder to this picture, put the source back outside the mask, save; returns the finished IMAGE."""
+    """Fine-tune the decoder, composite over the source and save. Returns the finished IMAGE."""
     source, mask = start.image, start.mask
     with graph.group(title):
         tuned = graph.add("EditKit_TuneDecoder", vae=start.vae, latent=latent, source=source, mask=mask, edited=edited)
@@ -88,12 +91,12 @@ def finish(graph: Graph, start: Start, latent: Output, edited: Output, *, title:
         whole = composite(graph, start, tuned["image"])
         graph.column()
         graph.add("SaveImage", images=whole, filename_prefix=f"editkit/{file}")
-        graph.add("PreviewAny", "What the tuned decoder gained", source=tuned["report"])
+        graph.add("PreviewAny", "PSNR before and after", source=tuned["report"])
     return whole
 
 
 def composite(graph: Graph, start: Start, edited: Output) -> Output:
-    """The source back outside the mask, and the proof of it; returns the finished IMAGE."""
+    """Composite over the source and show the largest change outside. Returns the finished IMAGE."""
     whole = graph.add("EditKit_CompositeSource", edited=edited, source=start.image, mask=start.mask)
     graph.add("PreviewAny", "Largest change outside the mask", source=whole["largest change outside"])
     return whole.out
@@ -103,7 +106,7 @@ def decode(graph: Graph, start: Start, latent: Output, title: str = "3. Decode")
     """The plain decode, shown."""
     with graph.group(title):
         edited = graph.add("EditKit_DecodeLatent", latent=latent, vae=start.vae).out
-        graph.add("PreviewImage", "Plain decode", images=edited)
+        graph.add("PreviewImage", "Plain VAE decode", images=edited)
     return edited
 
 

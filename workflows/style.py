@@ -1,4 +1,4 @@
-"""The workflows of StyleDiffusion: an edit of a learned picture, and the style of one picture for another."""
+"""The workflows of StyleDiffusion: an edit and a style transfer."""
 
 from __future__ import annotations
 
@@ -16,44 +16,57 @@ STEPS, LEARNING = 20, {"preset": "even", "inner_steps": 15}  # enough for the bu
 
 
 def _invert(graph: Graph, start: Start, sigmas: Output) -> tuple[Output, Node]:
-    """The prompt of a picture, and its path up to noise."""
+    """The prompt of an image, and its inversion."""
     latent, source = encode(graph, start), before(graph, start)
     graph.column()
     return source, graph.add("EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas)
 
 
-def _learn(graph: Graph, start: Start, path: Node, source: Output, empty: Output) -> Node:
-    """The values of a picture, looked at by the bundled ranker."""
+def _learn(graph: Graph, start: Start, inversion: Node, source: Output, empty: Output) -> Node:
+    """The value embeddings of an image, with the bundled ranker as image encoder."""
     ranker = graph.add("EditKit_LoadRanker").out
     learned = graph.add(
-        "EditKit_StyleInvert", model=start.model, trajectory=path.out, positive=source, negative=empty, image=start.image,
-        image_encoder=ranker, cfg=CFG, **LEARNING,
-    )  # fmt: skip
-    graph.add("PreviewAny", "What was learned", source=learned["report"])
+        "EditKit_StyleInvert",
+        model=start.model,
+        trajectory=inversion.out,
+        positive=source,
+        negative=empty,
+        image=start.image,
+        image_encoder=ranker,
+        cfg=CFG,
+        **LEARNING,
+    )
+    graph.add("PreviewAny", "Report", source=learned["report"])
     return learned
 
 
 def style_inversion_edit() -> Graph:
     graph = Graph("style_inversion_edit", note("style_inversion_edit", mask=False, ranker=True))
     start = begin(graph, "red_circle")
-    with graph.group("2. The picture's path up to noise"):
+    with graph.group("2. Invert the image"):
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
         empty = negative(graph, start)
-        source, path = _invert(graph, start, sigmas)
+        source, inversion = _invert(graph, start, sigmas)
     graph.row()
-    with graph.group("3. Learn its values"):
-        learned = _learn(graph, start, path, source, empty)
+    with graph.group("3. Learn the value embeddings"):
+        learned = _learn(graph, start, inversion, source, empty)
         graph.column()
         graph.add("EditKit_SaveEmbeddings", embeddings=learned.out, filename_prefix="red_circle")
         save(graph, start, learned["reconstruction"], "style_inversion_edit_reconstructed")
     graph.row()
-    with graph.group("4. Edit it by its words"):
+    with graph.group("4. Edit"):
         edit = align(graph, start)
         for name, options in (("edited", {}), ("sdedit", {"sdedit_strength": 0.7})):
             graph.column()
             edited = graph.add(
-                "EditKit_StyleEdit", model=start.model, embeddings=learned.out, edit=edit, negative=empty, cfg=CFG, **options
-            )  # fmt: skip
+                "EditKit_StyleEdit",
+                model=start.model,
+                embeddings=learned.out,
+                edit=edit,
+                negative=empty,
+                cfg=CFG,
+                **options,
+            )
             save(graph, start, edited["edited"], f"style_inversion_edit_{name}")
     return graph
 
@@ -61,25 +74,31 @@ def style_inversion_edit() -> Graph:
 def style_transfer() -> Graph:
     graph = Graph("style_transfer", note("style_transfer", mask=False, ranker=True))
     start, words = begin(graph, "empty_side"), load_example("one_object")
-    with graph.group("2. The content's path up to noise"):
+    with graph.group("2. Invert the content image"):
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
-        source, path = _invert(graph, start, sigmas)
+        source, inversion = _invert(graph, start, sigmas)
     graph.row()
-    with graph.group("3. Learn the values of the style"):
-        image = graph.add("EditKit_LoadExample", "The style", name="one_object")
+    with graph.group("3. Learn the style"):
+        image = graph.add("EditKit_LoadExample", "Style image", name="one_object")
         style = replace(start, image=image.out, mask=image["mask"], caption=words.caption)
         empty = negative(graph, start)
         shown, inverted = _invert(graph, style, sigmas)
         graph.column()
         learned = _learn(graph, style, inverted, shown, empty)
     graph.row()
-    with graph.group("4. The content in that style"):
+    with graph.group("4. Style transfer"):
         text = words.caption.replace("circle", "ring")
-        target = graph.add("CLIPTextEncode", "The content in the style's words", clip=start.clip, text=text).out
+        target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=text).out
         styled = graph.add(
-            "EditKit_StyleTransfer", model=start.model, embeddings=learned.out, trajectory=path.out, source=source,
-            target=target, negative=empty, cfg=CFG,
-        ).out  # fmt: skip
+            "EditKit_StyleTransfer",
+            model=start.model,
+            embeddings=learned.out,
+            trajectory=inversion.out,
+            source=source,
+            target=target,
+            negative=empty,
+            cfg=CFG,
+        ).out
         graph.column()
         save(graph, start, styled, "style_transfer_styled")
         save(graph, style, learned["reconstruction"], "style_transfer_style")

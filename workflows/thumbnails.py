@@ -1,4 +1,4 @@
-"""NAME.jpg beside a workflow: what it begins with and what it saves, drawn by running it here on the bundled model."""
+"""The thumbnail NAME.jpg of a workflow: its source and its results on the bundled model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
 TILE = 152
-COLUMNS = {4: 4}  # by the number of pictures; otherwise three
+COLUMNS = {4: 4}  # by the number of images; otherwise three
 
 
 def write_thumbnail(name: str, folder: Path) -> Path:
@@ -40,7 +40,7 @@ def write_thumbnail(name: str, folder: Path) -> Path:
 
 
 def _tiles(graph: Graph) -> list[tuple[str, Tensor]]:
-    """The picture it begins with, the mask given or found, and what its Save Image nodes wrote."""
+    """The source image, the mask, and what the Save Image nodes wrote."""
     from ..headless.runner import Run, run_workflow
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,7 +54,7 @@ def _used(graph: Graph, output: Output) -> bool:
 
 def _source(graph: Graph) -> list[tuple[str, Tensor]]:
     loader = next((node for node in graph.nodes if node.type == "EditKit_LoadExample"), None)
-    if loader is None:  # the source is drawn, and saved
+    if loader is None:  # the source is generated and saved
         return []
     example = load_example(loader.inputs["name"])
     mask = [("mask", example.mask[0])] if _used(graph, loader["mask"]) else []
@@ -62,7 +62,7 @@ def _source(graph: Graph) -> list[tuple[str, Tensor]]:
 
 
 def _found(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
-    """What a mask node made of the prompts, where the workflow uses it."""
+    """The result of the mask node, if the workflow uses it."""
     finders = [node for node in graph.nodes if node.type == "EditKit_DiffEditMask"]
     made = [(name, node[name]) for node in finders for name in ("mask", "soft map")]
     return [
@@ -73,7 +73,7 @@ def _found(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
 
 
 def _results(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
-    """What was saved, with the part of the files' names that tells them apart."""
+    """The saved images, labelled by the part of the file name that differs."""
     labels = [path.stem.rpartition("_")[0].removeprefix(graph.name).strip("_") for path in run.saved]
     names = [f"edit {label}" if label.isdigit() else label or "result" for label in labels]
     return [(name, load_image(path)[0]) for name, path in zip(names, run.saved, strict=True)]

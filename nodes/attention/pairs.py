@@ -1,4 +1,4 @@
-"""What the nodes share that patch a MODEL for pairs of latents: their inputs, outputs and the plan for the sampler."""
+"""Inputs and outputs of the model patches that work on pairs of latents (source, target)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ...hosts import host as _host
+from ...hosts.host import paired_model
+from ...hosts.sockets import conditioning_of
+from ...hosts.trajectory import trajectory_in
 from ...pipelines.attention.pair_control import PairControl
 from ...pipelines.attention.pair_sampling import PairPlan, paired_context
 from ...pipelines.attention.prompts.prompt_edit import PromptEdit
 from ...pipelines.core.errors import EditError
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.sigmas import check_sigmas
-from .._api import PromptEditSocket, TrajectorySocket, io
+from .._api import io
+from .._inputs import prompt_pair_inputs, sigmas_input, trajectory_input
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 PARTS = (
     "Parts of the run count on the sampler's own sigmas; connect the whole grid here where it runs only a piece of it."
 )
@@ -25,48 +27,35 @@ PARTS = (
 def edit_in(value: Any, socket: str = "edit") -> PromptEdit:
     """The prompt edit of a socket. Raises EditError for something else."""
     if not isinstance(value, PromptEdit):
-        raise EditError(f"{socket} is a {type(value).__name__}: connect the prompt edit of 'Align prompts'")
+        raise EditError(f"{socket} is a {type(value).__name__}: connect the prompt edit of 'Align Prompts (P2P)'")
     return value
 
 
-def model_input(*, patched: bool = True) -> io.Model.Input:
-    which = "An SD 1.x, SD 2.x or SDXL model; LoRAs and other patches stay in force"
-    return io.Model.Input(
-        "model", tooltip=f"{which}. The result is a patched clone, yours is not changed." if patched else f"{which}."
+def pair_prompt_inputs() -> list:
+    return prompt_pair_inputs(
+        "The source prompt: what the source image shows. It may be empty.",
+        "The target prompt: what the edited image should show.",
     )
 
 
-def edit_input() -> Any:
-    return PromptEditSocket.Input("edit", tooltip="Source and target prompt, aligned word by word by 'Align prompts'.")
-
-
-def prompt_inputs() -> list:
-    return [
-        io.Conditioning.Input("source", tooltip="What the source picture shows; 1 row. May be an empty prompt."),
-        io.Conditioning.Input("target", tooltip="What the edited picture should show; 1 row."),
-    ]
-
-
-def fraction_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    """A part of the run, 0 to 1."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
-
-
 def pair_inputs() -> list:
-    """What every patch for native samplers may be told besides."""
+    """Optional inputs of every model patch that works on pairs."""
     return [
-        io.Sigmas.Input("sigmas", optional=True, tooltip=PARTS),
-        TrajectorySocket.Input(
-            "trajectory",
+        sigmas_input(
+            "The sigmas on which fractions of the steps are counted, if the sampler runs only some of them. Without it: the "
+            "sampler's own sigmas.",
             optional=True,
-            tooltip="A real picture's inversion: the source rows are held to it. Start the sampler from its noised latent, "
-            "repeated to pairs, on the same sigmas and without noise of its own.",
+        ),
+        trajectory_input(
+            "Inversion of a real image as source. Start the sampler from its noised latent, repeated to pairs, on the same "
+            "sigmas and without added noise.",
+            optional=True,
         ),
         io.Boolean.Input(
             "share_noise",
             default=True,
             optional=True,
-            tooltip="The target gets its source's noise, at the start and at every step of an ancestral sampler.",
+            tooltip="Source and target get the same noise, at the start and at every step of an ancestral sampler.",
         ),
     ]
 
@@ -76,12 +65,12 @@ def pair_outputs() -> list:
         io.Model.Output(
             "paired_model",
             display_name="model",
-            tooltip="For any native sampler, on a latent batch of pairs: source, target, source, target, ... (batch_size 2).",
+            tooltip="For any sampler, on a latent batch of pairs: source, target, source, target, ... (batch_size 2).",
         ),
         io.Conditioning.Output(
             "pair",
             display_name="conditioning",
-            tooltip="The sampler's positive prompt: a row for source and for target.",
+            tooltip="The positive conditioning for the sampler: source and target prompt.",
         ),
     ]
 
@@ -100,11 +89,11 @@ def patched(
     """The patched MODEL and the CONDITIONING of both prompts."""
     path = None
     if trajectory is not None:
-        _host.trajectory_in(trajectory)  # refuse now what is none
+        trajectory_in(trajectory)  # refuse now what is none
 
         def path() -> Any:
-            return _host.trajectory_in(trajectory)
+            return trajectory_in(trajectory)
 
     grid = None if sigmas is None else check_sigmas(sigmas)
     plan = PairPlan(make, grid, tokens, share_noise, path)
-    return _host.paired_model(model, plan), _host.conditioning(paired_context(source, target))
+    return paired_model(model, plan), conditioning_of(paired_context(source, target))

@@ -1,12 +1,12 @@
-"""Prompt nodes: which word of one prompt became which word of another."""
+"""The alignment of source and target prompt."""
 
 from __future__ import annotations
 
-from ...hosts import host as _host
+from ...hosts.host import text_encoder_of, to_host
 from ...pipelines.attention.prompts.align import MODES, align_prompts
 from ...pipelines.attention.prompts.figure import alignment_figure
 from ...pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
-from .._api import PromptEditSocket, io, schema, show_text
+from .._api import PromptEditSocket, io, reproduction_switch, schema, show_text
 
 
 class AlignPrompts(io.ComfyNode):
@@ -14,71 +14,76 @@ class AlignPrompts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_AlignPrompts",
-            display_name="Align prompts (Prompt-to-Prompt)",
+            display_name="Align Prompts (P2P)",
             category="EditKit/attention",
             description=(
-                "Finds out which word of the source prompt became which word of the target prompt, so that each takes its "
-                "place in the picture from the other, and shows it. Also gives single words a strength, a part of the run, "
-                "and a say in what may change."
+                "Matches the words of the source prompt with the words of the target prompt for Prompt-to-Prompt, and shows "
+                "the match. Sets word weights, per-word step ranges and the words that may change (LocalBlend)."
             ),
             search_aliases=["p2p", "prompt to prompt", "word swap", "reweight", "equalizer", "local blend", "refine"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Text encoder of the model: CLIP of SD 1.x, SD 2.x or SDXL."),
-                io.String.Input("source_text", multiline=True, default="", tooltip="What the source picture shows."),
+                io.Clip.Input("clip", tooltip="The CLIP of an SD 1.x, SD 2.x or SDXL model."),
+                io.String.Input(
+                    "source_text", multiline=True, default="", tooltip="The source prompt: what the source image shows."
+                ),
                 io.String.Input(
                     "target_text",
                     multiline=True,
                     default="",
-                    tooltip="What the edited picture should show: the source prompt with some words changed.",
+                    tooltip="The target prompt: the source prompt with some words changed.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="auto: words that both have are matched, and each stretch between is replaced, added or removed. "
-                    "replace: word for word, equally many words. refine: what is new looks where it likes.",
+                    tooltip="auto: match equal words, and replace, add or remove the words between them. replace: word for word "
+                    "(word swap), for equally many words. refine: keep equal words, new words attend freely.",
                 ),
                 io.String.Input(
                     "weights",
                     default="",
-                    tooltip="Strength of target words, -100 to 100, 1 = unchanged: circle: 2, red#2: 0.5 "
-                    "(#2 = the second of that word).",
+                    tooltip="Attention weight of target words, -100 to 100, 1 = unchanged. For example: circle: 2, red#2: 0.5 "
+                    "(#2 = the second 'red').",
                 ),
                 io.String.Input(
                     "windows",
                     default="",
-                    tooltip="Part of the run, 0 to 1, in which target words take the source's attention: red: 0-0.4. "
-                    "Other words follow the edit node.",
+                    tooltip="Range of the steps, 0 to 1, in which a target word uses the source's cross-attention map. For "
+                    "example: red: 0-0.4. Other words follow tau_c.",
                 ),
                 io.String.Input(
                     "blend_words",
                     default="",
-                    tooltip="Words of either prompt whose place may change (LocalBlend): circle, target:square. "
-                    "Empty = the whole picture may.",
+                    tooltip="LocalBlend: only the region of these words may change, for example: circle, target:square. "
+                    "Empty = the whole image.",
                 ),
                 io.String.Input(
                     "keep_words",
                     default="",
-                    tooltip="Words of either prompt whose place must stay, taken out of that of blend_words.",
+                    tooltip="LocalBlend: the region of these words stays. It is removed from the region of blend_words.",
                 ),
-                io.Boolean.Input(
+                reproduction_switch(
+                    io.Boolean,
                     "legacy_tail",
+                    display_name="legacy alignment",
                     default=False,
-                    tooltip="As the official code: words after a change in the number of tokens get their neighbours' places. "
-                    "Only to reproduce published pictures.",
+                    tooltip="Align like the official code: after a change in the number of tokens, words get the maps of their "
+                    "neighbours.",
                 ),
             ],
             outputs=[
                 PromptEditSocket.Output(
-                    "prompt_edit", display_name="prompt edit", tooltip="Both prompts and which word became which."
+                    "prompt_edit", display_name="prompt edit", tooltip="Both prompts and their word alignment."
                 ),
                 io.Image.Output(
-                    "picture", display_name="alignment", tooltip="Source words over target words, joined where matched."
+                    "picture",
+                    display_name="alignment",
+                    tooltip="Source words above target words, with lines between matches.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="What was matched, replaced, added and removed, line by line.",
+                    tooltip="Matched, replaced, added and removed words, one per line.",
                 ),
             ],
         )
@@ -88,7 +93,7 @@ class AlignPrompts(io.ComfyNode):
         cls, clip, source_text, target_text, mode, weights, windows, blend_words, keep_words, legacy_tail
     ) -> io.NodeOutput:
         edit = align_prompts(
-            _host.text_encoder(clip),
+            text_encoder_of(clip),
             source_text,
             target_text,
             mode=mode,
@@ -98,7 +103,7 @@ class AlignPrompts(io.ComfyNode):
             keep_words=parse_words(keep_words),
             legacy_tail=legacy_tail,
         )
-        image, report = _host.to_host(alignment_figure(edit)), "\n".join(edit.report)
+        image, report = to_host(alignment_figure(edit)), "\n".join(edit.report)
         return io.NodeOutput(edit, image, report, ui=show_text(cls, image, report))
 
 

@@ -1,13 +1,15 @@
-"""Background nodes: bring the source back outside the mask, by learning or by blending, and exactly."""
+"""Background nodes: restore the source outside the mask by fine-tuning, blending or compositing."""
 
 from __future__ import annotations
 
-from ...hosts import host as _host
+from ...hosts.host import codec_of, progress_bar, to_host, vae_of
+from ...hosts.latent import finished_out, samples_of
 from ...pipelines.blended.composite import blend_pixels, composite_source
 from ...pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, Tuning, tune_decoder, tune_latent
 from ...pipelines.blended.poisson import blend_poisson
 from ...pipelines.evaluation.drawing import curve
 from .._api import io, preview, schema, show_text
+from .._inputs import latent_input, loss_curve_output, report_output
 
 ALL_BLOCKS = 0
 
@@ -17,11 +19,11 @@ def _edited(tooltip: str) -> io.Image.Input:
 
 
 def _source() -> io.Image.Input:
-    return io.Image.Input("source", tooltip="The source picture, [B, H, W, 3], 0 to 1.")
+    return io.Image.Input("source", tooltip="The source image, [B, H, W, 3], 0 to 1.")
 
 
 def _mask() -> io.Mask.Input:
-    return io.Mask.Input("mask", tooltip="The pixel mask of the edit (not the latent one), 1 = edit.")
+    return io.Mask.Input("mask", tooltip="Pixel mask of the edit (not the latent mask), 1 = edit.")
 
 
 def _image_output(tooltip: str) -> io.Image.Output:
@@ -30,7 +32,7 @@ def _image_output(tooltip: str) -> io.Image.Output:
 
 def _learning_inputs(lr: float, lr_tooltip: str) -> list:
     return [
-        io.Int.Input("steps", default=75, min=0, max=2000, tooltip="Adam steps; 75 as published, 0 changes nothing."),
+        io.Int.Input("steps", default=75, min=0, max=2000, tooltip="Adam steps, 0 to 2000. 0 changes nothing."),
         io.Float.Input("lr", default=lr, min=1e-7, max=1.0, step=1e-6, round=1e-7, tooltip=lr_tooltip),
         io.Float.Input(
             "background_weight",
@@ -38,14 +40,14 @@ def _learning_inputs(lr: float, lr_tooltip: str) -> list:
             min=0.0,
             max=10000.0,
             step=1.0,
-            tooltip="Weight of the loss outside the mask against the loss inside it; 100 as published.",
+            tooltip="Weight of the loss outside the mask, relative to the loss inside it.",
         ),
         io.Int.Input(
             "patience",
             default=0,
             min=0,
             max=500,
-            tooltip="Stop when this many steps improved the background loss by less than 1 %. 0 = run all steps.",
+            tooltip="Stop early when the background loss improved by less than 1 % in this many steps. 0 = never.",
         ),
     ]
 
@@ -54,7 +56,23 @@ def _optional_edited() -> io.Image.Input:
     return io.Image.Input(
         "edited",
         optional=True,
-        tooltip="The picture to keep inside the mask; without it, the plain decode of the latent.",
+        tooltip="The image to keep inside the mask. Without it: the plain VAE decode of the latent.",
+    )
+
+
+def _feather() -> io.Int.Input:
+    return io.Int.Input(
+        "feather",
+        default=0,
+        min=0,
+        max=1024,
+        tooltip="Width of the soft edge inside the mask, in pixels. 0 = hard edge.",
+    )
+
+
+def _linear_light() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "linear_light", default=False, tooltip="Blend in linear light instead of sRGB, as an out-of-focus edge would."
     )
 
 
@@ -69,42 +87,41 @@ class TuneDecoder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_TuneDecoder",
-            display_name="Tune decoder to the source (BLD)",
+            display_name="Decoder Fine-Tune (BLD)",
             category="EditKit/background",
             description=(
-                "Fits a copy of the VAE's decoder to this one picture: the source comes back outside the mask without a seam, "
-                "the edit inside stays. Your VAE is not changed. Give it the best candidate, not the whole batch: all "
-                "pictures of a batch share one decoder."
+                "Fine-tunes a copy of the VAE decoder on this one image, so that the background matches the source without a "
+                "seam and the edit stays. Your VAE is not changed. Use it on the best candidate: a batch shares one decoder."
             ),
             search_aliases=["background reconstruction", "decoder fine-tune", "vae finetune"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that decodes the latent."),
-                io.Latent.Input("latent", tooltip="The edited, clean latent."),
+                latent_input("Clean latent of the edited image."),
                 _source(),
                 _mask(),
-                *_learning_inputs(1e-4, "Adam's learning rate; 1e-4 as published. Above 1e-3 it becomes unstable."),
+                *_learning_inputs(1e-4, "Learning rate of Adam, 1e-7 to 1. Above 1e-3 it becomes unstable."),
                 io.Int.Input(
                     "last_blocks",
                     default=ALL_BLOCKS,
                     min=0,
                     max=16,
-                    tooltip="How many of the decoder's last blocks learn; 0 = all, as published. With fewer, the rest is "
-                    "computed once: faster, less memory.",
+                    tooltip="Number of decoder blocks to train, counted from the output, 0 to 16. 0 = all. Fewer is faster and "
+                    "needs less memory.",
                 ),
                 io.Boolean.Input(
                     "low_memory",
                     default=False,
-                    tooltip="Compute activations again instead of keeping them: slower, much less memory on large pictures.",
+                    tooltip="Gradient checkpointing: slower, with much less memory on large images.",
                 ),
                 _optional_edited(),
             ],
             outputs=[
-                io.Vae.Output("tuned_vae", display_name="vae", tooltip="A copy of the VAE with the tuned decoder."),
-                _image_output("The latent decoded with it, at the source's size."),
-                io.Image.Output("loss_curve", display_name="loss curve", tooltip="Loss over the steps, logarithmic."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."
+                io.Vae.Output(
+                    "tuned_vae", display_name="vae", tooltip="A copy of the VAE with the fine-tuned decoder."
                 ),
+                _image_output("The latent decoded with it, at the source's size."),
+                loss_curve_output(),
+                report_output("PSNR outside the mask before and after, in dB."),
             ],
         )
 
@@ -121,15 +138,18 @@ class TuneDecoder(io.ComfyNode):
             blocks="all" if last_blocks == ALL_BLOCKS else last_blocks,
         )
         tuning = tune_decoder(
-            _host.codec(vae), _host.samples(latent), source, edited, mask,
-            settings=settings, progress=_host.progress(steps),
-        )  # fmt: skip
-        image, plot, text = (
-            _host.to_host(tuning.image),
-            curve(tuning.losses, "decoder fine-tune: loss"),
-            _report("decoder", tuning),
+            codec_of(vae),
+            samples_of(latent),
+            source,
+            edited,
+            mask,
+            settings=settings,
+            progress=progress_bar(steps),
         )
-        return io.NodeOutput(_host.vae_of(tuning.codec), image, plot, text, ui=show_text(cls, plot, text))
+        image = to_host(tuning.image)
+        plot = curve(tuning.losses, "decoder fine-tune: loss")
+        text = _report("decoder", tuning)
+        return io.NodeOutput(vae_of(tuning.codec), image, plot, text, ui=show_text(cls, plot, text))
 
 
 class TuneLatent(io.ComfyNode):
@@ -137,46 +157,46 @@ class TuneLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_TuneLatent",
-            display_name="Tune latent to the source (BLD alternative)",
+            display_name="Latent Fine-Tune (BLD)",
             category="EditKit/background",
             description=(
-                "The paper's alternative to tuning the decoder: the latent learns and the decoder stays. Over-smooth, because "
-                "what the decoder cannot draw stays out of reach; here to compare."
+                "Optimises the latent instead of the decoder, so that its decode matches the source outside the mask. The "
+                "result is smoother than with 'Decoder Fine-Tune (BLD)'. Use it to compare."
             ),
             search_aliases=["latent optimisation", "background reconstruction"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that decodes the latent."),
-                io.Latent.Input("latent", tooltip="The edited, clean latent."),
+                latent_input("Clean latent of the edited image."),
                 _source(),
                 _mask(),
                 *_learning_inputs(
-                    0.1,
-                    "Adam's learning rate in latent units; 0.1 as the official code. The paper's 1e-4 moves nothing.",
+                    0.1, "Learning rate of Adam in latent units, 1e-7 to 1. The paper's 1e-4 has no effect."
                 ),
                 _optional_edited(),
             ],
             outputs=[
-                io.Latent.Output("tuned_latent", display_name="latent", tooltip="The learned latent."),
-                _image_output("The learned latent decoded, at the source's size."),
-                io.Image.Output("loss_curve", display_name="loss curve", tooltip="Loss over the steps, logarithmic."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="PSNR outside the mask before and after, in dB."
-                ),
+                io.Latent.Output("tuned_latent", display_name="latent", tooltip="The optimised latent."),
+                _image_output("The optimised latent decoded, at the source's size."),
+                loss_curve_output(),
+                report_output("PSNR outside the mask before and after, in dB."),
             ],
         )
 
     @classmethod
     def execute(cls, vae, latent, source, mask, steps, lr, background_weight, patience, edited=None) -> io.NodeOutput:
         tuning = tune_latent(
-            _host.codec(vae), _host.samples(latent), source, edited, mask,
-            settings=TuneSettings(steps, lr, background_weight, patience), progress=_host.progress(steps),
-        )  # fmt: skip
-        image, plot, text = (
-            _host.to_host(tuning.image),
-            curve(tuning.losses, "latent fine-tune: loss"),
-            _report("latent", tuning),
+            codec_of(vae),
+            samples_of(latent),
+            source,
+            edited,
+            mask,
+            settings=TuneSettings(steps, lr, background_weight, patience),
+            progress=progress_bar(steps),
         )
-        tuned = _host.finished_out(tuning.latent, like=latent)
+        image = to_host(tuning.image)
+        plot = curve(tuning.losses, "latent fine-tune: loss")
+        text = _report("latent", tuning)
+        tuned = finished_out(tuning.latent, like=latent)
         return io.NodeOutput(tuned, image, plot, text, ui=show_text(cls, plot, text))
 
 
@@ -185,20 +205,20 @@ class BlendPoisson(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendPoisson",
-            display_name="Blend gradients (Poisson)",
+            display_name="Poisson Blend",
             category="EditKit/background",
             description=(
-                "Clones the gradients of the edit into the source: no seam, and the outside is the source exactly, but the "
-                "edit's colours shift towards its surroundings. Computed in float, also at the picture's border."
+                "Seamless cloning: copies the gradients of the edit into the source. Outside the mask the result is exactly "
+                "the source. Inside, the edit's colours shift towards the surroundings."
             ),
-            search_aliases=["seamless clone", "gradient domain", "poisson image editing"],
-            inputs=[_edited("The edited picture."), _source(), _mask()],
+            search_aliases=["seamless clone", "gradient domain", "poisson image editing", "composite"],
+            inputs=[_edited("The edited image."), _source(), _mask()],
             outputs=[_image_output("The source with the edit's gradients inside the mask.")],
         )
 
     @classmethod
     def execute(cls, edited, source, mask) -> io.NodeOutput:
-        image = _host.to_host(blend_poisson(edited, source, mask))
+        image = to_host(blend_poisson(edited, source, mask))
         return io.NodeOutput(image, ui=preview(cls, image))
 
 
@@ -207,30 +227,21 @@ class BlendPixels(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendPixels",
-            display_name="Blend pixels",
+            display_name="Alpha Blend",
             category="EditKit/background",
-            description="Mixes edit and source by the mask: the simplest background, with a visible seam unless it is feathered.",
-            search_aliases=["alpha blend", "feather", "paste"],
-            inputs=[
-                _edited("The edited picture."),
-                _source(),
-                _mask(),
-                io.Int.Input(
-                    "feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."
-                ),
-                io.Boolean.Input(
-                    "linear_light",
-                    default=False,
-                    tooltip="Mix light instead of sRGB values, as an out-of-focus edge would.",
-                ),
-            ],
-            outputs=[_image_output("The mix.")],
+            description=(
+                "Mixes the edited image and the source by the mask, with an optional feather. The simplest composite; without "
+                "a feather the seam can show."
+            ),
+            search_aliases=["alpha blend", "feather", "paste", "composite"],
+            inputs=[_edited("The edited image."), _source(), _mask(), _feather(), _linear_light()],
+            outputs=[_image_output("The blended image.")],
         )
 
     @classmethod
     def execute(cls, edited, source, mask, feather, linear_light) -> io.NodeOutput:
         image = blend_pixels(edited, source, mask, feather_px=feather, linear_light=linear_light)
-        return io.NodeOutput(_host.to_host(image), ui=preview(cls, _host.to_host(image)))
+        return io.NodeOutput(to_host(image), ui=preview(cls, to_host(image)))
 
 
 class CompositeSource(io.ComfyNode):
@@ -238,27 +249,20 @@ class CompositeSource(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_CompositeSource",
-            display_name="Put the source back outside the mask",
+            display_name="Composite over Source (Exact)",
             category="EditKit/background",
             description=(
-                "The last node of every masked edit: outside the mask the result is the source, bit for bit, and the node "
-                "says so as a number. A feather lies inside the mask."
+                "The last node of a masked edit: composites the edited image over the source. Outside the mask the result "
+                "equals the source bit for bit, and the node measures that. The feather lies inside the mask."
             ),
             search_aliases=["composite", "paste", "exact background", "inpaint stitch"],
-            inputs=[
-                _edited("The edited picture, best from a tuned decoder."),
-                _source(),
-                _mask(),
-                io.Int.Input(
-                    "feather", default=0, min=0, max=1024, tooltip="Width of the soft edge in pixels, inside the mask."
-                ),
-            ],
+            inputs=[_edited("The edited image, best from a fine-tuned decoder."), _source(), _mask(), _feather()],
             outputs=[
-                _image_output("The result."),
+                _image_output("The composite."),
                 io.Float.Output(
                     "change_outside",
                     display_name="largest change outside",
-                    tooltip="Largest difference of any channel outside the mask, 0 to 1: 0.",
+                    tooltip="Largest difference of any channel outside the mask, 0 to 1. It is 0.",
                 ),
             ],
         )
@@ -266,7 +270,7 @@ class CompositeSource(io.ComfyNode):
     @classmethod
     def execute(cls, edited, source, mask, feather) -> io.NodeOutput:
         image, change = composite_source(edited, source, mask, feather_px=feather)
-        image = _host.to_host(image)
+        image = to_host(image)
         return io.NodeOutput(image, change, ui=show_text(cls, image, f"largest change outside the mask: {change:g}"))
 
 

@@ -1,4 +1,4 @@
-"""Blending nodes: levels, noise, the blended loop in one step or many, and the same for native samplers."""
+"""Nodes of Blended Latent Diffusion: sigmas, noise, the blended loop, and the model patch for any sampler."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...hosts import host as _host
-from ...pipelines.blended.blending import BlendOptions, blended_denoise, finished_latent
+from ...hosts.embeddings import negative_in, opened_for
+from ...hosts.host import blended_model, open_denoiser, progress_bar, sampling_of
+from ...hosts.latent import finished_out, latent_in, latent_out, samples_of
+from ...hosts.sockets import context_of
+from ...hosts.trajectory import trajectory_in
+from ...pipelines.blended.blending import BlendOptions, blended_denoise, unscale_over_source
 from ...pipelines.core.errors import MismatchError, ParameterError
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import MaskSchedule, constant_schedule
@@ -15,14 +19,25 @@ from ...pipelines.core.noise import image_seeds, seeded_noise, start_latent
 from ...pipelines.core.shapes import check_latent, common_batch, match_batch
 from ...pipelines.core.sigmas import check_sigmas
 from ...pipelines.core.trajectory import Trajectory
-from .._api import EmbeddingsSocket, MaskScheduleSocket, TrajectorySocket, io, schema
+from .._api import io, reproduction_switch, schema
+from .._inputs import (
+    cfg_input,
+    latent_input,
+    mask_schedule_input,
+    model_input,
+    negative_input,
+    seed_input,
+    sigmas_input,
+    steps_input,
+    strength_input,
+    trajectory_input,
+)
 
 TO_THE_END = 10000
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
 def as_schedule(value) -> MaskSchedule:
-    """The socket takes a schedule or a plain latent MASK, which is then the same at every step."""
+    """The mask schedule of a socket. A plain latent MASK becomes a schedule that is the same at every step."""
     return value if isinstance(value, MaskSchedule) else constant_schedule(value)
 
 
@@ -31,42 +46,33 @@ class EditSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_EditSigmas",
-            display_name="Sigmas for an edit",
-            category="EditKit/blend",
+            display_name="Edit Sigmas (DDIM)",
+            category="EditKit/sampling",
             description=(
-                "The noise levels of an edit: the last part of DDIM's grid, as Stable Diffusion was published. "
-                "Any native scheduler's SIGMAS fit in its place."
+                "The sigmas of an edit: the DDIM schedule of the model, cut to its last steps by strength. You can use the "
+                "SIGMAS of any scheduler instead."
             ),
-            search_aliases=["scheduler", "ddim", "strength", "noise levels"],
+            search_aliases=["scheduler", "ddim", "strength", "denoise", "noise schedule"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will denoise; the grid comes from its noise schedule."),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="Steps of the whole grid, from pure noise to the picture.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=0.75,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The part of the grid that runs, 0 to 1. 0.75 of 50 steps runs the last 38 and keeps the "
-                    "rough layout under the mask; 1 starts from pure noise.",
+                model_input("The model that denoises. Its noise schedule gives the sigmas."),
+                steps_input(),
+                strength_input(
+                    0.75,
+                    0.01,
+                    "Fraction of the steps that run, 0 to 1. 0.75 of 50 steps runs the last 38 and keeps the rough layout; "
+                    "1 starts from pure noise.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
-                    "sigmas", display_name="sigmas", tooltip="Levels from noisy to 0, one more than steps to run."
+                    "sigmas", display_name="sigmas", tooltip="Falling sigmas that end at 0, one more than steps to run."
                 )
             ],
         )
 
     @classmethod
     def execute(cls, model, steps, strength) -> io.NodeOutput:
-        return io.NodeOutput(_host.levels(model).schedule(steps, strength).cpu())
+        return io.NodeOutput(sampling_of(model).schedule(steps, strength).cpu())
 
 
 class NoiseLatent(io.ComfyNode):
@@ -74,70 +80,68 @@ class NoiseLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_NoiseLatent",
-            display_name="Noise latent to a level",
-            category="EditKit/blend",
-            description="Noises a clean latent to one level of an edit: where the blended loop starts.",
-            search_aliases=["add noise", "start latent", "batch of candidates"],
+            display_name="Noise Latent to Sigma",
+            category="EditKit/latent",
+            description=(
+                "Adds noise to a clean latent up to one sigma of the edit. This is the latent a blended edit starts from. Set "
+                "copies to make several candidates per image."
+            ),
+            search_aliases=["add noise", "start latent", "batch of candidates", "best of"],
             inputs=[
-                io.Model.Input("model", tooltip="Decides how noise is added (diffusion or flow)."),
-                io.Latent.Input("latent", tooltip="Clean latent of the source picture."),
-                io.Sigmas.Input("sigmas", tooltip="The grid of the edit."),
+                model_input("The model that denoises. It decides how noise is added (diffusion or flow)."),
+                latent_input("Clean latent of the source image."),
+                sigmas_input("The sigmas of the edit."),
                 io.Int.Input(
-                    "step", default=0, min=0, max=TO_THE_END, tooltip="Index into the sigmas: 0 is the noisiest level."
+                    "step", default=0, min=0, max=TO_THE_END, tooltip="Index of the sigma, from 0 (noisiest)."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Image b of the batch uses seed + b. Give the blended loop the same seed.",
+                seed_input(
+                    "Seed of the noise. Image b uses seed + b. Use the same seed in 'Blended Denoise Step (BLD)'."
                 ),
                 io.Int.Input(
                     "copies",
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="How many candidates per picture: a batch to rank afterwards.",
+                    tooltip="Candidates per image, 1 to 256, for ranking afterwards.",
                 ),
-                io.Combo.Input(
+                reproduction_switch(
+                    io.Combo,
                     "start",
                     options=["noised source", "noise alone"],
                     default="noised source",
-                    tooltip="noised source: as the paper. noise alone: unit noise whatever the level, as the published SD2 script.",
+                    tooltip="noised source: source plus noise, as in the paper. noise alone: unit noise at any sigma, as in the "
+                    "published SD2 script.",
                 ),
             ],
-            outputs=[io.Latent.Output("noised", display_name="noised latent", tooltip="The latent at that level.")],
+            outputs=[io.Latent.Output("noised", display_name="noised latent", tooltip="The latent at that sigma.")],
         )
 
     @classmethod
     def execute(cls, model, latent, sigmas, step, seed, copies, start) -> io.NodeOutput:
-        levels = check_sigmas(sigmas).tolist()
-        if step >= len(levels):
-            raise ParameterError(f"step is {step}: these sigmas have levels 0 to {len(levels) - 1}")
-        samples = check_latent(_host.samples(latent), "latent")
+        sigma_grid = check_sigmas(sigmas).tolist()
+        if step >= len(sigma_grid):
+            raise ParameterError(f"step is {step}: the last index of these sigmas is {len(sigma_grid) - 1}")
+        samples = check_latent(samples_of(latent), "latent")
         samples = samples.repeat_interleave(copies, dim=0)
-        denoiser = _host.levels(model)
+        denoiser = sampling_of(model)
         source = denoiser.scale_in(samples)
         seeds = image_seeds(seed, len(source), latent.get("batch_index"))
         noise = seeded_noise(source.shape[1:], seeds, source.device)
-        z = start_latent(denoiser, source, levels[step], noise, from_source=start == "noised source")
-        return io.NodeOutput(_host.latent_out(z, denoiser, levels[step], like=latent))
+        z = start_latent(denoiser, source, sigma_grid[step], noise, from_source=start == "noised source")
+        return io.NodeOutput(latent_out(z, denoiser, sigma_grid[step], like=latent))
 
 
 def source_trajectory_of(trajectory: Any, source: Tensor) -> Trajectory:
-    """The trajectory of the source latent [B, C, h, w]. Raises ShapeError, and MismatchError for another picture's."""
-    path = _host.trajectory_in(trajectory)
-    common_batch(trajectory=path.source_latent, source_latent=source)
-    if (
-        path.source_latent.shape[1:] != source.shape[1:]
-        or not (path.source_latent == source.to(path.source_latent)).all()
-    ):
+    """The trajectory of the source latent [B, C, h, w]. Raises MismatchError if it belongs to another image."""
+    inverted = trajectory_in(trajectory)
+    found = inverted.source_latent
+    common_batch(trajectory=found, source_latent=source)
+    if found.shape[1:] != source.shape[1:] or not (found == source.to(found)).all():
         raise MismatchError(
-            f"trajectory was made from another picture than source_latent ({list(path.source_latent.shape)} and {list(source.shape)}): "
+            f"trajectory was made from another image than source_latent ({list(found.shape)} and {list(source.shape)}): "
             "connect the LATENT that was inverted as source_latent"
         )
-    return path
+    return inverted
 
 
 class BlendedDenoise(io.ComfyNode):
@@ -145,137 +149,152 @@ class BlendedDenoise(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendedDenoise",
-            display_name="Blended denoise (BLD)",
-            category="EditKit/blend",
+            display_name="Blended Denoise Step (BLD)",
+            category="EditKit/sampling",
             description=(
-                "Denoises towards the prompt and puts the source back outside the mask after every step, at the same noise "
-                "level. One step, a range, or the whole loop: a chain of ranges equals the whole bit for bit. When it ends "
-                "at sigma 0, the latent outside the mask is the source's exactly."
+                "Inpainting by Blended Latent Diffusion: denoises with the prompt and replaces everything outside the mask by "
+                "the source at the same sigma, after every step. Runs one step, a range or all steps. At sigma 0 the latent "
+                "outside the mask equals the source exactly."
             ),
-            search_aliases=["blended latent diffusion", "inpaint", "masked edit", "BLD"],
+            search_aliases=[
+                "blended latent diffusion",
+                "inpaint",
+                "masked edit",
+                "BLD",
+                "replace object",
+                "remove object",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="Any model; LoRA, ControlNet and guidance patches stay in force."),
+                model_input(),
                 io.Conditioning.Input(
-                    "positive", tooltip="What should appear under the mask; describing the whole scene works best."
+                    "positive", tooltip="The prompt of the edit. Describing the whole image works best."
                 ),
-                io.MultiType.Input(
-                    "negative",
-                    types=[io.Conditioning, EmbeddingsSocket],
-                    tooltip="What to move away from; not evaluated at cfg 1. Or the embeddings of an inversion, one per step.",
+                negative_input(
+                    "The negative prompt, or the embeddings of an inversion (one per step). Unused at cfg 1."
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale; 1 = no guidance, half the cost.",
-                ),
-                io.Sigmas.Input("sigmas", tooltip="The whole grid of the edit, also when only a range of it runs."),
-                io.Latent.Input(
-                    "latent", tooltip="The latent at level start_step: from 'Noise latent' or the range before."
-                ),
-                io.Latent.Input("source_latent", tooltip="The clean latent of the source: one, or one per image."),
-                io.MultiType.Input(
-                    "schedule",
-                    types=[MaskScheduleSocket, io.Mask],
-                    tooltip="A mask schedule, or a latent mask for the same mask at every step. 1 = edit.",
-                ),
-                io.Int.Input(
-                    "start_step", default=0, min=0, max=TO_THE_END, tooltip="First step of this range, 0-based."
-                ),
+                cfg_input(5.0),
+                sigmas_input("All sigmas of the edit, also when this node runs only a range of the steps."),
+                latent_input("The latent at start_step, from 'Noise Latent to Sigma' or from the previous range."),
+                io.Latent.Input("source_latent", tooltip="Clean latent of the source: one, or one per image."),
+                mask_schedule_input(),
+                io.Int.Input("start_step", default=0, min=0, max=TO_THE_END, tooltip="First step to run, from 0."),
                 io.Int.Input(
                     "end_step",
                     default=TO_THE_END,
                     min=1,
                     max=TO_THE_END,
-                    tooltip="Step to stop before; 10000 = to the end.",
+                    tooltip="Stop before this step. 10000 = run to the end.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Seed of the background's noise; the seed that noised the start. Image b uses seed + b.",
-                ),
-                *_options(),
-                TrajectorySocket.Input(
-                    "trajectory",
+                seed_input("Seed of the background's noise: the seed of the noised latent. Image b uses seed + b."),
+                *_variant_inputs(),
+                trajectory_input(
+                    "Inversion of the source from 'DDIM Inversion'. It is used as background instead of fresh noise; start from "
+                    "its noised latent.",
                     optional=True,
-                    tooltip="Of the source, from 'Invert picture': its levels are then the background, and no noise is drawn. "
-                    "Start from its noised latent.",
                 ),
             ],
-            outputs=[io.Latent.Output("blended", display_name="latent", tooltip="The latent at level end_step.")],
+            outputs=[io.Latent.Output("blended", display_name="latent", tooltip="The latent at end_step.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, sigmas, latent, source_latent, schedule, start_step, end_step, seed,
-        blend="after", background_level="aligned", background_noise="fixed", eta=0.0, trajectory=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        levels, masks = check_sigmas(sigmas), as_schedule(schedule)
-        start, source = _host.samples(latent), check_latent(_host.samples(source_latent), "source_latent")
-        check_latent(start, "latent")
-        path = None if trajectory is None else source_trajectory_of(trajectory, source)
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        sigmas,
+        latent,
+        source_latent,
+        schedule,
+        start_step,
+        end_step,
+        seed,
+        blend="after",
+        background_level="aligned",
+        background_noise="fixed",
+        eta=0.0,
+        trajectory=None,
+    ) -> io.NodeOutput:
+        sigma_grid, masks = check_sigmas(sigmas), as_schedule(schedule)
+        start = check_latent(samples_of(latent), "latent")
+        source = check_latent(samples_of(source_latent), "source_latent")
+        inverted = None if trajectory is None else source_trajectory_of(trajectory, source)
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
-        towards, against = _host.context(positive, "positive"), _host.negative_in(negative)
-        prompts, opened = EditPrompts(towards, against, cfg), _host.opened_for(towards, against, cfg)
-        steps, last = len(levels) - 1, min(end_step, len(levels) - 1)
-        with _host.open_denoiser(model, (batch, *start.shape[1:]), opened, sigmas=levels) as denoiser:
-            z = match_batch(_host.latent_in(latent, denoiser, _level(levels, start_step)), batch, "latent", "the batch")
+        prompt, negative_prompt = context_of(positive, "positive"), negative_in(negative)
+        opened = opened_for(prompt, negative_prompt, cfg)
+        steps = len(sigma_grid) - 1
+        last = min(end_step, steps)
+        with open_denoiser(model, (batch, *start.shape[1:]), opened, sigmas=sigma_grid) as denoiser:
+            z = match_batch(
+                latent_in(latent, denoiser, _sigma_at(sigma_grid, start_step)), batch, "latent", "the batch"
+            )
             z = blended_denoise(
-                denoiser, z, path or denoiser.scale_in(source), levels, masks, prompts,
+                denoiser,
+                z,
+                inverted or denoiser.scale_in(source),
+                sigma_grid,
+                masks,
+                EditPrompts(prompt, negative_prompt, cfg),
                 seeds=image_seeds(seed, batch, latent.get("batch_index")),
-                start=start_step, end=end_step,
+                start=start_step,
+                end=end_step,
                 options=BlendOptions(blend, background_level, background_noise, eta),
-                progress=_host.progress(last - start_step, model),
-            )  # fmt: skip
-            clean = levels[-1] == 0 or path is not None  # a path ends with the source, wherever its grid ends
+                progress=progress_bar(last - start_step, model),
+            )
+            clean = (
+                sigma_grid[-1] == 0 or inverted is not None
+            )  # a trajectory ends at the source, wherever its sigmas end
             exact = last == steps and clean and blend == "after" and background_level == "aligned"
             if exact:
-                done = finished_latent(denoiser.scale_out(z), source, masks, levels)
-                return io.NodeOutput(_host.finished_out(done, like=latent))
-            return io.NodeOutput(_host.latent_out(z, denoiser, float(levels[last]), like=latent))
+                done = unscale_over_source(denoiser, z, source, masks, sigma_grid)
+                return io.NodeOutput(finished_out(done, like=latent))
+            return io.NodeOutput(latent_out(z, denoiser, float(sigma_grid[last]), like=latent))
 
 
-def _level(levels, step: int) -> float:
-    return float(levels[min(step, len(levels) - 1)])
+def _sigma_at(sigma_grid, step: int) -> float:
+    return float(sigma_grid[min(step, len(sigma_grid) - 1)])
 
 
-def _options() -> list:
-    """The published variants (methods.md, section 16, rows 1, 2 and 5)."""
+def _variant_inputs() -> list:
+    """The variants of the published scripts (docs/methods.md, section 16, rows 1, 2 and 5)."""
     return [
-        io.Combo.Input(
+        reproduction_switch(
+            io.Combo,
             "blend",
             options=["after", "before"],
             default="after",
             optional=True,
-            tooltip="after: as the paper, ends at the clean source. before: as the LDM script, with the model's own background.",
+            tooltip="after: blend after each step, as in the paper; ends at the source. before: blend before each step, as in "
+            "the LDM script.",
         ),
-        io.Combo.Input(
+        reproduction_switch(
+            io.Combo,
             "background_level",
+            display_name="background sigma",
             options=["aligned", "previous"],
             default="aligned",
             optional=True,
-            tooltip="aligned: the level just reached. previous: one too noisy, as the SD2 and SDXL scripts; noise stays outside.",
+            tooltip="aligned: background at the sigma just reached. previous: at the sigma before it, as in the SD2 and SDXL "
+            "scripts; noise stays outside the mask.",
         ),
-        io.Combo.Input(
+        reproduction_switch(
+            io.Combo,
             "background_noise",
             options=["fixed", "fresh"],
             default="fixed",
             optional=True,
-            tooltip="fixed: one noise for the run. fresh: a new one at every step, as published.",
+            tooltip="fixed: one noise for all steps. fresh: new noise at every step, as in the published scripts.",
         ),
         io.Float.Input(
             "eta",
+            display_name="DDIM eta",
             default=0.0,
             min=0.0,
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="0 is deterministic DDIM; 1 adds as much noise per step as DDPM.",
+            tooltip="Noise added per step, 0 to 1. 0 = deterministic DDIM, 1 = as much as DDPM.",
         ),
     ]
 
@@ -285,42 +304,35 @@ class BlendedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendedModel",
-            display_name="Blended model for any sampler (BLD)",
-            category="EditKit/blend",
+            display_name="Blended Model Patch (BLD)",
+            category="EditKit/sampling",
             description=(
-                "Patches a model so that KSampler and SamplerCustomAdvanced edit only under the mask, with any sampler: the "
-                "outside follows the LATENT that the sampler is given and ends at it exactly."
+                "Patches a model so that KSampler and SamplerCustomAdvanced inpaint only under the mask, with any sampler. "
+                "Outside the mask the result equals the latent the sampler starts from."
             ),
-            search_aliases=["blended latent diffusion", "inpaint model", "KSampler mask"],
+            search_aliases=["blended latent diffusion", "inpaint model", "KSampler mask", "inpaint"],
             inputs=[
-                io.Model.Input("model", tooltip="Any model; the result is a patched clone, yours is not changed."),
-                io.MultiType.Input(
-                    "schedule",
-                    types=[MaskScheduleSocket, io.Mask],
-                    tooltip="A mask schedule, or a latent mask for the same mask at every step. 1 = edit.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
+                model_input("Any diffusion model. The output is a patched clone."),
+                mask_schedule_input(),
+                sigmas_input(
+                    "The sigmas on which the stages of the schedule are counted. Without it: the sampler's own sigmas.",
                     optional=True,
-                    tooltip="The grid that the schedule's parts count on; without it, the sampler's own sigmas.",
                 ),
                 io.Latent.Input(
                     "source_latent",
                     optional=True,
-                    tooltip="The clean source, for a sampler that starts from a noised latent (KSampler Advanced, second stage). "
-                    "Without it, the latent that the sampler is given.",
+                    tooltip="Clean latent of the source, for a sampler that starts from a noised latent (second stage of "
+                    "KSampler Advanced). Without it: the latent the sampler starts from.",
                 ),
             ],
-            outputs=[
-                io.Model.Output("blended_model", display_name="model", tooltip="For any native sampler or guider.")
-            ],
+            outputs=[io.Model.Output("blended_model", display_name="model", tooltip="For any sampler or guider.")],
         )
 
     @classmethod
     def execute(cls, model, schedule, sigmas=None, source_latent=None) -> io.NodeOutput:
-        levels = None if sigmas is None else check_sigmas(sigmas)
-        source = None if source_latent is None else _host.samples(source_latent)
-        return io.NodeOutput(_host.blended_model(model, as_schedule(schedule), source=source, sigmas=levels))
+        sigma_grid = None if sigmas is None else check_sigmas(sigmas)
+        source = None if source_latent is None else samples_of(source_latent)
+        return io.NodeOutput(blended_model(model, as_schedule(schedule), source=source, sigmas=sigma_grid))
 
 
 NODES = [EditSigmas, NoiseLatent, BlendedDenoise, BlendedModel]

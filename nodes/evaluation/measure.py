@@ -1,8 +1,8 @@
-"""Measuring node: what an edit did, in numbers and a picture."""
+"""Metrics of an edit, as a table and an image."""
 
 from __future__ import annotations
 
-from ...hosts import host as _host
+from ...hosts.host import to_host
 from ...pipelines.evaluation.report import measure_edit
 from .._api import RankerSocket, io, schema, show_text
 
@@ -12,40 +12,38 @@ class MeasureEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_MeasureEdit",
-            display_name="Measure edit (PSNR, SSIM, CLIP)",
-            category="EditKit/measure",
+            display_name="Measure Edit",
+            category="EditKit/evaluation",
             description=(
-                "Compares edited pictures with their source: PSNR and SSIM, inside and outside the mask, the largest change "
-                "outside, the seam, and the agreement with a text in the three usual scales."
+                "Compares edited images with their source: PSNR and SSIM inside and outside the mask, the largest change "
+                "outside, the seam, and the CLIP score with a text."
             ),
             search_aliases=["psnr", "ssim", "clip score", "metrics", "compare", "quality"],
             inputs=[
-                io.Image.Input(
-                    "source", tooltip="The picture before the edit; one for all, or one per edited picture."
-                ),
-                io.Image.Input("edited", tooltip="The pictures after the edit, of the source's size."),
+                io.Image.Input("source", tooltip="The image before the edit: one, or one per edited image."),
+                io.Image.Input("edited", tooltip="The images after the edit, at the size of the source."),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the edit was allowed, 1 = edit; one, or one per picture."
+                    "mask", optional=True, tooltip="Where the edit was allowed, 1 = edit: one, or one per image."
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="What the edited picture should show, taken as it is; needs a ranker.",
+                    tooltip="What the edited image should show. Used as it is; needs a ranker.",
                 ),
-                RankerSocket.Input("ranker", optional=True, tooltip="From 'Load ranker'; needs a text."),
+                RankerSocket.Input("ranker", optional=True, tooltip="From 'Load CLIP Ranker'; needs a text."),
             ],
             outputs=[
                 io.String.Output(
                     "table",
                     display_name="table",
-                    tooltip="One measure per line, tab-separated; '-' = nothing to measure.",
+                    tooltip="One metric per line, tab-separated. '-' = nothing to measure.",
                 ),
                 io.Image.Output(
                     "report",
                     display_name="report",
-                    tooltip="Source, edited, mask and change over the numbers; one page each.",
+                    tooltip="Source, edited image, mask and difference above the numbers, one page per image.",
                 ),
             ],
         )
@@ -53,7 +51,7 @@ class MeasureEdit(io.ComfyNode):
     @classmethod
     def execute(cls, source, edited, mask=None, text="", ranker=None) -> io.NodeOutput:
         measures = measure_edit(source, edited, mask=mask, text=text, ranker=ranker)
-        table, report = measures.table(), _host.to_host(measures.report())
+        table, report = measures.table(), to_host(measures.report())
         return io.NodeOutput(table, report, ui=show_text(cls, report, table))
 
 

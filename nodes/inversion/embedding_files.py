@@ -1,10 +1,11 @@
-"""Embeddings on disk: learned once, used in any later session."""
+"""Save and load inversion embeddings."""
 
 from __future__ import annotations
 
-from ...hosts import host as _host
-from ...hosts.embeddings import load_learned, save_learned
+from ...hosts.embeddings import embeddings_out, learned_in, load_learned, save_learned
+from ...hosts.files import embedding_files, embedding_name, embedding_path, new_embedding_path
 from .._api import EmbeddingsSocket, io, schema
+from .._inputs import embeddings_input
 
 
 class SaveEmbeddings(io.ComfyNode):
@@ -12,34 +13,32 @@ class SaveEmbeddings(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_SaveEmbeddings",
-            display_name="Save embeddings",
+            display_name="Save Inversion Embeddings",
             category="EditKit/inversion",
             description=(
-                "Writes the embeddings of an inversion to a safetensors file in the output folder, so that the picture need "
-                "not be inverted again. An older file is never overwritten."
+                "Saves the embeddings of an inversion as a safetensors file in the output folder, so that the image does not "
+                "have to be inverted again. Existing files are never overwritten."
             ),
-            search_aliases=["null text", "export"],
+            search_aliases=["null text", "export", "save embeddings"],
             inputs=[
-                EmbeddingsSocket.Input(
-                    "embeddings", tooltip="Of null-text or negative-prompt inversion, or of StyleDiffusion."
-                ),
+                embeddings_input("From null-text, negative-prompt or StyleDiffusion inversion."),
                 io.String.Input(
                     "filename_prefix",
                     default="embeddings",
-                    tooltip="File name, with folders if you like, inside output/editkit_embeddings; a number is added.",
+                    tooltip="File name in output/editkit_embeddings; folders are allowed. A number is added.",
                 ),
             ],
             outputs=[
-                io.String.Output("file", display_name="file", tooltip="The file's name, as 'Load embeddings' lists it.")
+                io.String.Output(
+                    "file", display_name="file", tooltip="The file name, as 'Load Inversion Embeddings' lists it."
+                )
             ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, embeddings, filename_prefix) -> io.NodeOutput:
-        file = _host.embedding_name(
-            save_learned(_host.learned_in(embeddings), _host.new_embedding_path(filename_prefix))
-        )
+        file = embedding_name(save_learned(learned_in(embeddings), new_embedding_path(filename_prefix)))
         return io.NodeOutput(file, ui={"text": [f"saved {file}"]})
 
 
@@ -48,37 +47,37 @@ class LoadEmbeddings(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_LoadEmbeddings",
-            display_name="Load embeddings",
+            display_name="Load Inversion Embeddings",
             category="EditKit/inversion",
             description=(
-                "Reads embeddings that were saved, from output/editkit_embeddings or models/editkit_embeddings. They fit the "
-                "model and the sigmas they were made with: the family and the sigmas are checked, the weights are not known."
+                "Loads saved inversion embeddings from output/editkit_embeddings or models/editkit_embeddings. Use them with "
+                "the model and the sigmas they were made with. The model family and the sigmas are checked, the weights are not."
             ),
-            search_aliases=["null text", "import"],
+            search_aliases=["null text", "import", "load embeddings"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_host.embedding_files(),
-                    tooltip="A safetensors file that 'Save embeddings' wrote. Refresh the page to see new ones.",
+                    options=embedding_files(),
+                    tooltip="A file that 'Save Inversion Embeddings' wrote. Refresh the page to see new files.",
                 )
             ],
             outputs=[
                 EmbeddingsSocket.Output(
                     "embeddings",
                     display_name="embeddings",
-                    tooltip="As they were saved: a negative for every step, or a picture's values (StyleDiffusion).",
+                    tooltip="For the negative input of EditKit's nodes, 'Per-Step Negative Guider' and 'StyleDiffusion Edit'.",
                 )
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file) -> tuple[str, int]:
-        """The file is read again when it has changed."""
-        return file, _host.embedding_path(file).stat().st_mtime_ns
+        """Read the file again when it has changed."""
+        return file, embedding_path(file).stat().st_mtime_ns
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(_host.embeddings_out(load_learned(_host.embedding_path(file))))
+        return io.NodeOutput(embeddings_out(load_learned(embedding_path(file))))
 
 
 NODES = [SaveEmbeddings, LoadEmbeddings]

