@@ -28,19 +28,19 @@ def replace_edit(source: Context, target: Context, **fields) -> PromptEdit:
 def refine_edit(source: Context, target: Context, new: Sequence[int] = (3,), **fields) -> PromptEdit:
     """A token that the source lacks, before the rest moves one place on."""
     count = source.tokens.shape[1]
-    mapper, gate = torch.zeros(count, count), torch.ones(count)
+    mapper, alphas = torch.zeros(count, count), torch.ones(count)
     before = 0
     for token in range(count):
         if token in new:
-            gate[token] = 0
+            alphas[token] = 0
         else:
             mapper[before, token] = 1
             before += 1
-    return PromptEdit(source, target, **{**_plain(count), "mapper": mapper, "gate": gate, **fields})
+    return PromptEdit(source, target, **{**_plain(count), "mapper": mapper, "alphas": alphas, **fields})
 
 
 def _plain(count: int) -> dict:
-    return {"mapper": torch.eye(count), "gate": torch.ones(count), "scale": torch.ones(count), "windows": {}}
+    return {"mapper": torch.eye(count), "alphas": torch.ones(count), "equalizer": torch.ones(count), "step_ranges": {}}
 
 
 def rows_of(*names: str) -> tuple[Row, ...]:
@@ -60,11 +60,11 @@ def site(rows: tuple[Row, ...], sigma: float = 1.0, **fields) -> Site:
 class ExplicitEdit(Passive):
     """The published order of things on whole maps: replace or refine, reweight, time gate; then maps times values.
 
-    `gates` [steps, T]; `open_self` names the branches whose self-attention is replaced at a step.
+    `step_table` [steps, T]; `open_self` names the branches whose self-attention is replaced at a step.
     """
 
-    def __init__(self, edit: PromptEdit, step_of, gates: Tensor, open_self, divisor: int = 2):
-        self.edit, self.step_of, self.gates, self.open_self, self.divisor = edit, step_of, gates, open_self, divisor
+    def __init__(self, edit: PromptEdit, step_of, step_table: Tensor, open_self, divisor: int = 2):
+        self.edit, self.step_of, self.step_table, self.open_self, self.divisor = edit, step_of, step_table, open_self, divisor
 
     def wants(self, site):
         return True
@@ -78,17 +78,17 @@ class ExplicitEdit(Passive):
                 continue
             source = before[site.rows.index(row._replace(role="source"))]
             if site.cross and row.branch == "cond":
-                maps[i] = self._edited(source, before[i], self.gates[step].to(q.dtype))
+                maps[i] = self._edited(source, before[i], self.step_table[step].to(q.dtype))
             elif not site.cross and row.branch in self.open_self(step) and self._small(site):
                 maps[i] = source
         return maps @ v
 
-    def _edited(self, source, target, gate):
+    def _edited(self, source, target, edited):
         edit = self.edit
         new = source @ edit.mapper.to(source.dtype)
-        new = new * edit.gate + target * (1 - edit.gate)
-        new = new * edit.scale
-        return gate * new + (1 - gate) * target
+        new = new * edit.alphas + target * (1 - edit.alphas)
+        new = new * edit.equalizer
+        return edited * new + (1 - edited) * target
 
     def _small(self, site):
         return all(-(-whole // self.divisor) >= side for side, whole in zip(site.grid, site.latent_pixels, strict=True))

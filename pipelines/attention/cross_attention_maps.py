@@ -1,4 +1,4 @@
-"""Where the words look: cross-attention maps averaged over heads, layers and noise levels."""
+"""Cross-attention maps of the words of a prompt, averaged over heads, layers and sigmas (as DAAM, Tang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Which cross-attention layers are read.
+    """The cross-attention layers whose maps are averaged.
 
     Attributes:
-        divisors: grids as parts of the latent's side: 1 = its own size, 2 = half. Empty = 4, less for small latents.
+        divisors: latent side / grid side of the layers: 1 = the latent's own size, 2 = half. Empty = 4, less for small
+            latents (`map_divisor`).
         places: "down", "mid", "up".
     """
 
@@ -36,15 +37,17 @@ class LayerChoice:
 
 
 class MapCollector(Passive):
-    """Reads the maps of words of one prompt; changes nothing.
+    """Records the maps of the words of one prompt and changes nothing.
 
     Attributes:
-        maps: the sums so far.    orders: the layers that were read.
+        maps: the sums so far.
+        orders: the layers that were recorded.
     """
 
     def __init__(self, words: Tensor, layers: LayerChoice) -> None:
         """`words` [T, words]: the weight of every text token in every word."""
-        self.layers, self.orders = layers, set[int]()
+        self.layers = layers
+        self.orders: set[int] = set()
         self.maps = WordMaps({"source": words, "target": words})
 
     def wants(self, site: Site) -> bool:
@@ -59,29 +62,34 @@ class MapCollector(Passive):
 @torch.no_grad()
 def attention_maps(
     denoiser: Denoiser,
-    levels: Sequence[tuple[float, Tensor]],
+    states: Sequence[tuple[float, Tensor]],
     context: Context,
     words: Sequence[Sequence[int]],
     *,
     layers: LayerChoice | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """One map per word, averaged over heads, layers and noise levels; one model row per level and image.
+    """One cross-attention map per word, the mean over heads, layers and sigmas; one forward pass per sigma and image.
 
     Args:
-        levels: (sigma, latent at that level [B, C, h, w] in model scale); from a trajectory, or noised.
-        words: tokens of each word; the tokens of one word are added.
-    Returns: float32 [B, words, h, w] on the latent grid: the part of the attention that goes to the word, in [0, 1].
-    Raises: ParameterError without words or levels; MismatchError if no layer has the grid asked for; FamilyError.
+        denoiser: the model whose attention is recorded.
+        states: (sigma, latent at sigma [B, C, h, w], model scale), from a trajectory or noised.
+        context: the prompt, [1 or B, T, D].
+        words: the tokens of each word; the maps of one word's tokens are added.
+        layers: which layers; None = all places at the default grid.
+        progress: called after each sigma.
+    Returns: float32 [B, words, h, w] at the latent's size: the share of the attention that goes to the word, in [0, 1].
+    Raises: ParameterError without words or sigmas; MismatchError if no layer has the requested grid; FamilyError.
     """
-    if not words or not levels or any(not word for word in words):
-        raise ParameterError("maps need at least one word with a token, and one noise level")
+    if not words or not states or any(not word for word in words):
+        raise ParameterError("maps need at least one word with a token, and one sigma")
     collected = []
-    for done, (sigma, z) in enumerate(levels, 1):
+    for done, (sigma, z) in enumerate(states, 1):
         check_latent(z, "latent", denoiser.channels)
-        seen = MapCollector(word_weights(words, context.tokens.shape[1]), layers or LayerChoice())
-        denoiser.denoise(z, sigma, [context], Controlled(seen, single_rows(len(z), ("cond",))))
-        sums = [F.interpolate(grid, size=z.shape[-2:], mode="bilinear") for grid in seen.maps.total("target", len(z))]
-        collected.append(torch.stack(sums).sum(0) / len(seen.orders))
-        progress(done, len(levels))
+        collector = MapCollector(word_weights(words, context.tokens.shape[1]), layers or LayerChoice())
+        denoiser.denoise(z, sigma, [context], Controlled(collector, single_rows(len(z), ("cond",))))
+        grids = collector.maps.total("target", len(z))
+        sums = [F.interpolate(grid, size=z.shape[-2:], mode="bilinear") for grid in grids]
+        collected.append(torch.stack(sums).sum(0) / len(collector.orders))
+        progress(done, len(states))
     return torch.stack(collected).mean(0)

@@ -1,4 +1,4 @@
-"""Attention maps for people: which words, at which noise levels, and one labelled picture for each."""
+"""Drawings of cross-attention maps: the chosen words, the chosen steps, and one labelled heat map for each word."""
 
 from __future__ import annotations
 
@@ -38,8 +38,16 @@ def chosen_words(words: Sequence[Word], names: str, prompt: str) -> list[tuple[s
 
 
 def spread_steps(steps: int, count: int, start: float, end: float) -> list[int]:
-    """At most `count` steps, evenly spread over the part `start` to `end` of a run of `steps`, first and last included."""
-    first, last = (round(check_fraction(name, part) * (steps - 1)) for name, part in (("start", start), ("end", end)))
+    """At most `count` of `steps` steps, evenly spread from `start` to `end`, the first and the last included.
+
+    Args:
+        steps: the steps of the whole grid.
+        count: how many to choose.
+        start, end: fractions of the steps, 0 (the first step) to 1 (the last).
+    Raises: ParameterError for fractions outside 0 to 1, or a start after the end.
+    """
+    first = round(check_fraction("start", start) * (steps - 1))
+    last = round(check_fraction("end", end) * (steps - 1))
     if last < first:
         raise ParameterError(f"start is {start} and end is {end}: start must not lie behind end")
     count = min(count, last - first + 1)
@@ -52,12 +60,12 @@ def normalised(maps: Tensor) -> Tensor:
 
 
 def map_images(maps: Tensor, labels: Sequence[str], image: Tensor | None = None) -> Tensor:
-    """An IMAGE [B * words, H, W, 3]: for each picture of the batch one labelled heat map per word.
+    """An IMAGE [B * words, H, W, 3]: one labelled heat map per word, image by image.
 
     Args:
-        maps: [B, words, h, w], parts of the attention.
-        labels: one per word; the largest part is written behind it.
-        image: the pictures [B or 1, H, W, 3] to lay the heat over.
+        maps: [B, words, h, w], shares of the attention.
+        labels: one per word; the map's maximum is written behind it.
+        image: IMAGE [B or 1, H, W, 3] under the heat.
     """
     pages = []
     for b, words in enumerate(maps.cpu()):
@@ -69,7 +77,7 @@ def map_images(maps: Tensor, labels: Sequence[str], image: Tensor | None = None)
 
 
 def heat_over(heat: Tensor, image: Tensor | None) -> Tensor:
-    """Heat [h, w] from 0 to 1 in black, red, yellow and white, [h, w, 3]; or over a grey picture, thicker where it is hot."""
+    """Heat [h, w] from 0 to 1 in black, red, yellow and white, [h, w, 3]; or over a grey image, most opaque where hottest."""
     if image is None:
         return (heat[..., None] * 3 - torch.arange(3)).clamp(0, 1)
     heat = F.interpolate(heat[None, None], size=image.shape[:2], mode="bilinear")[0, 0]

@@ -1,7 +1,15 @@
-"""MasaCtrl: the target asks, the source answers (Cao et al. 2023; methods.md, 11.6).
+"""MasaCtrl: mutual self-attention (Cao et al. 2023, sections 3.2 and 3.3).
 
-Self-attention of the target uses the source's keys and values, late enough that the new layout is there and deep enough
-that layers speak of looks: the object keeps its identity while its pose follows the new prompt.
+In step t and transformer layer l, with Q of the target and K_s, V_s of the source,
+
+    EDIT(Q, K, V) = Attention(Q, K_s, V_s)  if t >= S and l >= L,  else  Attention(Q, K, V).
+
+S leaves the first steps to the layout of the target prompt; L selects the layers that carry appearance. The object then
+keeps its identity while its pose follows the new prompt. With object masks M_s (source) and M (target),
+
+    f_o = Attention(Q, K_s, V_s; M_s),    f_b = Attention(Q, K_s, V_s; 1 - M_s),    f = f_o M + f_b (1 - M).
+
+docs/methods.md, section 11.6, lists the details of the official code.
 """
 
 from __future__ import annotations
@@ -16,12 +24,13 @@ from torch import Tensor
 
 from ..core.attention_sites import Branch, Row, Site
 from ..core.errors import ParameterError
-from .pair_control import NOTHING, PairControl
+from .pair_control import NO_BRANCH, PairControl
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction
 from .token_maps import WordMaps, has_grid, map_divisor, word_weights
 
 BOTH: frozenset[Branch] = frozenset({"cond", "uncond"})
+COND: frozenset[Branch] = frozenset({"cond"})
 
 
 @dataclass(frozen=True)
@@ -29,10 +38,10 @@ class MasaCtrlOptions:
     """Defaults as published.
 
     Attributes:
-        from_step: the first step, counted from 0 on the whole grid; as many as there are steps = off.
-        from_layer: part of the network's transformer layers, in order of execution, that stay their own, 0 to 1
-            (0.625: 10 of 16 in Stable Diffusion 1, 44 of 70 in SDXL).
-        threshold: with an object: a cell belongs to it where its map, stretched to 0 to 1, exceeds this.
+        from_step: S, the first edited step, counted from 0 on the whole grid; the number of steps or more = off.
+        from_layer: L, as the fraction of the network's transformer layers, in order of execution, that are not edited, 0 to
+            1 (0.625: 10 of 16 in Stable Diffusion 1, 44 of 70 in SDXL).
+        threshold: a pixel of the object's map, stretched to 0 to 1, belongs to the object above this, 0 to 1.
     """
 
     from_step: int = 4
@@ -47,27 +56,25 @@ class MasaCtrlOptions:
 
 
 class MasaCtrl(PairControl):
-    """The edit in force on one run along `sigmas`.
+    """Mutual self-attention along one grid, with object masks if an edit names the object.
 
-    With the words of an object, the target's object looks at the source's object only, and its background at the
-    background: where each lies is read from the cross-attention of the steps so far.
+    The masks come from the cross-attention maps of the object's words, summed over the steps so far.
     """
 
     def __init__(
         self, sigmas: Tensor, options: MasaCtrlOptions | None = None, object_of: PromptEdit | None = None
     ) -> None:
-        """`object_of`: its blend words name the object. Raises ParameterError unless they do so in both prompts."""
+        """Make the control of one run.
+
+        Args:
+            sigmas: the whole grid, [N + 1].
+            options: None = as published.
+            object_of: an edit whose blend words name the object in both prompts; None = no masks.
+        Raises: ParameterError if only one prompt names the object.
+        """
         super().__init__(sigmas)
         self.options = options or MasaCtrlOptions()
-        self._maps = None
-        if object_of is not None:
-            if not (object_of.blend_source and object_of.blend_target):
-                raise ParameterError("the object must be named in both prompts: give a blend word of each")
-            count = object_of.token_count
-            self._maps = WordMaps({
-                "source": word_weights([object_of.blend_source], count),
-                "target": word_weights([object_of.blend_target], count),
-            })  # fmt: skip
+        self._maps = None if object_of is None else _object_maps(object_of)
 
     def reset(self) -> None:
         super().reset()
@@ -77,14 +84,14 @@ class MasaCtrl(PairControl):
     def needs(self, step: int) -> frozenset[Branch]:
         if step >= self.options.from_step:
             return BOTH
-        return frozenset({"cond"}) if self._collects else NOTHING
+        return COND if self._collects else NO_BRANCH
 
     @property
     def _collects(self) -> bool:
         return self._maps is not None and self.options.from_step < self.steps
 
     def wants(self, site: Site) -> bool:
-        """Self-attention from step and layer on, where there is a target; cross-attention only to collect the object's maps."""
+        """Self-attention where t >= S and l >= L and there is a target; cross-attention only to record the object's maps."""
         if site.cross:
             at_grid = has_grid(site, map_divisor(site.latent_pixels))
             return self._collects and at_grid and self._maps is not None and self._maps.wants(site.rows)
@@ -93,9 +100,9 @@ class MasaCtrl(PairControl):
         return late and deep and any(row.role == "target" for row in site.rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """A target's queries [rows, heads, N, d] over its source's keys and values, object and rest apart if masked.
+        """Attention(Q, K_s, V_s) in the target's rows, masked if there is an object; q, k, v are [rows, heads, N, d].
 
-        MasaCtrl, sections 3.2 and 3.3. None (plain) at cross-attention, whose maps are only read.
+        Returns: [rows, heads, N, d]; None (plain attention) at cross-attention, whose maps are only recorded.
         """
         if site.cross:
             if self._maps is not None:
@@ -104,16 +111,23 @@ class MasaCtrl(PairControl):
         partners = self.partners(site.rows, BOTH, q.device)
         if partners is None:
             return None
-        targets, sources, takes, pairs = partners
-        mine, theirs = (self._objects(site, rows) for rows in zip(*pairs, strict=True))
-        if mine is None or theirs is None:
-            return F.scaled_dot_product_attention(q, k.index_select(0, takes), v.index_select(0, takes))
-        own = F.scaled_dot_product_attention(q, k, v)
-        q, k, v = q.index_select(0, targets), k.index_select(0, sources), v.index_select(0, sources)
-        return own.index_copy(0, targets, _apart(q, k, v, mine, theirs))
+        target_mask, source_mask = (self._object_mask(site, rows) for rows in zip(*partners.pairs, strict=True))
+        if target_mask is None or source_mask is None:
+            source = partners.source_of
+            return F.scaled_dot_product_attention(q, k.index_select(0, source), v.index_select(0, source))
+        plain = F.scaled_dot_product_attention(q, k, v)
+        targets, sources = partners.targets, partners.sources
+        edited = _masked_attention(
+            q.index_select(0, targets),
+            k.index_select(0, sources),
+            v.index_select(0, sources),
+            target_mask,
+            source_mask,
+        )
+        return plain.index_copy(0, targets, edited)
 
-    def _objects(self, site: Site, rows: Sequence[Row]) -> Tensor | None:
-        """Cells of the object in each row, bool [rows, N]; None without an object, or before any step is done."""
+    def _object_mask(self, site: Site, rows: Sequence[Row]) -> Tensor | None:
+        """M of each row, bool [rows, N]; None without an object, or before the first step is done."""
         maps = None if self._maps is None else self._maps.before(site.sigma, rows)
         if maps is None:
             return None
@@ -122,12 +136,28 @@ class MasaCtrl(PairControl):
         return (maps > self.options.threshold).flatten(1)
 
 
-def _apart(q: Tensor, k: Tensor, v: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-    """Attention of objects over objects and backgrounds over backgrounds; masks are bool [rows, N]."""
-    theirs = theirs[:, None, None, :]
-    # a source that is all object, or has none, answers with everything
-    on = theirs | ~theirs.any(-1, keepdim=True)
-    off = ~theirs | theirs.all(-1, keepdim=True)
-    inside = F.scaled_dot_product_attention(q, k, v, attn_mask=on)
-    outside = F.scaled_dot_product_attention(q, k, v, attn_mask=off)
-    return torch.where(mine[:, None, :, None], inside, outside)
+def _object_maps(edit: PromptEdit) -> WordMaps:
+    if not (edit.blend_source and edit.blend_target):
+        raise ParameterError("the object must be named in both prompts: give a blend word of each")
+    return WordMaps(
+        {
+            "source": word_weights([edit.blend_source], edit.token_count),
+            "target": word_weights([edit.blend_target], edit.token_count),
+        }
+    )
+
+
+def _masked_attention(q: Tensor, k_s: Tensor, v_s: Tensor, target_mask: Tensor, source_mask: Tensor) -> Tensor:
+    """f = f_o M + f_b (1 - M): the object attends to the source's object, the background to its background.
+
+    Args:
+        q: the target's queries [pairs, heads, N, d].
+        k_s, v_s: the source's keys and values, same shape.
+        target_mask, source_mask: M and M_s, bool [pairs, N]; where M_s is empty or full, all keys are used.
+    """
+    source_mask = source_mask[:, None, None, :]
+    object_keys = source_mask | ~source_mask.any(-1, keepdim=True)
+    background_keys = ~source_mask | source_mask.all(-1, keepdim=True)
+    f_o = F.scaled_dot_product_attention(q, k_s, v_s, attn_mask=object_keys)
+    f_b = F.scaled_dot_product_attention(q, k_s, v_s, attn_mask=background_keys)
+    return torch.where(target_mask[:, None, :, None], f_o, f_b)

@@ -1,7 +1,13 @@
-"""Prompt-to-Prompt and P2Plus: the target attends as its source does (Hertz et al. 2022; Li et al. 2023, section 3.4).
+"""Prompt-to-Prompt (Hertz et al. 2022) and P2Plus (Li et al. 2023, section 3.4): the target uses its source's attention maps.
 
-Every edit is at most two plain attentions with folded values (methods.md, 0.6, 7 and 8): the source's queries and keys with
-one, the target's own with the other. Maps are computed for LocalBlend's words only.
+With maps A = softmax(Q K^T / sqrt(d)), starred for the target, in step s of N:
+
+    cross-attention, s <  tau_c N     A*_c <- c (a (A_c M) + (1 - a) A*_c)      replace, refine, reweight (`PromptEdit`)
+    self-attention,  s <  tau_s N     A*_s <- A_s                               conditional branch
+    self-attention,  s <  tau_u N     A*_u <- A_u                               unconditional branch: P2Plus
+
+No map is materialised. A_s V* is attention with the source's queries and keys over the target's values, and the edited
+cross-attention is A_c (W1 V*) + A*_c (W2 V*), at most two attentions (`folded_weights`; docs/methods.md, sections 0.6, 7, 8).
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from torch import Tensor
 
 from ..core.attention_sites import Branch, Site
 from ..core.errors import ParameterError
-from .local_blend import LocalBlend, LocalBlendOptions, blends
+from .local_blend import LocalBlend, LocalBlendOptions, wants_local_blend
 from .pair_control import PairControl
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction, folded_weights, step_table, whole
@@ -25,13 +31,14 @@ COND: tuple[Branch, ...] = ("cond",)
 
 @dataclass(frozen=True)
 class P2POptions:
-    """How long and where the source's attention is used; parts of the run from 0 (never) to 1 (all of it).
+    """Step ranges and layers that use the source's attention. Ranges are fractions of the steps, 0 (none) to 1 (all).
 
     Attributes:
-        cross_until: tau_c, for cross-attention; tokens with a window of their own follow that instead.
+        cross_until: tau_c, for cross-attention. Tokens with a step range of their own follow that instead.
         self_until: tau_s, for self-attention of the conditional branch.
-        uncond_self_until: tau_u, for self-attention of the unconditional branch: P2Plus. Its weight in guidance is
-            negative, so this pushes away from the source's structure; 0 is plain Prompt-to-Prompt.
+        uncond_self_until: tau_u, for self-attention of the unconditional branch: P2Plus. This branch has the weight 1 - w in
+            guidance, which is negative for w > 1, so the result moves away from the source's structure. 0 is plain
+            Prompt-to-Prompt.
         self_divisor: self-attention is replaced in layers whose grid is at most 1 / self_divisor of the latent per side.
             2 gives the published layers (32 x 32 and less of 64 x 64) at any size; 1 = every layer.
         local_blend: used where the edit names blend words.
@@ -51,98 +58,109 @@ class P2POptions:
 
 
 class P2PControl(PairControl):
-    """An edit in force on one run along `sigmas`."""
+    """Prompt-to-Prompt or P2Plus along one grid."""
 
     def __init__(self, edit: PromptEdit, sigmas: Tensor, options: P2POptions | None = None) -> None:
         super().__init__(sigmas)
-        self.edit, self.options = edit, options or P2POptions()
-        self.local = None
-        if blends(edit, self.options.local_blend):
-            self.local = LocalBlend(edit, self.steps, self.options.local_blend)
-        self._gates = step_table(edit, self.options.cross_until, self.steps)
-        self._cross_open = self._gates.any(dim=1).tolist()
+        self.edit = edit
+        self.options = options or P2POptions()
+        self.local_blend = None
+        if wants_local_blend(edit, self.options.local_blend):
+            self.local_blend = LocalBlend(edit, self.steps, self.options.local_blend)
+        self._edited_tokens = step_table(edit, self.options.cross_until, self.steps)
+        self._edits_cross = self._edited_tokens.any(dim=1).tolist()
         self._weights: dict[tuple, tuple[Tensor | None, Tensor | None]] = {}
 
     def reset(self) -> None:
         super().reset()
         self._weights.clear()
-        if self.local is not None:
-            self.local.clear()
+        if self.local_blend is not None:
+            self.local_blend.clear()
 
     # ------------------------------------------------------------------------------------------------ what a loop asks
     def self_branches(self, step: int) -> tuple[Branch, ...]:
-        """The branches whose self-attention is the source's at `step`."""
+        """The branches whose self-attention maps are the source's at `step`."""
         until: dict[Branch, float] = {"cond": self.options.self_until, "uncond": self.options.uncond_self_until}
-        return tuple(branch for branch, part in until.items() if step < whole(self.steps * part))
+        return tuple(branch for branch, tau in until.items() if step < whole(self.steps * tau))
 
     def needs(self, step: int) -> frozenset[Branch]:
         branches = set(self.self_branches(step))
-        if self._cross_open[step] or (self.local is not None and self.local.needs_source):
+        if self._edits_cross[step] or (self.local_blend is not None and self.local_blend.needs_source):
             branches.add("cond")
         return frozenset(branches)
 
     def active(self, step: int) -> bool:
-        return bool(self.needs(step)) or self.local is not None
+        return bool(self.needs(step)) or self.local_blend is not None
 
     def blend(self, source: Tensor, target: Tensor, step: int) -> Tensor:
-        return target if self.local is None else self.local.blend(source, target, step)
+        return target if self.local_blend is None else self.local_blend.blend(source, target, step)
 
     # ------------------------------------------------------------------------------------------------ what a host calls
     def wants(self, site: Site) -> bool:
-        """Where a gate is open for a target of the call, or LocalBlend collects maps."""
+        """Whether a target's attention is edited here, or LocalBlend records maps."""
         step = self.step(site.sigma)
         if not site.cross:
             return site.within(self.options.self_divisor) and _has_target(site, self.self_branches(step))
-        collects = self.local is not None and self.local.wants(site)
-        return collects or (self._cross_open[step] and _has_target(site, COND))
+        return self._records(site) or (self._edits_cross[step] and _has_target(site, COND))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """Attention of q, k, v [rows, heads, N or M, d] with the source's maps in its targets' rows (methods.md, 7 and 8).
+        """Attention with the edited maps in the target's rows, plain attention in all other rows.
 
+        Args:
+            q: queries [rows, heads, N, d].
+            k, v: keys and values [rows, heads, M, d].
+            site: the layer, the sigma and the meaning of the rows.
+        Returns: [rows, heads, N, d]; None = nothing is edited here.
         Raises: MismatchError for a target without its source, or another number of tokens than the edit has.
         """
         step = self.step(site.sigma)
-        if site.cross:
-            if self.local is not None and self.local.wants(site):
-                self.local.add(q, k, site)
-            return self._cross(q, k, v, site, step) if self._cross_open[step] else None
+        if not site.cross:
+            return self._self_attention(q, k, v, site, step)
+        if self.local_blend is not None and self._records(site):
+            self.local_blend.add(q, k, site)
+        return self._cross_attention(q, k, v, site, step) if self._edits_cross[step] else None
+
+    def _records(self, site: Site) -> bool:
+        return self.local_blend is not None and self.local_blend.wants(site)
+
+    def _self_attention(self, q: Tensor, k: Tensor, v: Tensor, site: Site, step: int) -> Tensor | None:
+        """A_s V*: the source's queries and keys over the target's values."""
         partners = self.partners(site.rows, self.self_branches(step), q.device)
         if partners is None:
             return None
-        takes = partners.takes
-        return F.scaled_dot_product_attention(q.index_select(0, takes), k.index_select(0, takes), v)
+        source = partners.source_of
+        return F.scaled_dot_product_attention(q.index_select(0, source), k.index_select(0, source), v)
 
-    def _cross(self, q: Tensor, k: Tensor, v: Tensor, site: Site, step: int) -> Tensor | None:
-        """A_source (W1 V) + A_target (W2 V) for the conditional targets, plain attention for all others."""
+    def _cross_attention(self, q: Tensor, k: Tensor, v: Tensor, site: Site, step: int) -> Tensor | None:
+        """A_c (W1 V*) + A*_c (W2 V*) for the conditional targets; where W2 = 0, one attention serves every row."""
         partners = self.partners(site.rows, COND, q.device)
         if partners is None:
             return None
         check_tokens(v.shape[2], self.edit.token_count)
-        targets, sources, takes, _ = partners
-        first, second = self._folded(step, v)
-        own = v.index_select(0, targets).unflatten(2, (-1, self.edit.token_count))
-        mapped = None if first is None else (first @ own).flatten(2, 3)
-        if second is None and mapped is not None:
-            # nothing of the target's own maps is left: one attention does for every row
+        targets, sources, source_of, _ = partners
+        w1, w2 = self._folded(step, v)
+        v_target = v.index_select(0, targets).unflatten(2, (-1, self.edit.token_count))
+        w1_v = None if w1 is None else (w1 @ v_target).flatten(2, 3)
+        if w2 is None and w1_v is not None:
             return F.scaled_dot_product_attention(
-                q.index_select(0, takes), k.index_select(0, takes), v.index_copy(0, targets, mapped)
+                q.index_select(0, source_of), k.index_select(0, source_of), v.index_copy(0, targets, w1_v)
             )
-        kept = torch.zeros_like(own) if second is None else own * second
-        out = F.scaled_dot_product_attention(q, k, v.index_copy(0, targets, kept.flatten(2, 3)))
-        if mapped is None:
+        w2_v = (torch.zeros_like(v_target) if w2 is None else v_target * w2).flatten(2, 3)
+        out = F.scaled_dot_product_attention(q, k, v.index_copy(0, targets, w2_v))
+        if w1_v is None:
             return out
-        extra = F.scaled_dot_product_attention(q.index_select(0, sources), k.index_select(0, sources), mapped)
-        return out.index_add(0, targets, extra)
+        from_source = F.scaled_dot_product_attention(q.index_select(0, sources), k.index_select(0, sources), w1_v)
+        return out.index_add(0, targets, from_source)
 
     def _folded(self, step: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W1 [T, T] and W2's diagonal [T, 1] in the dtype and on the device of `like`; None where all is zero."""
-        gate = self._gates[step]
-        key = (gate.numpy().tobytes(), like.dtype, like.device)
+        edited = self._edited_tokens[step]
+        key = (edited.numpy().tobytes(), like.dtype, like.device)
         if key not in self._weights:
-            first, second = folded_weights(self.edit, gate)
+            w1, w2 = folded_weights(self.edit, edited)
             self._weights[key] = (
-                first.to(like.dtype).to(like.device) if bool(first.any()) else None,
-                second[:, None].to(like.dtype).to(like.device) if bool(second.any()) else None,
+                w1.to(like.dtype).to(like.device) if bool(w1.any()) else None,
+                w2[:, None].to(like.dtype).to(like.device) if bool(w2.any()) else None,
             )
         return self._weights[key]
 

@@ -1,4 +1,4 @@
-"""Source and target side by side in one batch: the order that no host splits."""
+"""Source and target side by side in one batch, an order that no host splits."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from ..core.attention_sites import Branch, Role, RowMap
 from ..core.protocols import Context
 from ..core.shapes import match_batch
 
+PAIR: tuple[Role, ...] = ("source", "target")
+TRIO: tuple[Role, ...] = ("source", "target", "target")
+
 
 def pair_rows(images: int, branches: Sequence[Branch]) -> RowMap:
     """Source and target of each image side by side: source 0, target 0, source 1, target 1, and so on.
 
-    Hosts that repeat a two-row context over a batch repeat it in this order, and any even cut of the batch keeps pairs whole.
+    Hosts that repeat a two-row context over a batch repeat it in this order, and any even division of the batch keeps pairs
+    whole.
     """
-    batch = tuple((role, image) for image in range(images) for role in ("source", "target"))
-    return RowMap(batch, tuple(branches))  # type: ignore[arg-type]  # literals
+    batch: tuple[tuple[Role, int], ...] = tuple((role, image) for image in range(images) for role in PAIR)
+    return RowMap(batch, tuple(branches))
 
 
-def trio_rows(images: int, shared: Branch) -> RowMap:
+def trio_rows(images: int, source_branch: Branch) -> RowMap:
     """The source in one branch and the target in both, per image, under one context with a row for each.
 
-    The order is source, conditional target, unconditional target (see `trio_context`).
+    The order is source, conditional target, unconditional target, as in `trio_context`.
     """
-    batch = tuple((role, image) for image in range(images) for role in ("source", "target", "target"))
-    return RowMap(batch, (shared,), (shared, "cond", "uncond") * images)  # type: ignore[arg-type]  # literals
+    batch: tuple[tuple[Role, int], ...] = tuple((role, image) for image in range(images) for role in TRIO)
+    trio: tuple[Branch, ...] = (source_branch, "cond", "uncond")
+    return RowMap(batch, (source_branch,), trio * images)
 
 
 def single_rows(images: int, branches: Sequence[Branch], role: Role = "target") -> RowMap:
@@ -36,7 +41,7 @@ def single_rows(images: int, branches: Sequence[Branch], role: Role = "target") 
 
 
 def interleave(*parts: Tensor) -> Tensor:
-    """[B, ...] each, of source and target, as [2 B, ...] in the order of `pair_rows`; any number of parts likewise."""
+    """Source and target, [B, ...] each, as [2 B, ...] in the order of `pair_rows`; any number of parts likewise."""
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
@@ -47,25 +52,27 @@ def separate(rows: Tensor, parts: int = 2) -> tuple[Tensor, ...]:
 
 def pair_context(source: Context, target: Context, images: int) -> Context:
     """One context [2 images, T, D] for the rows of `pair_rows`; what a host attached to the target is kept."""
-    return _woven((source, target), images, target)
+    return _interleaved((source, target), images, target)
 
 
-def trio_context(shared: Context, cond: Context, uncond: Context, images: int) -> Context:
-    """One context [3 images, T, D] for the rows of `trio_rows`. Only for contexts that `mergeable` allows."""
-    return _woven((shared, cond, uncond), images, cond)
+def trio_context(source: Context, cond: Context, uncond: Context, images: int) -> Context:
+    """One context [3 images, T, D] for the rows of `trio_rows`. Only for contexts that are `mergeable`."""
+    return _interleaved((source, cond, uncond), images, cond)
 
 
 def mergeable(*contexts: Context) -> bool:
-    """Whether contexts may stand in one: nothing of a host's is attached, and sizes agree."""
+    """Whether contexts may become the rows of one: no host has attached anything to them, and sizes agree."""
     bare = all(context.host is None for context in contexts)
     pooled = {context.pooled is None for context in contexts}
     return bare and len(pooled) == 1 and len({context.tokens.shape[1:] for context in contexts}) == 1
 
 
-def _woven(contexts: Sequence[Context], images: int, named: Context) -> Context:
+def _interleaved(contexts: Sequence[Context], images: int, named: Context) -> Context:
+    """The contexts row by row; text and host attachments are those of `named`."""
+
     def rows(values: Sequence[Tensor]) -> Tensor:
         return interleave(*(match_batch(value, images, "prompt", "latent").to(values[-1]) for value in values))
 
     pooled = [context.pooled for context in contexts if context.pooled is not None]
-    whole = rows(pooled) if len(pooled) == len(contexts) else None
-    return Context(rows([context.tokens for context in contexts]), whole, named.text, named.host)
+    all_pooled = rows(pooled) if len(pooled) == len(contexts) else None
+    return Context(rows([context.tokens for context in contexts]), all_pooled, named.text, named.host)

@@ -1,4 +1,4 @@
-"""What all attention edits share: rows that take from their source, steps found by sigma, and what a loop must ask."""
+"""What all attention edits share: the source row of each target row, steps found by sigma, and what a loop asks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from ..core.attention_sites import Branch, Passive, Row
 from ..core.errors import MismatchError
 from ..core.sigmas import check_sigmas, step_of_sigma
 
-NOTHING: frozenset[Branch] = frozenset()
+NO_BRANCH: frozenset[Branch] = frozenset()
 
 
 class Partners(NamedTuple):
-    """Which rows of a call take from which.
+    """The source row of each target row in one model call.
 
     Attributes:
-        targets, sources: row numbers, int64 [pairs].    takes: for every row the one it takes from, its own if none.
-        pairs: the rows themselves, (target, source).
+        targets: batch rows of the edited targets, int64 [pairs].
+        sources: batch rows of their sources, int64 [pairs].
+        source_of: for every batch row the row whose attention it uses, int64 [rows]: a target's source, else the row itself.
+        pairs: the meaning of `targets` and `sources`, as (target, source).
     """
 
     targets: Tensor
     sources: Tensor
-    takes: Tensor
+    source_of: Tensor
     pairs: tuple[tuple[Row, Row], ...]
 
 
@@ -33,8 +35,8 @@ class PairControl(Passive):
     """An attention edit of a target by its source. It may keep state for the length of one run: call `reset` before.
 
     Attributes:
-        sigmas: the whole grid of the run, float32 [N + 1]: gates are parts of it, also where a run starts later.
-        shared_source: the source is evaluated on its own prompt only, and serves both branches of the target.
+        sigmas: the whole grid, float32 [N + 1]; step ranges are fractions of it, also where a run starts later.
+        shared_source: the source runs on its own prompt only, and serves both branches of the target.
     """
 
     shared_source = False
@@ -50,15 +52,15 @@ class PairControl(Passive):
         self._partners.clear()
 
     def needs(self, step: int) -> frozenset[Branch]:
-        """The branches in which the source must be evaluated beside the target at `step`."""
-        return NOTHING
+        """The branches in which the source must run beside the target at `step`."""
+        return NO_BRANCH
 
     def active(self, step: int) -> bool:
         """Whether the control does anything at `step`."""
         return bool(self.needs(step))
 
     def blend(self, source: Tensor, target: Tensor, step: int) -> Tensor:
-        """The target's latent [B, C, h, w] after `step`, given the source's at the same level."""
+        """The target's latent [B, C, h, w] after `step`, given the source's at the same sigma."""
         return target
 
     def step(self, sigma: float) -> int:
@@ -74,19 +76,24 @@ class PairControl(Passive):
         """
         key = (rows, tuple(sorted(branches)), device)
         if key not in self._partners:
-            found = _partners(rows, branches)
-            takes = list(range(len(rows)))
-            for target, source in found:
-                takes[target] = source
-            index = ([target for target, _ in found], [source for _, source in found], takes)
-            targets, sources, taken = (torch.tensor(part, device=device) for part in index)
-            pairs = tuple((rows[target], rows[source]) for target, source in found)
-            self._partners[key] = Partners(targets, sources, taken, pairs)
+            self._partners[key] = _partners(rows, _pairs(rows, branches), device)
         return self._partners[key] if self._partners[key].pairs else None
 
 
-def _partners(rows: tuple[Row, ...], branches: Collection[Branch]) -> list[tuple[int, int]]:
-    """(target, source) for every target in `branches`: the source in its own branch, or the only one there is."""
+def _partners(rows: tuple[Row, ...], pairs: list[tuple[int, int]], device: torch.device) -> Partners:
+    source_of = list(range(len(rows)))
+    for target, source in pairs:
+        source_of[target] = source
+    return Partners(
+        targets=torch.tensor([target for target, _ in pairs], device=device),
+        sources=torch.tensor([source for _, source in pairs], device=device),
+        source_of=torch.tensor(source_of, device=device),
+        pairs=tuple((rows[target], rows[source]) for target, source in pairs),
+    )
+
+
+def _pairs(rows: tuple[Row, ...], branches: Collection[Branch]) -> list[tuple[int, int]]:
+    """(target, source) for every target in `branches`: the source in the same branch, or the only one in the call."""
     sources = {(row.image, row.branch): i for i, row in enumerate(rows) if row.role == "source"}
     any_branch = {row.image: i for i, row in enumerate(rows) if row.role == "source"}
     found = []

@@ -1,8 +1,8 @@
-"""Editing beside the source: the loop of Prompt-to-Prompt, P2Plus, MasaCtrl and Plug-and-Play (methods.md, 7, 8, 11.6, 11.7).
+"""Editing beside the source: the loop of Prompt-to-Prompt, P2Plus, MasaCtrl and Plug-and-Play.
 
-A real picture's source is put back from its trajectory at every step, and evaluated only in the branches that the control
-reads: 3 rows per step and image while that is one branch, 4 while it is both, 2 when nothing is read any more. From noise
-the source samples itself, which takes 4 rows throughout.
+The source of a real image comes from its trajectory at every step. It runs beside the target only in the branches whose
+attention the control reads, so a step and image take 4 forward passes (both branches), 3 (one branch) or 2 (none). From noise
+the source samples itself, with 4 throughout (docs/methods.md, sections 7, 8, 11.6 and 11.7).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ log = logging.getLogger("editkit")
 
 @dataclass(frozen=True)
 class PairPrompts:
-    """What source and target are denoised towards; contexts of one row, or one per image."""
+    """The prompts of source and target, of one row or one per image, their common negative and the guidance scale."""
 
     source: Context
     target: Context
@@ -44,13 +45,13 @@ class PairPrompts:
 
     @property
     def guides(self) -> bool:
-        """Whether unconditional rows are needed."""
+        """Whether the unconditional branch is needed."""
         return self.negative is not None and self.negative.guides(self.guidance_scale)
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """Latents at the end of the grid, model scale, [B, C, h, w]; from a trajectory, `source` is its own source."""
+    """Latents at the end of the grid, model scale, [B, C, h, w]; `source` is the trajectory's own where there is one."""
 
     source: Tensor
     edited: Tensor
@@ -67,7 +68,18 @@ def attention_edit(
     options: P2POptions | None = None,
     progress: Progress = silent,
 ) -> PairResult:
-    """Prompt-to-Prompt or P2Plus. See `pair_edit`; null-text and negative-prompt embeddings stand where a negative does."""
+    """Edit by Prompt-to-Prompt or P2Plus.
+
+    Args:
+        edit: the aligned prompts.
+        negative: a prompt, or null-text or negative-prompt embeddings; None only at scale 1.
+        start: see `pair_edit`.
+        sigmas: the grid [N + 1] for a latent; a trajectory brings its own.
+        guidance_scale: w, for source and target.
+        options: step ranges and layers; None = the defaults of `P2POptions`.
+        progress: called after each step.
+    Raises: as `pair_edit`.
+    """
     prompts = PairPrompts(edit.source, edit.target, negative, guidance_scale)
     return pair_edit(denoiser, prompts, P2PControl(edit, _grid(start, sigmas), options), start, progress=progress)
 
@@ -82,42 +94,61 @@ def pair_edit(
     sigmas: Tensor | None = None,
     progress: Progress = silent,
 ) -> PairResult:
-    """Sample the target with its source beside it, deterministically.
+    """Sample the target with its source beside it, deterministically (DDIM, eta 0).
 
     Args:
-        control: made for this run's grid; gates are counted on the whole of it, also where the run starts later.
-        start: the inverted picture; or a latent [B, C, h, w] at the first level, model scale, that both begin with.
+        denoiser: the model.
+        prompts: of source and target.
+        control: made for this run's grid; its step ranges count on the whole grid, also where the run starts later.
+        start: the trajectory of a real image, or a latent [B, C, h, w] at the first sigma, model scale, which source and
+            target start from.
         sigmas: the grid for a latent; None = the control's own, or its last part. A trajectory brings its own.
+        progress: called after each step with the target's denoised latent.
     Raises: MismatchError, ShapeError, ParameterError, FamilyError (no attention layers that can be controlled).
     """
-    path = start if isinstance(start, Trajectory) else None
-    grid = check_sigmas(control.sigmas if sigmas is None and path is None else _grid(start, sigmas))
-    check_grid(control.sigmas, grid, "attention control")
-    if path is not None:
-        path.check(denoiser)
-        if path.prompt != context_digest(prompts.source):
-            log.warning("the trajectory was made with another prompt than the source prompt of this edit")
-        grid = grid[path.first :]
-    if prompts.negative is not None:
-        prompts.negative.check(denoiser, grid)
+    trajectory = start if isinstance(start, Trajectory) else None
+    grid = _checked_grid(denoiser, prompts, control, start, sigmas)
     latents = start.latents[0] if isinstance(start, Trajectory) else start.to(denoiser.device, torch.float32)
     images = common_batch(latent=latents, source=prompts.source.tokens, target=prompts.target.tokens)
     source = target = match_batch(latents, images, "latent", "prompts")
-    path = None if path is None else path.expanded(images).to(target.device)
-    run, levels = _Run(denoiser, prompts, control, images), grid.tolist()
-    first = control.steps + 1 - len(levels)
+    if trajectory is not None:
+        trajectory = trajectory.expanded(images).to(target.device)
+    calls = _ModelCalls(
+        denoiser, prompts, control, images, shared_source=trajectory is not None and control.shared_source
+    )
+    steps = len(grid) - 1
     control.reset()
     try:
-        for i, (sigma, level) in enumerate(zip(levels, levels[1:], strict=False)):
-            if path is None:
-                source, clean = run.both(source, target, sigma, level, first + i)
+        for i, (sigma, next_sigma) in enumerate(pairwise(grid.tolist())):
+            step = control.steps - steps + i
+            if trajectory is None:
+                source_denoised, denoised = calls.source_and_target(source, target, sigma, step)
+                source = euler_step(source, source_denoised, sigma, next_sigma)
             else:
-                source, clean = path.latents[i + 1], run.beside(path.latents[i], target, sigma, first + i)
-            target = control.blend(source, euler_step(target, clean, sigma, level), first + i)
-            progress(i + 1, len(levels) - 1, clean)
+                denoised = calls.target(trajectory.latents[i], target, sigma, step)
+                source = trajectory.latents[i + 1]
+            target = control.blend(source, euler_step(target, denoised, sigma, next_sigma), step)
+            progress(i + 1, steps, denoised)
     finally:
         control.reset()
     return PairResult(source, target)
+
+
+def _checked_grid(
+    denoiser: Denoiser, prompts: PairPrompts, control: PairControl, start: Trajectory | Tensor, sigmas: Tensor | None
+) -> Tensor:
+    """The sigmas of this run, once everything that was made for a model or a grid is known to belong to it."""
+    trajectory = start if isinstance(start, Trajectory) else None
+    grid = check_sigmas(control.sigmas if sigmas is None and trajectory is None else _grid(start, sigmas))
+    check_grid(control.sigmas, grid, "attention control")
+    if trajectory is not None:
+        trajectory.check(denoiser)
+        if trajectory.prompt != context_digest(prompts.source):
+            log.warning("the trajectory was made with another prompt than the source prompt of this edit")
+        grid = grid[trajectory.first :]
+    if prompts.negative is not None:
+        prompts.negative.check(denoiser, grid)
+    return grid
 
 
 def _grid(start: Trajectory | Tensor, sigmas: Tensor | None) -> Tensor:
@@ -130,64 +161,85 @@ def _grid(start: Trajectory | Tensor, sigmas: Tensor | None) -> Tensor:
     return sigmas
 
 
-class _Run:
-    """Model calls of one run: which rows a step needs, and in what arrangement."""
+class _ModelCalls:
+    """The model calls of one run.
 
-    def __init__(self, denoiser: Denoiser, prompts: PairPrompts, control: PairControl, images: int) -> None:
-        self.denoiser, self.prompts, self.control, self.images = denoiser, prompts, control, images
+    Attributes:
+        shared_source: the source runs on its own prompt only, and serves both branches of the target.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, prompts: PairPrompts, control: PairControl, images: int, *, shared_source: bool
+    ) -> None:
+        self.denoiser = denoiser
+        self.prompts = prompts
+        self.control = control
+        self.images = images
+        self.shared_source = shared_source
         self._uncond: Context | None = None
-        self._made: dict[str, Context] = {}
+        self._contexts: dict[str, Context] = {}
 
-    def both(self, source: Tensor, target: Tensor, sigma: float, level: float, step: int) -> tuple[Tensor, Tensor]:
-        """The source one step on, by its own guidance, and the target's clean prediction."""
-        uncond = self._negative(sigma)
-        contexts = [self._pair("cond"), *([] if uncond is None else [self._pair("uncond")])]
-        out = self._denoise(interleave(source, target), sigma, contexts, self._pairs(uncond), step)
+    def source_and_target(self, source: Tensor, target: Tensor, sigma: float, step: int) -> tuple[Tensor, Tensor]:
+        """The denoised source and target, each with its guidance."""
+        branches = self._branches(sigma)
+        contexts = [self._pair(branch) for branch in branches]
+        out = self._denoise(interleave(source, target), sigma, contexts, pair_rows(self.images, branches), step)
         sources, targets = zip(*(separate(rows) for rows in out), strict=True)
-        source_clean = self._guided(source, sigma, sources, self.prompts.source)
-        return euler_step(source, source_clean, sigma, level), self._guided(target, sigma, targets, self.prompts.target)
+        return (
+            self._guided(source, sigma, sources, self.prompts.source),
+            self._guided(target, sigma, targets, self.prompts.target),
+        )
 
-    def beside(self, source: Tensor, target: Tensor, sigma: float, step: int) -> Tensor:
-        """The target's clean prediction, with the source in as many rows as the control reads."""
-        uncond = self._negative(sigma)
-        branches: tuple[Branch, ...] = ("cond",) if uncond is None else ("cond", "uncond")
-        needed = [branch for branch in branches if branch in self.control.needs(step)]
-        out: Sequence[Tensor]
-        if not needed:
-            contexts = [self.prompts.target, *([] if uncond is None else [uncond])]
-            out = tuple(self._denoise(target, sigma, contexts, single_rows(self.images, branches), step))
-        elif len(needed) == len(branches):
-            contexts = [self._pair(branch) for branch in branches]
-            rows = self._denoise(interleave(source, target), sigma, contexts, self._pairs(uncond), step)
-            out = [separate(part)[1] for part in rows]
-        else:
-            out = self._one_branch(source, target, sigma, needed[0], step)
-        return self._guided(target, sigma, out, self.prompts.target)
+    def target(self, source: Tensor, target: Tensor, sigma: float, step: int) -> Tensor:
+        """The denoised target with its guidance, with the source beside it in the branches that the control reads.
 
-    def _one_branch(self, source: Tensor, target: Tensor, sigma: float, shared: Branch, step: int) -> Sequence[Tensor]:
-        """Both branches of the target, and the source in one of them."""
-        uncond, prompts = self._uncond, self.prompts
-        if uncond is None:
-            raise RuntimeError("one branch of two without a negative")
-        own = prompts.source if shared == "cond" else uncond
-        if mergeable(own, prompts.target, uncond):
-            trio = self._kept(f"trio {shared}", lambda: trio_context(own, prompts.target, uncond, self.images))
-            z = interleave(source, target, target)
-            out = self._denoise(z, sigma, [trio], trio_rows(self.images, shared), step)[0]
-            return separate(out, 3)[1:]
-        z = interleave(source, target)
-        if self.control.shared_source:
-            # the host keeps the prompts apart, so the source travels with each of them
-            second = self._kept("shared", lambda: pair_context(prompts.source, uncond, self.images))
-            rows = self._denoise(z, sigma, [self._pair("cond"), second], self._pairs(uncond), step)
-            return [separate(part)[1] for part in rows]
-        pair = separate(self._denoise(z, sigma, [self._pair(shared)], pair_rows(self.images, (shared,)), step)[0])[1]
-        other: Branch = "uncond" if shared == "cond" else "cond"
-        alone = uncond if other == "uncond" else prompts.target
-        single = self._denoise(target, sigma, [alone], single_rows(self.images, (other,)), step)[0]
-        return [pair, single] if shared == "cond" else [single, pair]
+        All contexts of a model call share its batch. Branches with the source and branches without it are therefore two
+        calls, unless all rows can stand under one context. A shared source must be in every call that has a target.
+        """
+        branches = self._branches(sigma)
+        paired = [branch for branch in branches if branch in self.control.needs(step)]
+        if len(paired) == 1 and len(branches) == 2:
+            prompts = self._source_prompt(paired[0]), self._target_prompt("cond"), self._target_prompt("uncond")
+            if mergeable(*prompts):
+                return self._guided(
+                    target, sigma, self._trio(source, target, sigma, paired[0], step), self.prompts.target
+                )
+            if self.shared_source:
+                paired = list(branches)
+        out: dict[Branch, Tensor] = {}
+        for group in (paired, [branch for branch in branches if branch not in paired]):
+            if group:
+                beside = source if group is paired else None
+                out.update(zip(group, self._targets(beside, target, sigma, group, step), strict=True))
+        return self._guided(target, sigma, [out[branch] for branch in branches], self.prompts.target)
 
-    # -------------------------------------------------------------------------------------------------------- one call
+    # ------------------------------------------------------------------------------------------------------ single calls
+    def _targets(
+        self, source: Tensor | None, target: Tensor, sigma: float, branches: Sequence[Branch], step: int
+    ) -> Sequence[Tensor]:
+        """The target's prediction in each of `branches`, in one call, with the source beside it if one is given."""
+        if source is None:
+            contexts = [self._target_prompt(branch) for branch in branches]
+            return tuple(self._denoise(target, sigma, contexts, single_rows(self.images, branches), step))
+        contexts = [self._pair(branch) for branch in branches]
+        out = self._denoise(interleave(source, target), sigma, contexts, pair_rows(self.images, branches), step)
+        return [separate(rows)[1] for rows in out]
+
+    def _trio(self, source: Tensor, target: Tensor, sigma: float, source_branch: Branch, step: int) -> Sequence[Tensor]:
+        """The target's prediction in both branches, in one call, with the source beside it in one of them."""
+        context = self._made(
+            f"trio {source_branch}",
+            lambda: trio_context(
+                self._source_prompt(source_branch),
+                self._target_prompt("cond"),
+                self._target_prompt("uncond"),
+                self.images,
+            ),
+        )
+        z = interleave(source, target, target)
+        out = self._denoise(z, sigma, [context], trio_rows(self.images, source_branch), step)[0]
+        return separate(out, 3)[1:]
+
     def _denoise(self, z: Tensor, sigma: float, contexts: Sequence[Context], rows: RowMap, step: int) -> Tensor:
         controlled = Controlled(self.control, rows) if self.control.active(step) else None
         return self.denoiser.denoise(z, sigma, contexts, controlled)
@@ -199,27 +251,30 @@ class _Run:
         return negative.combine(self.denoiser, z, sigma, out[0], out[1], scale, [positive, self._uncond])
 
     # -------------------------------------------------------------------------------------------------------- contexts
-    def _negative(self, sigma: float) -> Context | None:
-        """The negative in force; what was made of another one is forgotten."""
+    def _branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The branches of this step. Contexts that were made with the negative of another step are dropped."""
         negative = self.prompts.negative if self.prompts.guides else None
         uncond = None if negative is None else negative.at_sigma(sigma)
         if uncond is not self._uncond:
             self._uncond = uncond
-            self._made = {name: context for name, context in self._made.items() if name == "cond"}
-        return uncond
+            self._contexts = {name: context for name, context in self._contexts.items() if name == "cond"}
+        return ("cond",) if uncond is None else ("cond", "uncond")
+
+    def _target_prompt(self, branch: Branch) -> Context:
+        context = self.prompts.target if branch == "cond" else self._uncond
+        if context is None:
+            raise RuntimeError("an unconditional model call without a negative")
+        return context
+
+    def _source_prompt(self, branch: Branch) -> Context:
+        return self.prompts.source if branch == "cond" or self.shared_source else self._target_prompt(branch)
 
     def _pair(self, branch: Branch) -> Context:
-        source, target = (
-            (self.prompts.source, self.prompts.target) if branch == "cond" else (self._uncond, self._uncond)
+        return self._made(
+            branch, lambda: pair_context(self._source_prompt(branch), self._target_prompt(branch), self.images)
         )
-        if source is None or target is None:
-            raise RuntimeError("an unconditional pair without a negative")
-        return self._kept(branch, lambda: pair_context(source, target, self.images))
 
-    def _kept(self, name: str, make: Callable[[], Context]) -> Context:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-    def _pairs(self, uncond: Context | None) -> RowMap:
-        return pair_rows(self.images, ("cond",) if uncond is None else ("cond", "uncond"))
+    def _made(self, name: str, make: Callable[[], Context]) -> Context:
+        if name not in self._contexts:
+            self._contexts[name] = make()
+        return self._contexts[name]

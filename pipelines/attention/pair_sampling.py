@@ -1,9 +1,8 @@
-"""Attention edits under a sampler of any kind: what it may ask for is a prediction for a batch of pairs.
+"""Attention edits under any sampler, which only asks for the denoised latent of a batch of pairs.
 
-A loop of ours blends after each step (`PairControl.blend`). A sampler of somebody else's asks for a prediction of its state,
-so here that state is blended, in place, when it comes, with what was known when its level was reached: it is the sampler's
-state after its last step. The clean prediction is blended too, so that the history of multistep samplers stays on the source's
-line, and so that the last step ends where it must.
+Our own loop blends the target after each step (`PairControl.blend`). Third-party samplers expose no end-of-step hook, so the
+state is blended in place just before each prediction, with the maps of the steps so far. The denoised latent is blended too:
+multistep samplers keep it as their history, and the last step returns it.
 """
 
 from __future__ import annotations
@@ -19,23 +18,22 @@ from ..core.errors import MismatchError, ShapeError
 from ..core.guidance import EditPrompts, constant_positive
 from ..core.protocols import Context, Denoiser
 from ..core.samplers import Predict
+from ..core.sigmas import JUST_ABOVE
 from ..core.trajectory import Trajectory
 from .pair_batch import interleave, pair_context, pair_rows, separate
 from .pair_control import PairControl
 
-ABOVE = 1 + 3e-5  # just above a level of the grid, seen with the tolerance of `step_of_sigma`
-
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What an attention edit asks of a sampler.
+    """The attention edit that a MODEL carries to its sampler.
 
     Attributes:
         make: the control of one run along a grid [N + 1].
-        sigmas: the grid that the edit's parts are counted on; None = the sampler's own.
-        tokens: how many text tokens the prompts were aligned on; None = any.
+        sigmas: the grid on which step ranges are counted; None = the sampler's own.
+        tokens: the text tokens that the prompts were aligned on; None = any.
         share_noise: whether the target gets its source's noise, at the start and at every step.
-        trajectory: where to get the source's trajectory, if it is a real picture: its rows are held to it.
+        trajectory: returns the source's trajectory if it is a real image, which the source then follows.
     """
 
     make: Callable[[Tensor], PairControl]
@@ -45,9 +43,14 @@ class PairPlan:
     trajectory: Callable[[], Trajectory] | None = None
 
     def check(self, denoiser: Denoiser, sampled: Tensor, latent: Tensor, positive: list[Tensor]) -> PairRun:
-        """The run along the grid `sampled` on latents [2 B, C, h, w], whose positive prompt has the parts `positive`.
+        """Begin a run.
 
-        Raises: ShapeError for an odd batch, MismatchError for a prompt or a trajectory that does not belong here.
+        Args:
+            denoiser: the model that is sampled.
+            sampled: the sampler's grid, [N + 1].
+            latent: the sampler's latents [2 B, C, h, w].
+            positive: the tokens [2 or 2 B, T, D] of each part of the positive prompt.
+        Raises: ShapeError for an odd batch, MismatchError for a prompt or a trajectory of another edit or model.
         """
         images = check_pairs(latent)
         for tokens in positive:
@@ -61,12 +64,12 @@ class PairPlan:
                     f"positive has {tokens.shape[1]} tokens but the prompts were aligned on {self.tokens}: connect the "
                     "conditioning of the node that patched the model"
                 )
-        path = None if self.trajectory is None else self.trajectory().fitted(denoiser, sampled, latent[::2])
-        return PairRun(self.make(sampled if self.sigmas is None else self.sigmas), path)
+        trajectory = None if self.trajectory is None else self.trajectory().fitted(denoiser, sampled, latent[::2])
+        return PairRun(self.make(sampled if self.sigmas is None else self.sigmas), trajectory)
 
 
 def check_pairs(latent: Tensor) -> int:
-    """How many pairs a latent batch holds. Raises ShapeError for an odd one."""
+    """The pairs of a latent batch. Raises ShapeError for an odd batch."""
     if len(latent) % 2:
         raise ShapeError(
             f"the sampler's latent batch has {len(latent)} rows but an attention edit needs pairs (source, target, source, "
@@ -76,42 +79,41 @@ def check_pairs(latent: Tensor) -> int:
 
 
 class PairRun:
-    """One run of a sampler."""
+    """One run of a sampler on a batch of pairs."""
 
-    def __init__(self, control: PairControl, path: Trajectory | None) -> None:
-        self.control, self.trajectory = control, path
+    def __init__(self, control: PairControl, trajectory: Trajectory | None) -> None:
+        self.control = control
+        self.trajectory = trajectory
         self._predicted = False
 
     def controlled(self, rows: int, branches: tuple[Branch, ...]) -> Controlled:
-        """The control for a call on `rows` latents, whose contexts are of these branches."""
+        """The control for a model call on `rows` latents, with one context for each of `branches`."""
         return Controlled(self.control, pair_rows(rows // 2, branches))
 
-    def settle(self, z: Tensor, sigma: float) -> None:
-        """Bring a sampler's state [2 B, C, h, w] at `sigma` to where it must be, in place."""
+    def blend_state(self, z: Tensor, sigma: float) -> None:
+        """Put the source [::2] on its trajectory and blend the target [1::2]: z [2 B, C, h, w] at `sigma`, in place."""
         if self.trajectory is not None:
             z[::2] = self.trajectory.at(sigma).to(z)
-        if self._predicted:  # before the first prediction there is nothing to blend by
+        if self._predicted:  # LocalBlend has no maps before the first prediction
             source, target = separate(z)
-            blended = self.control.blend(source, target, self.control.step(sigma * ABOVE))
+            blended = self.control.blend(source, target, self.control.step(sigma * JUST_ABOVE))
             if blended is not target:
                 target.copy_(blended)
 
-    def after(self, clean: Tensor, sigma: float) -> Tensor:
-        """The clean prediction [2 B, C, h, w] that the sampler goes on with."""
+    def blend_denoised(self, denoised: Tensor, sigma: float) -> Tensor:
+        """The denoised latents [2 B, C, h, w] for the sampler, with the source's own and the target blended."""
         self._predicted = True
-        source, target = separate(clean)
+        source, target = separate(denoised)
         if self.trajectory is not None:
-            source = self.trajectory.source.to(clean)
+            source = self.trajectory.source.to(denoised)
         blended = self.control.blend(source, target, self.control.step(sigma))
-        return clean if blended is target and self.trajectory is None else interleave(source, blended)
+        return denoised if blended is target and self.trajectory is None else interleave(source, blended)
 
     def finished(self, samples: Tensor) -> Tensor:
-        """A clean, unscaled result [2 B, C, h, w], in which a real picture's rows are the picture, bit for bit."""
-        return (
-            samples
-            if self.trajectory is None
-            else interleave(self.trajectory.source_latent.to(samples), separate(samples)[1])
-        )
+        """An unscaled result [2 B, C, h, w]; the source of a real image is the image's latent, bit for bit."""
+        if self.trajectory is None:
+            return samples
+        return interleave(self.trajectory.source_latent.to(samples), separate(samples)[1])
 
     def release(self) -> None:
         """Forget what the run has collected."""
@@ -119,30 +121,30 @@ class PairRun:
 
 
 def paired_predictor(denoiser: Denoiser, prompts: EditPrompts, run: PairRun) -> Predict:
-    """The guided clean prediction of pairs [2 B, C, h, w] as a function of latent and level; writes into the latent.
+    """The guided denoised latents of pairs [2 B, C, h, w] as a function of latent and sigma; writes into the latent.
 
-    The positive prompt has a row for source and target (or one for each latent); the negative is as for plain sampling.
+    The positive prompt has a row for source and target, or one for each latent; the negative is as in plain sampling.
     """
-    both = constant_positive(prompts.positive, "an attention edit")
+    pair = constant_positive(prompts.positive, "an attention edit")
     negative, scale = prompts.negative, prompts.guidance_scale
     repeated: dict[int, Context] = {}
 
     def predict(z: Tensor, sigma: float) -> Tensor:
-        run.settle(z, sigma)
+        run.blend_state(z, sigma)
         rows = len(z)
-        positive = repeated.setdefault(rows, _each(both, rows))
+        positive = repeated.setdefault(rows, _repeated(pair, rows))
         if negative is None or not negative.guides(scale):
-            clean = denoiser.denoise(z, sigma, [positive], run.controlled(rows, ("cond",)))[0]
-            return run.after(denoiser.combine(z, sigma, clean, clean, 1.0, [positive]), sigma)
+            denoised = denoiser.denoise(z, sigma, [positive], run.controlled(rows, ("cond",)))[0]
+            return run.blend_denoised(denoiser.combine(z, sigma, denoised, denoised, 1.0, [positive]), sigma)
         contexts = [positive, negative.at_sigma(sigma)]
         cond, uncond = denoiser.denoise(z, sigma, contexts, run.controlled(rows, ("cond", "uncond")))
-        return run.after(negative.combine(denoiser, z, sigma, cond, uncond, scale, contexts), sigma)
+        return run.blend_denoised(negative.combine(denoiser, z, sigma, cond, uncond, scale, contexts), sigma)
 
     return predict
 
 
-def _each(context: Context, rows: int) -> Context:
-    """A context of one row, or of two for source and target, for a batch of pairs."""
+def _repeated(context: Context, rows: int) -> Context:
+    """A context of two rows, source and target, repeated for a batch of pairs; one row or one per latent stays."""
     if len(context.tokens) in (1, rows):
         return context
     pooled = None if context.pooled is None else context.pooled.repeat(rows // 2, 1)
@@ -152,7 +154,7 @@ def _each(context: Context, rows: int) -> Context:
 def paired_context(source: Context, target: Context) -> Context:
     """One context with a row for source and target, [2, T, D].
 
-    Prompts of different lengths are repeated to a common one, as hosts do: attention over repeated keys is the same.
+    Prompts of different lengths are repeated to a common length, as hosts do. Attention over repeated keys is the same.
     Raises: ShapeError for prompts of several rows, or of different text encoders.
     """
     for context, name in ((source, "source"), (target, "target")):
@@ -169,5 +171,5 @@ def paired_context(source: Context, target: Context) -> Context:
 
 
 def shared_noise(noise: Tensor) -> Tensor:
-    """Every target's noise is its source's, [2 B, ...]."""
+    """Noise [2 B, ...] in which every target has its source's."""
     return noise[::2].repeat_interleave(2, dim=0)

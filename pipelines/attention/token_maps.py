@@ -1,4 +1,8 @@
-"""Attention maps of a few words: columns of the softmax, without the rest of it (methods.md, 0.6, item 5)."""
+"""Token maps: the cross-attention probabilities of a few text tokens (docs/methods.md, section 0.6, item 5).
+
+LocalBlend, masked MasaCtrl and the map drawings need the maps of a few words only. These are computed from queries and keys
+as exp(q k_j / sqrt(d) - logsumexp), one column j of the softmax at a time, beside the network's own attention.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,18 @@ from torch import Tensor
 from ..core.attention_sites import Branch, Role, Row, Site
 from ..core.errors import MismatchError
 
-FLOOR = 8  # cells per side: coarser maps have no shapes in them
+SMALLEST_GRID = 8  # side of the smallest attention grid whose maps still show shapes
 
 
-def columns(q: Tensor, k: Tensor, tokens: Sequence[int], count: int) -> Tensor:
-    """Probabilities of some keys, float32 [rows, heads, N, len(tokens)]; differentiable.
+def token_maps(q: Tensor, k: Tensor, tokens: Sequence[int], count: int) -> Tensor:
+    """The attention that goes to some of the keys, float32 [rows, heads, N, len(tokens)]; differentiable.
 
     Args:
-        q, k: [rows, heads, N, d] and [rows, heads, M, d]. M is `count`, or a multiple of it where a host has repeated a
-            prompt to the length of another; the copies' probabilities are then added.
+        q: queries [rows, heads, N, d].
+        k: keys [rows, heads, M, d]. M is `count`, or a multiple of it where a host has repeated a prompt to the length of
+            another; the probabilities of the copies are then added.
         tokens: which of the `count` text tokens.
+        count: the tokens of the prompt, T.
     Raises: MismatchError if M is no multiple of `count`.
     """
     check_tokens(k.shape[2], count)
@@ -42,33 +48,39 @@ def check_tokens(keys: int, count: int) -> None:
         )
 
 
-def map_divisor(latent_pixels: tuple[int, int], floor: int = FLOOR) -> int:
-    """By how much a latent is divided for maps: 4 as published (16 x 16 of 64 x 64), less where that has no `floor` cells."""
-    return next((d for d in (4, 2) if all(-(-side // d) >= floor for side in latent_pixels)), 1)
+def map_divisor(latent_pixels: tuple[int, int], smallest: int = SMALLEST_GRID) -> int:
+    """How much smaller than the latent the map grid is: 4 as published (16 x 16 of 64 x 64), less for small latents.
+
+    Args:
+        latent_pixels: (height, width) of the latent.
+        smallest: no side of the map grid may be smaller, unless the latent itself is.
+    """
+    return next((d for d in (4, 2) if all(-(-side // d) >= smallest for side in latent_pixels)), 1)
 
 
 def has_grid(site: Site, divisor: int) -> bool:
-    """Whether the site's grid is exactly 1 / `divisor` of the latent on both sides."""
+    """Whether the site's grid is exactly 1 / `divisor` of the latent on both sides (rounded up)."""
     return all(side == -(-whole // divisor) for side, whole in zip(site.grid, site.latent_pixels, strict=True))
 
 
 def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:
-    """For `WordMaps`, float32 [count, len(words)]: 1 where a text token belongs to a word."""
+    """Which of `count` tokens belong to which word, for `WordMaps`: float32 [count, len(words)] in {0, 1}."""
     weights = torch.zeros(count, len(words))
-    for column, members in enumerate(words):
-        weights[list(members), column] = 1
+    for word, members in enumerate(words):
+        weights[list(members), word] = 1
     return weights
 
 
 class WordMaps:
-    """Cross-attention maps of words, summed over layers and noise levels, one per row of a call.
+    """Cross-attention maps of words, averaged over heads and summed over layers and sigmas, for each row of a model call.
 
-    A level that is evaluated again (a call split for want of memory, a sampler of second order) counts once.
+    A sigma that is evaluated again counts once (a call split for want of memory, a sampler of second order).
     """
 
     def __init__(self, words: Mapping[Role, Tensor], branch: Branch = "cond") -> None:
-        """`words`: per role, the weight of every text token in every word, float32 [T, words]; roles left out are skipped."""
-        self.words, self.branch = dict(words), branch
+        """`words`: per role, the weight of every text token in every word, float32 [T, words]; other roles are skipped."""
+        self.words = dict(words)
+        self.branch = branch
         self._tokens = {role: weights.any(dim=1).nonzero().flatten().tolist() for role, weights in self.words.items()}
         self.clear()
 
@@ -81,39 +93,42 @@ class WordMaps:
         return any(self._tokens.get(row.role) and row.branch == self.branch for row in rows)
 
     def add(self, q: Tensor, k: Tensor, site: Site) -> None:
-        """Add what one cross-attention layer attends to: q [rows, heads, N, d], k [rows, heads, M, d]."""
+        """Add the maps of one cross-attention layer: q [rows, heads, N, d], k [rows, heads, M, d]."""
         if site.sigma != self._sigma:
-            self._before, self._now, self._sigma = self._sums(), {}, site.sigma
+            self._before = self._sums()
+            self._now = {}
+            self._sigma = site.sigma
         for role, tokens in self._tokens.items():
             rows = [i for i, row in enumerate(site.rows) if row.role == role and row.branch == self.branch]
             if not rows or not tokens:
                 continue
             index = torch.tensor(rows, device=q.device)
             weights = self.words[role][tokens].to(q.device)
-            part = columns(q.index_select(0, index), k.index_select(0, index), tokens, len(self.words[role]))
-            maps = (part.mean(1) @ weights).movedim(-1, 1).unflatten(-1, site.grid)
+            per_token = token_maps(q.index_select(0, index), k.index_select(0, index), tokens, len(self.words[role]))
+            maps = (per_token.mean(1) @ weights).movedim(-1, 1).unflatten(-1, site.grid)
             for i, value in zip(rows, maps, strict=True):
                 self._now[site.rows[i], site.order] = value
 
     def total(self, role: Role, images: int) -> list[Tensor]:
-        """Sums [images, words, height, width], one tensor per grid that was met, coarsest first.
+        """Sums [images, words, height, width], one tensor per attention grid, coarsest first.
 
-        Raises: MismatchError if an image has none: no layer had the size that was asked for.
+        Raises: MismatchError if an image has none: no layer had the requested size.
         """
         sums = self._sums()
         grids = sorted({grid for _, grid in sums})
         rows = [Row(role, self.branch, image) for image in range(images)]
         if not grids or any((row, grid) not in sums for row in rows for grid in grids):
             raise MismatchError(
-                f"no attention maps of the {role} were seen: this network has no cross-attention at the size asked for, "
-                "or another extension replaces it"
+                f"no attention maps of the {role} were recorded: this network has no cross-attention at the requested "
+                "size, or another extension replaces it"
             )
         return [torch.stack([sums[row, grid] for row in rows]) for grid in grids]
 
     def before(self, sigma: float, rows: Sequence[Row]) -> Tensor | None:
-        """Sums [len(rows), words, height, width] of finished levels, while the model is called at `sigma`; None = none yet.
+        """Sums [len(rows), words, height, width] of the sigmas before `sigma`; None if there are none yet.
 
-        Rows may be of any branch. What this level has added so far is left out: it depends on the order of the calls.
+        The maps of `sigma` itself are left out, because they would depend on the order of the model calls. Rows may be of
+        either branch.
         """
         sums = self._before if sigma == self._sigma else self._sums()
         found = {row: value for (row, _), value in sums.items()}

@@ -79,10 +79,10 @@ def test_refine_and_replace_say_what_they_do():
 def test_punctuation_moves_no_word():
     """The comma of one prompt has its own map in the other, and its attention has a place to go."""
     edit = align("a dog on grass", "a dog, on grass")
-    assert edit.gate[:8].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert edit.alphas[:8].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     assert [int(edit.mapper[:, n].argmax()) for n in (1, 2, 4, 5, 6)] == [1, 2, 3, 4, 5]
     edit = align("a dog, on grass", "a cat on grass", mode="replace")
-    assert edit.gate.all() and edit.mapper[3, 0] == 1  # the comma's, at the begin token
+    assert edit.alphas.all() and edit.mapper[3, 0] == 1  # the comma's, at the begin token
     assert [int(edit.mapper[:, n].argmax()) for n in range(6)] == [0, 1, 2, 4, 5, 6]
 
 
@@ -127,16 +127,16 @@ def test_every_word_is_in_one_group(source, target):
 
 def check(edit) -> None:
     count = edit.token_count
-    assert edit.mapper.shape == (count, count) and edit.gate.shape == edit.scale.shape == (count,)
+    assert edit.mapper.shape == (count, count) and edit.alphas.shape == edit.equalizer.shape == (count,)
     assert torch.isfinite(edit.mapper).all() and edit.mapper.min() >= 0
-    assert set(edit.gate.tolist()) <= {0.0, 1.0}
+    assert set(edit.alphas.tolist()) <= {0.0, 1.0}
     assert edit.source.tokens.shape == edit.target.tokens.shape == (1, count, 2)
-    assert all(0 <= place < count for place in (*edit.windows, *edit.blend_source, *edit.blend_target))
+    assert all(0 <= place < count for place in (*edit.step_ranges, *edit.blend_source, *edit.blend_target))
     found = groups(edit)
     assert [i for group in found for i in group.source] == list(range(len(edit.source_words)))
     assert [j for group in found for j in group.target] == list(range(len(edit.target_words)))
     for group in found:
-        assert bool(group.links) == (group.kind in ("same", "replaced"))
+        assert bool(group.aligned) == (group.kind in ("same", "replaced"))
 
 
 # ------------------------------------------------------------------------------------------------------------ options
@@ -145,8 +145,8 @@ def test_weights_and_windows_reach_the_tokens_of_their_words():
         "a cat and a tigerlily", "a cat and a tigerlily and a cat",
         weights=parse_weights("tigerlily: -2.5\ncat#2: 0,"), windows=parse_windows("cat: 0.2-0.4, tigerlily: .5"),
     )  # fmt: skip
-    assert {n: value for n, value in enumerate(edit.scale.tolist()) if value != 1} == {5: -2.5, 6: -2.5, 9: 0}
-    assert edit.windows == {2: (0.2, 0.4), 9: (0.2, 0.4), 5: (0.0, 0.5), 6: (0.0, 0.5)}
+    assert {n: value for n, value in enumerate(edit.equalizer.tolist()) if value != 1} == {5: -2.5, 6: -2.5, 9: 0}
+    assert edit.step_ranges == {2: (0.2, 0.4), 9: (0.2, 0.4), 5: (0.0, 0.5), 6: (0.0, 0.5)}
     assert edit.report[-3:] == (
         "target cat#1: 0.2-0.4", "target tigerlily: x-2.5, 0-0.5", "target cat#2: x0, 0.2-0.4",
     )  # fmt: skip
@@ -221,7 +221,7 @@ def test_an_encoder_whose_tokens_and_embedding_differ_is_refused():
 
 def test_texts_that_are_no_text_are_refused():
     for text in (None, 3, "\ud800"):
-        with pytest.raises(ParameterError, match="target_text is no readable text"):
+        with pytest.raises(ParameterError, match="target_text is not readable text"):
             align("a", text)
 
 

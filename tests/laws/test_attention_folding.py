@@ -22,14 +22,14 @@ def edits(tokens=7):
     source, target = context(1, tokens=tokens), context(2, tokens=tokens)
     generator = torch.Generator().manual_seed(5)
     random = {
-        "mapper": torch.rand(tokens, tokens, generator=generator), "gate": torch.rand(tokens, generator=generator),
-        "scale": torch.randn(tokens, generator=generator) * 2, "windows": {2: (0.2, 0.5), 3: (0.0, 0.0)},
+        "mapper": torch.rand(tokens, tokens, generator=generator), "alphas": torch.rand(tokens, generator=generator),
+        "equalizer": torch.randn(tokens, generator=generator) * 2, "step_ranges": {2: (0.2, 0.5), 3: (0.0, 0.0)},
     }  # fmt: skip
     return {
         "replace": replace_edit(source, target),
-        "reweight": replace_edit(source, target, scale=torch.linspace(-2, 4, tokens)),
+        "reweight": replace_edit(source, target, equalizer=torch.linspace(-2, 4, tokens)),
         "refine": refine_edit(source, target),
-        "windows": refine_edit(source, target, windows={1: (0.5, 1.0), 3: (0.0, 0.3)}),
+        "windows": refine_edit(source, target, step_ranges={1: (0.5, 1.0), 3: (0.0, 0.3)}),
         "anything": replace_edit(source, target, **random),
     }
 
@@ -152,8 +152,8 @@ def test_gradients_reach_queries_keys_and_values_of_both():
 def test_weights_are_columns_of_the_target():
     edit = edits()["anything"]
     first, second = folded_weights(edit, torch.ones(7))
-    assert torch.allclose(first.float(), edit.mapper @ torch.diag(edit.gate * edit.scale))
-    assert torch.allclose(second.float(), (1 - edit.gate) * edit.scale)
+    assert torch.allclose(first.float(), edit.mapper @ torch.diag(edit.alphas * edit.equalizer))
+    assert torch.allclose(second.float(), (1 - edit.alphas) * edit.equalizer)
     first, second = folded_weights(edit, torch.zeros(7))
     assert not first.any() and torch.equal(second, torch.ones(7).double())
 
@@ -179,7 +179,7 @@ def test_published_count_of_self_attention_steps(steps, until, count):
 
 
 def test_words_have_windows_of_their_own():
-    edit = replace_edit(context(1), context(2), windows={2: (0.5, 1.0), 4: (0.0, 0.2)})
+    edit = replace_edit(context(1), context(2), step_ranges={2: (0.5, 1.0), 4: (0.0, 0.2)})
     table = step_table(edit, 0.8, 50)
     assert [int(table[:, token].sum()) for token in (0, 2, 4)] == [40, 25, 10]
     assert table[:25, 2].sum() == 0 and table[40:, 2].all()

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, blends
+from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, wants_local_blend
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
-from editkit.pipelines.attention.token_maps import WordMaps, columns, map_divisor, word_weights
+from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
+from editkit.pipelines.attention.token_maps import WordMaps, map_divisor, token_maps, word_weights
 from editkit.pipelines.core.attention_sites import FeatureSite
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import context, replace_edit, rows_of, site
@@ -32,14 +32,14 @@ def softmax(q, k):
 # -------------------------------------------------------------------------------------------------------------- columns
 def test_columns_are_those_of_the_softmax():
     q, k, _ = (part.float() for part in qkv(PAIR))
-    assert torch.allclose(columns(q, k, [1, 4], 7), softmax(q, k)[..., [1, 4]], atol=1e-6)
-    assert torch.allclose(columns(q, k, range(7), 7).sum(-1), torch.ones(4, 2, 6), atol=1e-6)
-    assert torch.allclose(columns(q, k.repeat(1, 1, 3, 1), [1, 4], 7), softmax(q, k)[..., [1, 4]], atol=1e-6)
+    assert torch.allclose(token_maps(q, k, [1, 4], 7), softmax(q, k)[..., [1, 4]], atol=1e-6)
+    assert torch.allclose(token_maps(q, k, range(7), 7).sum(-1), torch.ones(4, 2, 6), atol=1e-6)
+    assert torch.allclose(token_maps(q, k.repeat(1, 1, 3, 1), [1, 4], 7), softmax(q, k)[..., [1, 4]], atol=1e-6)
     q.requires_grad_()
-    columns(q, k, [1], 7).sum().backward()
+    token_maps(q, k, [1], 7).sum().backward()
     assert q.grad.abs().sum() > 0
     with pytest.raises(MismatchError, match="7"):
-        columns(q, k[:, :, :6], [1], 7)
+        token_maps(q, k[:, :, :6], [1], 7)
 
 
 def test_word_maps_are_sums_over_levels_and_layers():
@@ -158,9 +158,9 @@ def test_smooth_maps_have_no_blocks():
 
 def test_nothing_is_collected_that_nobody_reads():
     options = P2POptions(0.0, 0.0, 0.0)
-    assert P2PControl(replace_edit(context(1), context(2)), SIGMAS, options).local is None
+    assert P2PControl(replace_edit(context(1), context(2)), SIGMAS, options).local_blend is None
     edit = replace_edit(context(1), context(2), blend_target=(2,))
-    assert not blends(edit, LocalBlendOptions(start=1.0))
+    assert not wants_local_blend(edit, LocalBlendOptions(start=1.0))
     control = P2PControl(edit, SIGMAS, options)
     wanted = [
         name
@@ -174,7 +174,7 @@ def test_nothing_is_collected_that_nobody_reads():
     assert not control.wants(site(rows_of("sc0", "tu0"), grid=(8, 8), latent_pixels=(32, 32)))
     assert control.active(3) and not control.needs(3)  # the target's own maps are enough
     with pytest.raises(ParameterError, match="may change"):
-        blends(replace_edit(context(1), context(2), keep_target=(2,)), LocalBlendOptions())
+        wants_local_blend(replace_edit(context(1), context(2), keep_target=(2,)), LocalBlendOptions())
 
 
 def test_what_was_collected_is_forgotten():
@@ -248,7 +248,7 @@ def up(block, sigma, blocks=12, rows=PAIR):
 @pytest.mark.parametrize(("inclusive", "features", "attention"), [(True, 41, 26), (False, 40, 25)])
 def test_injection_ends_as_published(inclusive, features, attention):
     sigmas = torch.linspace(50, 0, 51)
-    control = FeatureInjection(sigmas, PlugAndPlayOptions(inclusive=inclusive))
+    control = PlugAndPlay(sigmas, PlugAndPlayOptions(inclusive=inclusive))
     x = random_latent(4, 3, 2, 2)
     changed = [
         not torch.equal(control.features(x, FeatureSite("up", 4, 12, (4, 4), float(sigma), PAIR)), x)
@@ -256,12 +256,12 @@ def test_injection_ends_as_published(inclusive, features, attention):
     ]
     assert changed == [True] * features + [False] * (50 - features)
     assert [control.wants(up(4, float(s))) for s in sigmas[:-1]] == [True] * attention + [False] * (50 - attention)
-    off = FeatureInjection(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0))
+    off = PlugAndPlay(sigmas, PlugAndPlayOptions(features_until=0, attention_until=0))
     assert not off.wants(up(4, 50.0)) and not off.wants_features("up", 4, 12) and not off.needs(0)
 
 
 def test_injected_rows_are_the_sources_in_either_branch():
-    control = FeatureInjection(SIGMAS)
+    control = PlugAndPlay(SIGMAS)
     x = random_latent(4, 3, 2, 2)
     assert torch.equal(control.features(x, FeatureSite("up", 4, 12, (4, 4), 3.0, PAIR)), x[[0, 0, 2, 2]])
     q, k, v = qkv(PAIR, keys=6)
@@ -272,11 +272,11 @@ def test_injected_rows_are_the_sources_in_either_branch():
 
 @pytest.mark.parametrize(("blocks", "first"), [(12, 4), (9, 3), (6, 2)])
 def test_injection_starts_a_third_of_the_way_up(blocks, first):
-    control = FeatureInjection(SIGMAS)
+    control = PlugAndPlay(SIGMAS)
     assert [b for b in range(blocks) if control.wants_features("up", b, blocks)] == [first]
     assert [b for b in range(blocks) if control.wants(up(b, 3.0, blocks))] == list(range(first, blocks))
     assert not control.wants_features("down", first, blocks)
-    chosen = FeatureInjection(SIGMAS, PlugAndPlayOptions(feature_block=5, attention_from=1))
+    chosen = PlugAndPlay(SIGMAS, PlugAndPlayOptions(feature_block=5, attention_from=1))
     assert chosen.wants_features("up", 5, blocks) and chosen.wants(up(1, 3.0, blocks))
     with pytest.raises(ParameterError, match="feature_block"):
-        FeatureInjection(SIGMAS, PlugAndPlayOptions(feature_block=12)).wants_features("up", 0, blocks)
+        PlugAndPlay(SIGMAS, PlugAndPlayOptions(feature_block=12)).wants_features("up", 0, blocks)

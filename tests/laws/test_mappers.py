@@ -75,14 +75,14 @@ def test_t9_alignment(source, target, found):
 
 
 @pytest.mark.parametrize(
-    ("texts", "found", "gate"),
+    ("texts", "found", "alphas"),
     [
         (("a cat", "a red cat"), [0, 1, -1, 2, 3], [1, 1, 0, 1, 1]),
         (("a cat on", "a dog on"), [0, 1, -1, 3, 4], [1, 1, 0, 1, 1]),
     ],
 )
 @pytest.mark.parametrize("legacy", [False, True])
-def test_t9_refine(texts, found, gate, legacy):
+def test_t9_refine(texts, found, alphas, legacy):
     """A swapped word is new: only replace hands it the old one's place. Padding keeps its own place."""
     edit = align_prompts(encoder(), *texts, mode="refine", legacy_tail=legacy)
     expected = torch.zeros(77, 77)
@@ -90,7 +90,7 @@ def test_t9_refine(texts, found, gate, legacy):
         if row >= 0:
             expected[row, column] = 1
     assert torch.equal(edit.mapper, expected)
-    assert edit.gate.tolist() == gate + [1] * 72
+    assert edit.alphas.tolist() == alphas + [1] * 72
 
 
 def test_refine_of_a_shorter_target_serves_no_map_twice():
@@ -131,11 +131,11 @@ def test_replaced_attention_is_neither_lost_nor_made(source, target, mode, lengt
     try:
         edit = align_prompts(encoder(length=length), source, target, mode=mode)
     except ParameterError as error:
-        assert "equally many" in str(error)
+        assert "the same number" in str(error)
         return
     torch.testing.assert_close(edit.mapper.sum(dim=1), torch.ones(edit.token_count))
-    assert (edit.mapper >= 0).all() and set(edit.gate.tolist()) <= {0.0, 1.0}
-    assert not edit.mapper[:, edit.gate == 0].any()
+    assert (edit.mapper >= 0).all() and set(edit.alphas.tolist()) <= {0.0, 1.0}
+    assert not edit.mapper[:, edit.alphas == 0].any()
     for side in (edit.source, edit.target):
         assert side.tokens.shape[:2] == (1, edit.token_count)
 
@@ -149,7 +149,7 @@ def test_refine_gives_each_token_one_source_or_its_own(source, target, length):
     columns, rows = edit.mapper.sum(dim=0), edit.mapper.sum(dim=1)
     assert columns.max() <= 1 and rows.max() <= 1
     content = [place for place, token in enumerate(toy.tokens(target)) if token.start >= 0]
-    assert torch.equal(columns[content], edit.gate[content])
+    assert torch.equal(columns[content], edit.alphas[content])
     ids = edit.source.tokens[0, :, 0], edit.target.tokens[0, :, 0]
     assert all(ids[0][i] == ids[1][j] for i, j in ones(edit.mapper))
 
@@ -160,7 +160,7 @@ def test_refine_gives_each_token_one_source_or_its_own(source, target, length):
 def test_identical_prompts_are_left_alone(mode, legacy, text):
     edit = align_prompts(encoder(), text, text, mode=mode, legacy_tail=legacy)
     assert torch.equal(edit.mapper, torch.eye(77))
-    assert edit.gate.min() == edit.scale.min() == 1 and not edit.windows
+    assert edit.alphas.min() == edit.equalizer.min() == 1 and not edit.step_ranges
 
 
 @QUICK
@@ -169,7 +169,7 @@ def test_identical_prompts_of_several_windows_are_left_alone(text):
     for mode in MODES:
         edit = align_prompts(encoder(length=5), text, text, mode=mode)
         assert torch.equal(edit.mapper, torch.eye(edit.token_count))
-        assert edit.gate.all() and torch.equal(edit.source.tokens, edit.target.tokens)
+        assert edit.alphas.all() and torch.equal(edit.source.tokens, edit.target.tokens)
 
 
 # ------------------------------------------------------------------------------------------------------------ windows
@@ -179,7 +179,7 @@ def test_words_are_followed_from_one_window_to_another():
     # Windows of 4 words: source [b cat on mat here e] [b e e e e e]; target [b a big red cat e] [b on mat here e e].
     assert edit.token_count == 12
     assert ones(edit.mapper) >= {(0, 0), (1, 4), (2, 7), (3, 8), (4, 9), (5, 5), (6, 6), (7, 10), (8, 11)}
-    assert edit.gate.tolist() == [1, 0, 0, 0] + [1] * 8
+    assert edit.alphas.tolist() == [1, 0, 0, 0] + [1] * 8
     assert torch.equal(edit.source.tokens[:, 6:], encoder(length=6).encode("").tokens)
     assert edit.source.text == "cat on mat here"
 

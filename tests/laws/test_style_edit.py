@@ -12,11 +12,11 @@ from editkit.pipelines.attention.local_blend import LocalBlendOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
+from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.inversion.ddim import reconstruct
-from editkit.pipelines.inversion.null_text import negative_prompt
+from editkit.pipelines.inversion.negative_prompt import negative_prompt
 from editkit.pipelines.sdedit import sdedit
 from editkit.pipelines.stylediffusion.control import StyleControl
 from editkit.pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
@@ -276,7 +276,7 @@ def test_transfer_without_style_is_feature_injection():
     path = content(denoiser)
     ours = style_transfer(denoiser, plain, path, text(50), TARGET, NULL, options=options)
     prompts = PairPrompts(text(50), TARGET, NULL, 7.5)
-    pnp = pair_edit(denoiser, prompts, FeatureInjection(path.sigmas, options), path)
+    pnp = pair_edit(denoiser, prompts, PlugAndPlay(path.sigmas, options), path)
     assert torch.equal(ours.edited, pnp.edited)
 
 

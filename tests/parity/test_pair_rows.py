@@ -11,7 +11,7 @@ from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_control import PairControl
 from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
-from editkit.pipelines.attention.plug_and_play import FeatureInjection, PlugAndPlayOptions
+from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
 from editkit.pipelines.inversion.ddim import invert
 from editkit.tests.parity.test_pair_edit import LINES, SCALE, close, controls, model_of, start_of
 from editkit.tests.toy_attention import replace_edit
@@ -52,7 +52,7 @@ def test_a_real_picture_needs_three_rows_four_or_two(options, wanted):
     ("make", "wanted"),
     [
         (lambda s: MasaCtrl(s, MasaCtrlOptions(from_step=2)), [2, 2, 4, 4]),
-        (lambda s: FeatureInjection(s, PlugAndPlayOptions(features_until=0.5, inclusive=False)), [3, 3, 2, 2]),
+        (lambda s: PlugAndPlay(s, PlugAndPlayOptions(features_until=0.5, inclusive=False)), [3, 3, 2, 2]),
         (PairControl, [2] * 4),
     ],
 )

@@ -1,4 +1,4 @@
-"""A picture of an alignment: the words of the source over those of the target, joined where maps are taken over."""
+"""A figure of an alignment: the words of the source above those of the target, with a line between aligned words."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch import Tensor
 from ...evaluation.drawing import INK, LINE, PAPER, from_pil, label_font
 from .prompt_edit import PromptEdit
 from .report import Group, Kind, groups, word_notes
+from .words import Word
 
-WIDTH = 640  # pixels; a node shows it at about half that, so letters are large
-NARROWEST = 450  # what the legend needs
-WORD, NOTE = 26, 17  # heights of letters
-MARGIN, GAP, PADDING = 14, 10, 9
+# all sizes in pixels; a node shows the figure at about half its size, so letters are large
+WIDTH = 640
+NARROWEST = 450  # the legend's width
+MARGIN = 14
 ROOM = WIDTH - 2 * MARGIN
-BOX, JOIN, STEP = (
-    58,
-    46,
-    26,
-)  # heights of a word's box and of the lines between them, and the space between lines of text
+GAP = 10  # between neighbouring boxes
+PADDING = 9  # between a box and its word
+WORD = 26  # height of a word's letters
+NOTE = 17  # height of a note's letters
+BOX = 58  # height of a word's box
+JOIN = 46  # height of the lines between aligned words
+STEP = 26  # between lines of text
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "same": (120, 130, 145),
     "replaced": (26, 115, 232),
@@ -34,7 +37,7 @@ COLOURS: dict[Kind, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Box:
-    """A word in its place: its number in the prompt, and `x` from the column's left edge, in pixels."""
+    """A word with its number in the prompt, and `x` from the column's left edge, in pixels."""
 
     number: int
     text: str
@@ -45,7 +48,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Column:
-    """A group of words with the boxes of both prompts, or the part of a long one that fits into a line."""
+    """The boxes of an aligned group of words, or the part of a long group that fits into a line."""
 
     group: Group
     source: tuple[Box, ...]
@@ -55,16 +58,18 @@ class Column:
     def width(self) -> int:
         return max(row[-1].x + row[-1].width for row in (self.source, self.target) if row)
 
-    def links(self) -> Iterator[tuple[Box, Box]]:
-        above, below = ({box.number: box for box in row} for row in (self.source, self.target))
-        return ((above[i], below[j]) for i, j in self.group.links if i in above and j in below)
+    def aligned(self) -> Iterator[tuple[Box, Box]]:
+        """The boxes (source, target) of aligned words."""
+        above = {box.number: box for box in self.source}
+        below = {box.number: box for box in self.target}
+        return ((above[i], below[j]) for i, j in self.group.aligned if i in above and j in below)
 
 
 def alignment_figure(edit: PromptEdit) -> Tensor:
-    """Two rows of words, wrapped where the prompts are long: IMAGE [1, H, W, 3], W at most 640.
+    """Draw the source's words above the target's, wrapped where the prompts are long: IMAGE [1, H, W, 3], W at most 640.
 
-    Lines join words whose maps are taken over; colours say what is the same, replaced, added and removed; small letters give
-    weights, windows, and what may change or stays.
+    A line joins a source word and the target word that receives its maps. Colours show which words are the same, replaced,
+    added and removed. Small letters give weights, step ranges, and whether a word's region may change or stays.
     """
     from PIL import Image, ImageDraw
 
@@ -74,7 +79,8 @@ def alignment_figure(edit: PromptEdit) -> Tensor:
     page_width = max(min(WIDTH, widest + 2 * MARGIN), NARROWEST)
     height = MARGIN + len(lines) * (2 * BOX + JOIN + STEP) + NOTE + MARGIN
     page = Image.new("RGB", (page_width, height), PAPER)
-    draw, y = ImageDraw.Draw(page), MARGIN
+    draw = ImageDraw.Draw(page)
+    y = MARGIN
     for line in lines:
         x = MARGIN
         for column in line:
@@ -90,22 +96,22 @@ def alignment_figure(edit: PromptEdit) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------ layout
 def _columns(edit: PromptEdit) -> list[Column]:
-    boxes = [
-        [_box(number, word.text, " ".join(note)) for number, (word, note) in enumerate(zip(words, notes, strict=True))]
-        for words, notes in (
-            (edit.source_words, word_notes(edit, edit.source_words, source=True)),
-            (edit.target_words, word_notes(edit, edit.target_words, source=False)),
-        )
-    ]
+    source = _boxes(edit.source_words, word_notes(edit, edit.source_words, source=True))
+    target = _boxes(edit.target_words, word_notes(edit, edit.target_words, source=False))
     found = []
     for group in groups(edit):
-        rows = (
-            _rows([row[i] for i in numbers]) for row, numbers in zip(boxes, (group.source, group.target), strict=True)
-        )
-        for above, below in zip_longest(*rows, fillvalue=()):
+        above_rows = _rows([source[i] for i in group.source])
+        below_rows = _rows([target[j] for j in group.target])
+        for above, below in zip_longest(above_rows, below_rows, fillvalue=()):
             width = Column(group, above, below).width
             found.append(Column(group, _centred(above, width), _centred(below, width)))
     return found
+
+
+def _boxes(words: Sequence[Word], notes: Sequence[tuple[str, ...]]) -> list[Box]:
+    return [
+        _box(number, word.text, " ".join(note)) for number, (word, note) in enumerate(zip(words, notes, strict=True))
+    ]
 
 
 def _box(number: int, word: str, note: str) -> Box:
@@ -115,7 +121,7 @@ def _box(number: int, word: str, note: str) -> Box:
 
 
 def _rows(boxes: Sequence[Box]) -> list[tuple[Box, ...]]:
-    """Boxes side by side, in as many rows as their width asks for."""
+    """Boxes side by side, wrapped into rows at most `ROOM` wide."""
     rows: list[list[Box]] = []
     x = 0
     for box in boxes:
@@ -128,7 +134,7 @@ def _rows(boxes: Sequence[Box]) -> list[tuple[Box, ...]]:
 
 
 def _plain(word: str) -> str:
-    """Without accents, which the font has not."""
+    """The word without accents, which the font lacks."""
     return "".join(char for char in unicodedata.normalize("NFKD", word) if not unicodedata.combining(char))
 
 
@@ -162,7 +168,7 @@ def _wrapped(columns: Sequence[Column]) -> list[list[Column]]:
 def _draw_column(draw: Any, column: Column, x: int, y: int) -> None:
     colour = COLOURS[column.group.kind]
     top, bottom = y + BOX, y + BOX + JOIN
-    for above, below in column.links():
+    for above, below in column.aligned():
         ends = (x + above.x + above.width // 2, top, x + below.x + below.width // 2, bottom)
         draw.line(ends, fill=colour, width=3)
     for row, edge in ((column.source, y), (column.target, bottom)):

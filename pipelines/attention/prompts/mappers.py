@@ -1,6 +1,7 @@
-"""Which source tokens' attention serves which target tokens (Hertz et al. 2022; methods.md, 7.1 and 7.2).
+"""Mappers: which source tokens' maps each target token receives (Hertz et al. 2022; docs/methods.md, sections 7.1, 7.2).
 
-A mapper M is [T, T], source tokens down, target tokens across: target token n gets the source map A M[:, n].
+A mapper M is [T, T], source tokens down, target tokens across: target token n receives the map A_source M[:, n]. Alphas [T]
+are 1 where a token receives source maps and 0 where it keeps its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...core.protocols import Token
 
 
 class Window(NamedTuple):
-    """Places of the special tokens of one window of a padded prompt."""
+    """The special tokens of one window of a padded prompt (77 tokens in CLIP)."""
 
     begin: int
     end: int
@@ -26,10 +27,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a padded prompt has its words and its special tokens.
+    """The places of words and special tokens in a padded prompt.
 
     Attributes:
-        ids: of every token.    content: places of those that are no special tokens.    windows: the others' places.
+        ids: of every token.
+        content: places of the tokens of the text.
+        windows: places of the special tokens.
     """
 
     ids: tuple[int, ...]
@@ -42,7 +45,7 @@ class Layout:
 
 
 class Span(NamedTuple):
-    """Source tokens and the target tokens that answer them; one side empty = removed or added."""
+    """Aligned source and target tokens; one side is empty if they were removed or added."""
 
     source: tuple[int, ...]
     target: tuple[int, ...]
@@ -56,12 +59,12 @@ def layout(tokens: Sequence[Token]) -> Layout:
     special = [place for place, token in enumerate(tokens) if token.start < 0]
     begins = [place for place in special if tokens[place].id == tokens[0].id]
     if begins[:1] != [0]:
-        raise FamilyError("clip has no begin token: prompts can be aligned on CLIP's tokens alone")
+        raise FamilyError("clip has no begin token: only prompts in CLIP's tokens can be aligned")
     windows = []
     for begin, after in zip(begins, [*begins[1:], len(tokens)], strict=True):
         tail = [place for place in special if begin < place < after]
         if not tail or tail != list(range(tail[0], after)):
-            raise FamilyError("clip has no end token after the words: prompts can be aligned on CLIP's tokens alone")
+            raise FamilyError("clip has no end token after the words: only prompts in CLIP's tokens can be aligned")
         windows.append(Window(begin, tail[0], tuple(tail[1:])))
     content = [place for place, token in enumerate(tokens) if token.start >= 0]
     return Layout(tuple(token.id for token in tokens), tuple(content), tuple(windows))
@@ -69,11 +72,10 @@ def layout(tokens: Sequence[Token]) -> Layout:
 
 # --------------------------------------------------------------------------------------------------------- sequences
 def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int]:
-    """Needleman-Wunsch: for each item of the target the index of its equal in the source, or -1.
+    """Needleman-Wunsch: for each item of the target the index of the equal item in the source, or -1.
 
-    Gap 0, match 1, mismatch -1; of equally good steps, from the end, a gap in the source is taken first, then a gap in the
-    target, then the pair: what is there several times is matched as early as can be. Two gaps cost less than a mismatch,
-    so that only equals are paired.
+    Gap 0, match 1, mismatch -1. The traceback prefers a gap in the source, then a gap in the target, then the pair, so
+    repeated items are aligned as early as possible. Two gaps cost less than a mismatch, so only equal items are aligned.
     """
     rows, columns = len(source), len(target)
     score = [[0] * (columns + 1) for _ in range(rows + 1)]
@@ -95,17 +97,19 @@ def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int]
 
 # ----------------------------------------------------------------------------------------------------------- mappers
 def refine_mapper(source: Layout, target: Layout, *, legacy_tail: bool = False) -> tuple[Tensor, Tensor]:
-    """Refine: tokens that both prompts have keep their map, new ones have their own (methods.md, 7.2).
+    """Refine: A_n = a_n A_source,m(n) + (1 - a_n) A_target,n with m(n) the aligned source token (docs/methods.md, section 7.2).
 
-    A padding token is served by the token at its own place. Where the source is the longer prompt that is a word or the end
-    token, whose map is then used twice; here such padding gets nothing, unless `legacy_tail` asks for it as published.
-    Returns: mapper [T, T] and gate [T], both float32.
+    Tokens that both prompts have receive the source's map; new ones (a_n = 0) keep their own. A padding token receives the
+    map of the source token at the same place. Deviation: where the source is longer, that is a word or the end token, whose
+    map would be used twice; such padding receives nothing, unless `legacy_tail` asks for the published form.
+
+    Returns: mapper [T, T] and alphas [T], both float32.
     """
-    mapper, gate = _blank(source)
+    mapper, alphas = _blank(source)
     pairs = aligned([source.ids[i] for i in source.content], [target.ids[i] for i in target.content])
     for place, partner in zip(target.content, pairs, strict=True):
         if partner < 0:
-            gate[place] = 0
+            alphas[place] = 0
         else:
             mapper[source.content[partner], place] = 1
     padding = source.padding
@@ -113,21 +117,22 @@ def refine_mapper(source: Layout, target: Layout, *, legacy_tail: bool = False) 
         mapper[other.begin, window.begin] = mapper[other.end, window.end] = 1
         for place in window.padding:
             mapper[place, place] = float(legacy_tail or place in padding)
-    return mapper, gate
+    return mapper, alphas
 
 
 def span_mapper(spans: Sequence[Span], source: Layout, target: Layout) -> tuple[Tensor, Tensor]:
-    """Replace, span by span (methods.md, 7.1): every row sums to 1, so that no attention is lost and none made.
+    """Replace: A_n = sum over w of A_source,w M[w, n], span by span (docs/methods.md, section 7.1).
 
-    Tokens of spans of equal length serve each other one to one; otherwise every source token gives each target token an
-    equal part. Added tokens have their own map. The attention of removed ones, of which the publication says nothing, goes
-    to the begin token of their window, where a model looks when no word applies. End and padding tokens follow each other;
-    what is left of the source's padding joins the target's last.
-    Returns: mapper [T, T] and gate [T], both float32.
+    Tokens of spans of equal length are mapped one to one; in other spans each source token is divided equally over
+    the target tokens. Every row of M sums to 1, so the attention of a pixel still sums to 1. Added tokens keep their own map.
+    Removed tokens, which the paper does not cover, map to the begin token of their window, which receives the attention that
+    no word takes. End and padding tokens are mapped in order; surplus source padding maps to the target's last padding token.
+
+    Returns: mapper [T, T] and alphas [T], both float32.
     """
-    mapper, gate = _blank(source)
+    mapper, alphas = _blank(source)
     for span in spans:
-        _write(mapper, gate, span)
+        _write(mapper, alphas, span)
         if not span.target:
             for place in span.source:
                 mapper[place, _begin(source, place)] = 1
@@ -136,20 +141,21 @@ def span_mapper(spans: Sequence[Span], source: Layout, target: Layout) -> tuple[
         room = other.padding or (other.end,)
         for number, place in enumerate(window.padding):
             mapper[place, room[min(number, len(room) - 1)]] = 1
-    return mapper, gate
+    return mapper, alphas
 
 
 def published_mapper(spans: Sequence[Span], source: Layout, target: Layout) -> tuple[Tensor, Tensor]:
-    """`span_mapper` with the official code's tail: after the last change target token j is served by source token j.
+    """`span_mapper` with the official code's tail: after the last change target token j receives the map of source token j.
 
-    Where the changes alter the number of tokens, the words behind them so get the maps of other words (methods.md, 7.1, Bug).
-    Raises: ParameterError for prompts of several windows, which the official code does not have.
+    Where a change alters the number of tokens, later words then receive the maps of other words (docs/methods.md, section 7.1,
+    Bug).
+    Raises: ParameterError for prompts of several windows, which the official code does not support.
     """
     if len(source.windows) > 1:
         raise ParameterError(
             f"legacy_tail is on but a prompt has {len(source.windows)} windows of tokens: shorten it or turn it off"
         )
-    mapper, gate = _blank(source)
+    mapper, alphas = _blank(source)
     count, i, j = len(source.ids), 0, 0
     for span in spans:
         if _same(span, source, target):
@@ -157,11 +163,11 @@ def published_mapper(spans: Sequence[Span], source: Layout, target: Layout) -> t
         while (i < span.source[0]) if span.source else (j < span.target[0]):
             mapper[i, j] = 1
             i, j = i + 1, j + 1
-        _write(mapper, gate, span)
+        _write(mapper, alphas, span)
         i, j = i + len(span.source), j + len(span.target)
     for column in range(j, count - max(i - j, 0)):
         mapper[column, column] = 1
-    return mapper, gate
+    return mapper, alphas
 
 
 def _blank(source: Layout) -> tuple[Tensor, Tensor]:
@@ -169,9 +175,9 @@ def _blank(source: Layout) -> tuple[Tensor, Tensor]:
     return torch.zeros(count, count), torch.ones(count)
 
 
-def _write(mapper: Tensor, gate: Tensor, span: Span) -> None:
+def _write(mapper: Tensor, alphas: Tensor, span: Span) -> None:
     if not span.source:
-        gate[list(span.target)] = 0
+        alphas[list(span.target)] = 0
     elif len(span.source) == len(span.target):
         mapper[list(span.source), list(span.target)] = 1
     else:
@@ -189,7 +195,7 @@ def _begin(source: Layout, place: int) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- spans
 class Item(NamedTuple):
-    """A word, or a token of punctuation between words: what prompts are compared by, and its tokens."""
+    """A word, or a token of punctuation between words, with the key by which prompts are compared."""
 
     key: Hashable
     tokens: tuple[int, ...]
@@ -197,23 +203,22 @@ class Item(NamedTuple):
 
 
 def changed_spans(source: Sequence[Item], target: Sequence[Item]) -> list[Span]:
-    """Spans chosen one by one: items that both have are matched, and what lies between two matches is substituted.
+    """Mode auto: equal items are aligned, and the items between two of them are replaced, added or removed.
 
-    As many words as before replace each other in order; another number of words, as one long word. Words against nothing
-    are added or removed.
+    The same number of words is replaced word for word, another number as one long word.
     """
     pairs = aligned([item.key for item in source], [item.key for item in target])
     spans: list[Span] = []
     i = j = 0
     for index, partner in [*((n, p) for n, p in enumerate(pairs) if p >= 0), (len(target), len(source))]:
-        spans += _substituted(source[i:partner], target[j:index])
+        spans += _replaced_stretch(source[i:partner], target[j:index])
         if index < len(target):
             spans.append(Span(source[partner].tokens, target[index].tokens))
         i, j = partner + 1, index + 1
     return spans
 
 
-def _substituted(source: Sequence[Item], target: Sequence[Item]) -> Iterator[Span]:
+def _replaced_stretch(source: Sequence[Item], target: Sequence[Item]) -> Iterator[Span]:
     counts = [sum(item.word for item in items) for items in (source, target)]
     if counts[0] == counts[1]:
         yield from replaced_spans(source, target)
@@ -228,7 +233,7 @@ def _substituted(source: Sequence[Item], target: Sequence[Item]) -> Iterator[Spa
 
 
 def replaced_spans(source: Sequence[Item], target: Sequence[Item]) -> list[Span]:
-    """Spans of two texts of equally many words: word for word, and the punctuation between them."""
+    """Spans of two texts with the same number of words: word for word, and the punctuation between them."""
     spans: list[Span] = []
     for (before, word), (other, partner) in zip(_by_word(source), _by_word(target), strict=True):
         spans += _punctuation(before, other)
@@ -238,7 +243,7 @@ def replaced_spans(source: Sequence[Item], target: Sequence[Item]) -> list[Span]
 
 
 def _by_word(items: Sequence[Item]) -> Iterator[tuple[list[Item], Item | None]]:
-    """Each word with the punctuation before it; last, None with the punctuation at the end."""
+    """Each word with the punctuation before it; at the end None with the remaining punctuation."""
     before: list[Item] = []
     for item in items:
         if item.word:

@@ -1,4 +1,4 @@
-"""What an alignment does to each word, read back from its mapper: for the report and the picture."""
+"""The alignment of two prompts word by word, read back from its mapper: for the report and the figure."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ Kind = Literal["same", "replaced", "added", "removed"]
 
 @dataclass(frozen=True)
 class Group:
-    """Words of the two prompts that belong together, in the order of the prompts.
+    """Neighbouring words of the two prompts that are aligned with each other and with no other word.
 
     Attributes:
-        kind: what became of them.
+        kind: same, replaced, added or removed.
         source, target: numbers of the words in `source_words` and `target_words`; one side is empty if added or removed.
-        links: pairs of such numbers whose maps serve each other.
+        aligned: pairs (source word, target word) in which the target word receives the source word's maps.
     """
 
     kind: Kind
     source: tuple[int, ...]
     target: tuple[int, ...]
-    links: tuple[tuple[int, int], ...]
+    aligned: tuple[tuple[int, int], ...]
 
 
 def groups(edit: PromptEdit) -> list[Group]:
-    """Every word of both prompts, once; what replaced what is one group."""
-    served = _served(edit)
-    used = {i for partners in served for i in partners}
+    """Every word of both prompts, once, in the order of the prompts."""
+    sources_of = _aligned_sources(edit)
+    aligned = {i for sources in sources_of for i in sources}
     found: list[Group] = []
     i = j = 0
-    while i < len(edit.source_words) or j < len(served):
-        if i < len(edit.source_words) and i not in used:
+    while i < len(edit.source_words) or j < len(sources_of):
+        if i < len(edit.source_words) and i not in aligned:
             found.append(Group("removed", (i,), (), ()))
             i += 1
-        elif j < len(served) and not served[j]:
+        elif j < len(sources_of) and not sources_of[j]:
             found.append(Group("added", (), (j,), ()))
             j += 1
         else:
-            found.append(_linked(edit, served, i, j))
+            found.append(_aligned_group(edit, sources_of, i, j))
             i, j = i + len(found[-1].source), j + len(found[-1].target)
     return found
 
 
 def report_lines(edit: PromptEdit) -> tuple[str, ...]:
-    """One line for each run of words of a kind, then one for each option of a word."""
+    """One line for each run of words of a kind, then one for each word with options."""
     lines: list[str] = []
     last: Kind | None = None
     for group in groups(edit):
@@ -63,17 +63,22 @@ def report_lines(edit: PromptEdit) -> tuple[str, ...]:
 
 
 def word_notes(edit: PromptEdit, words: Sequence[Word], *, source: bool) -> list[tuple[str, ...]]:
-    """For each word its weight ("x2"), its window ("0-0.4"), and whether its place may change or must stay."""
-    blend, keep = (
-        (edit.blend_source, edit.keep_source) if source else (edit.blend_target, edit.keep_target)
-    )  # fmt: skip
+    """For each word its weight ("x2"), its step range ("0-0.4"), and whether its region may change or stays."""
+    blend = edit.blend_source if source else edit.blend_target
+    keep = edit.keep_source if source else edit.keep_target
     notes = []
     for word in words:
-        first = word.tokens[0]
-        scale, window = (1.0, None) if source else (float(edit.scale[first]), edit.windows.get(first))
-        note = [] if scale == 1 else [f"x{scale:g}"]
-        note += [] if window is None else [f"{window[0]:g}-{window[1]:g}"]
-        note += ["may change"] * (first in blend) + ["stays"] * (first in keep)
+        token = word.tokens[0]
+        note = []
+        if not source and (weight := float(edit.equalizer[token])) != 1:
+            note.append(f"x{weight:g}")
+        if not source and token in edit.step_ranges:
+            first, last = edit.step_ranges[token]
+            note.append(f"{first:g}-{last:g}")
+        if token in blend:
+            note.append("may change")
+        if token in keep:
+            note.append("stays")
         notes.append(tuple(note))
     return notes
 
@@ -85,28 +90,28 @@ def _options(edit: PromptEdit) -> Iterator[str]:
                 yield f"{prompt} {word.label}: {', '.join(notes)}"
 
 
-def _served(edit: PromptEdit) -> list[list[int]]:
-    """For each target word the source words whose maps it gets."""
-    owner = {place: number for number, word in enumerate(edit.source_words) for place in word.tokens}
+def _aligned_sources(edit: PromptEdit) -> list[list[int]]:
+    """For each target word the source words whose maps it receives."""
+    word_of = {token: number for number, word in enumerate(edit.source_words) for token in word.tokens}
     found = []
     for word in edit.target_words:
-        open_tokens = [place for place in word.tokens if edit.gate[place] > 0]
-        rows = edit.mapper[:, open_tokens].sum(dim=1).nonzero().flatten().tolist()
-        found.append(sorted({owner[row] for row in rows if row in owner}))
+        receiving = [token for token in word.tokens if edit.alphas[token] > 0]
+        source_tokens = edit.mapper[:, receiving].sum(dim=1).nonzero().flatten().tolist()
+        found.append(sorted({word_of[token] for token in source_tokens if token in word_of}))
     return found
 
 
-def _linked(edit: PromptEdit, served: list[list[int]], i: int, j: int) -> Group:
-    """The smallest runs of words from i and j on that nothing links with a word outside."""
-    ends = [i + 1, j + 1]
+def _aligned_group(edit: PromptEdit, sources_of: list[list[int]], i: int, j: int) -> Group:
+    """The smallest runs of words from source word i and target word j on that are aligned only with each other."""
+    source_end, target_end = i + 1, j + 1
     while True:
-        source = {s for t in range(j, ends[1]) for s in served[t]}
-        target = {t for t, partners in enumerate(served) if any(i <= s < ends[0] for s in partners)}
-        grown = [max([ends[0], *(s + 1 for s in source)]), max([ends[1], *(t + 1 for t in target)])]
-        if grown == ends:
+        sources = {s for t in range(j, target_end) for s in sources_of[t]}
+        targets = {t for t, partners in enumerate(sources_of) if any(i <= s < source_end for s in partners)}
+        grown = max([source_end, *(s + 1 for s in sources)]), max([target_end, *(t + 1 for t in targets)])
+        if grown == (source_end, target_end):
             break
-        ends = grown
-    first, second = tuple(range(i, ends[0])), tuple(range(j, ends[1]))
-    links = tuple((s, t) for t in second for s in served[t])
-    same = len(first) == len(second) == 1 and edit.source_words[i].name == edit.target_words[j].name
-    return Group("same" if same else "replaced", first, second, links)
+        source_end, target_end = grown
+    source, target = tuple(range(i, source_end)), tuple(range(j, target_end))
+    aligned = tuple((s, t) for t in target for s in sources_of[t])
+    same = len(source) == len(target) == 1 and edit.source_words[i].name == edit.target_words[j].name
+    return Group("same" if same else "replaced", source, target, aligned)

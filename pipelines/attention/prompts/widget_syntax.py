@@ -1,11 +1,11 @@
-"""The text of the word widgets: entries with commas or new lines between them.
+"""The syntax of the word widgets: entries with commas or new lines between them.
 
     words     circle, blue background, cat#2, source:cat
     weights   circle: 2, red: 0.5
     windows   red: 0-0.4, circle: 0.2-1, cat: 0.5
 
-A word stands for every place where it is; cat#2 is the second cat alone; several words are a phrase. Where words of either
-prompt are asked for, source: and target: choose one. A window is a part of the run, and 0.5 is short for 0-0.5.
+A word means each of its occurrences, cat#2 only the second cat; several words are a phrase. Where words of either prompt are
+accepted, source: and target: choose one prompt. A window is a range of steps in fractions, and 0.5 is short for 0-0.5.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def parse_windows(text: str) -> dict[str, tuple[float, float]]:
         match = WINDOW.fullmatch(value)
         if not match:
             raise ParameterError(
-                f"windows has {entry!r}: write the word, a colon and two parts of the run, as in red: 0-0.4"
+                f"windows has {entry!r}: write the word, a colon and two fractions of the steps, as in red: 0-0.4"
             )
         windows[name] = (float(match["first"] or 0), float(match["last"]))
     return windows
 
 
 def check_weight(name: str, weight: float) -> float:
-    """Raises ParameterError for a weight that is no number from -100 to 100."""
+    """Raises ParameterError for a weight that is not a number from -100 to 100."""
     if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
         raise ParameterError(
             f"weights: {name.strip()!r} has {weight}: give a number from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, 1 = unchanged"
@@ -65,7 +65,7 @@ def check_window(name: str, window: tuple[float, float]) -> tuple[float, float]:
     first, last = window
     if not 0 <= first <= last <= 1:
         raise ParameterError(
-            f"windows: {name.strip()!r} has {first:g}-{last:g}: give two parts of the run from 0 to 1, the smaller first"
+            f"windows: {name.strip()!r} has {first:g}-{last:g}: give two fractions of the steps from 0 to 1, the smaller first"
         )
     return float(first), float(last)
 

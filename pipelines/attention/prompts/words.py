@@ -1,4 +1,4 @@
-"""The words of a prompt and the tokens that carry them; finding words by name (methods.md, 7.5 pitfalls).
+"""The words of a prompt and the tokens that carry them; finding words by name (docs/methods.md, section 7.5, pitfalls).
 
 A word is a run of letters and digits, with hyphens and apostrophes between them, or a run of other signs such as emoji.
 Punctuation belongs to no word, so "dog," is the word "dog". Case does not matter.
@@ -23,9 +23,10 @@ class Word:
     """One word of a prompt.
 
     Attributes:
-        text: as it is written.    name: what it is compared by.
+        text: as it is written.
+        name: the normalised form by which words are compared.
         tokens: its places in the padded sequence of tokens.
-        label: `text`, with "#2" behind it where the prompt has the word several times.
+        label: `text`, followed by "#2" for the second occurrence of a repeated word.
     """
 
     text: str
@@ -35,7 +36,7 @@ class Word:
 
 
 def word_name(text: str) -> str:
-    """What words are compared by: one form of letters, of apostrophes, and no case."""
+    """The normalised form by which words are compared: NFKC, without case, with plain apostrophes."""
     return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
 
 
@@ -75,26 +76,26 @@ def _kinds(text: str) -> Iterator[str]:
 
 
 def prompt_words(text: str, tokens: Sequence[Token]) -> tuple[Word, ...]:
-    """The words of a prompt that have tokens; the brackets and numbers of a host's weights, which have none, are no words.
+    """The words of a prompt that have tokens. The brackets and numbers of a host's weights have none and are left out.
 
     Args:
         tokens: of the padded sequence, as `TextEncoder.tokens` gives them.
     """
     spans = word_spans(text)
-    owner = [-1] * len(text)
+    word_at = [-1] * len(text)
     for number, (start, end) in enumerate(spans):
-        owner[start:end] = [number] * (end - start)
+        word_at[start:end] = [number] * (end - start)
     places: list[list[int]] = [[] for _ in spans]
     for place, token in enumerate(tokens):
         if token.start >= 0:
-            covered = [number for number in owner[token.start : max(token.end, token.start + 1)] if number >= 0]
+            covered = [number for number in word_at[token.start : max(token.end, token.start + 1)] if number >= 0]
             if covered:
                 places[covered[0]].append(place)
-    held = [(text[start:end], tuple(found)) for (start, end), found in zip(spans, places, strict=True) if found]
-    names = [word_name(written) for written, _ in held]
+    found = [(text[start:end], tuple(taken)) for (start, end), taken in zip(spans, places, strict=True) if taken]
+    names = [word_name(written) for written, _ in found]
     return tuple(
-        Word(written, name, found, _label(written, name, names[:index], names))
-        for index, ((written, found), name) in enumerate(zip(held, names, strict=True))
+        Word(written, name, taken, _label(written, name, names[:index], names))
+        for index, ((written, taken), name) in enumerate(zip(found, names, strict=True))
     )
 
 
@@ -103,10 +104,10 @@ def _label(text: str, name: str, before: Sequence[str], names: Sequence[str]) ->
 
 
 def occurrences(words: Sequence[Word], name: str, socket: str) -> list[tuple[int, ...]]:
-    """The tokens of every place where a prompt has a word or a phrase; of one place for "cat#2", the second.
+    """The tokens of every occurrence of a word or phrase; for "cat#2" of the second only.
 
-    Returns: one tuple per place, in order; empty if the prompt does not have it, or not so often.
-    Raises: ParameterError if `name` names no word.
+    Returns: one tuple per occurrence, in order; empty if the prompt lacks it, or does not repeat it that often.
+    Raises: ParameterError if `name` contains no word.
     """
     match = NUMBERED.fullmatch(name)
     written, number = (match["words"], match["number"]) if match else (name, None)
