@@ -1,1 +1,1 @@
-"""Metrics, reports, CLIP ranking and drawing."""
+"""Metrics of an edit, their report, CLIP ranking and drawing."""

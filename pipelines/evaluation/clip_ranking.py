@@ -1,6 +1,6 @@
-"""Ranking predictions by how well their masked region agrees with a text (Blended Latent Diffusion, 4.4).
+"""CLIP ranking: sort images by the agreement of their masked region with a text (BLD, section 4.4).
 
-As published, a CLIP-style judge sees the image times the mask, black outside and uncropped (methods.md, 4).
+As published, the ranker gets the image times the mask, black outside and uncropped (docs/methods.md, section 4).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..core.shapes import check_image, check_mask, match_batch, same_size
 log = logging.getLogger("editkit")
 
 REGIONS = ("masked", "crop", "blur", "keep")
-CROP_MARGIN = 0.1  # of the longer side of the mask's box, on every side
-BLUR_SHARE = 1 / 24  # standard deviation of the blur, of the longer side of the picture
+CROP_MARGIN = 0.1  # on every side, as a fraction of the longer side of the mask's bounding box
+BLUR_SIGMA = 1 / 24  # standard deviation of the blur, as a fraction of the longer side of the image
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Best first.
+    """The ranked images, best first.
 
     Attributes:
         order: indices of the kept images in the input, long [n].
@@ -40,7 +40,7 @@ class Ranking:
     count: int
 
     def apply(self, batch: Tensor) -> Tensor:
-        """A batch belonging to the images (latents, masks), in the same order. Raises ShapeError for another size."""
+        """Sort another batch of the ranked images (latents, masks) alike. Raises ShapeError for another batch size."""
         if batch.shape[0] != self.count:
             raise ShapeError(
                 f"{self.count} images were ranked but the other batch has {batch.shape[0]}: pass the batch they"
@@ -59,19 +59,20 @@ def rank_by_text(
     keep: int = 0,
     chunk: int = 16,
 ) -> Ranking:
-    """Sort a batch by the cosine between each image's embedding and the text's.
+    """Sort a batch by the cosine similarity of each image's embedding and the text's (docs/methods.md, section 4).
 
     Args:
         images: IMAGE [B, H, W, 3] in [0, 1].
-        text: the prompt, taken as it is (no template, as published).
-        mask: MASK [1 or B, H, W], 1 = edit; a pixel belongs to it from 0.5. None judges whole pictures.
-        region: "masked" = black outside the mask, uncropped (as published); "crop" = the mask's box with a margin, for
-            small masks; "blur" = blurred outside; "keep" = the whole picture, whatever the mask.
+        text: the prompt, unchanged (no template, as published).
+        ranker: embeds images and text.
+        mask: MASK [1 or B, H, W], 1 = edit; a pixel belongs to it from 0.5. None scores whole images.
+        region: "masked" = black outside the mask, uncropped (as published); "crop" = the mask's bounding box with a
+            margin, for small masks; "blur" = blurred outside; "keep" = the whole image, without regard to the mask.
         keep: how many of the best to keep, at most; 0 = all.
-        chunk: images that the ranker sees at once, >= 1.
-    Returns: a Ranking; equal scores, as those of identical images, keep the input's order. If every mask is empty the
-        input's order is kept, with a warning: nothing was there to judge.
-    Raises: ShapeError, ParameterError; EditError if the ranker gives no number.
+        chunk: images per call of the ranker, at least 1.
+    Returns: equal scores, as those of identical images, keep the order of the input. If every mask is empty, all images
+        keep it, with a warning.
+    Raises: ShapeError, ParameterError; EditError if the ranker returns NaN.
     """
     images = check_image(images, "images")
     _check(text, region, keep, chunk)
@@ -88,9 +89,14 @@ def rank_by_text(
 
 
 def text_scores(images: Tensor, text: str, ranker: Ranker, *, chunk: int = 16) -> Tensor:
-    """Cosine, -1 to 1, of each whole IMAGE [B, H, W, 3] and the text as it is: float32 [B].
+    """Cosine similarity of each whole image and a text, -1 to 1, float32 [B].
 
-    Raises: ShapeError, ParameterError; EditError if the ranker gives no number.
+    Args:
+        images: IMAGE [B, H, W, 3] in [0, 1].
+        text: unchanged, without a template.
+        ranker: embeds images and text.
+        chunk: images per call of the ranker, at least 1.
+    Raises: ShapeError, ParameterError; EditError if the ranker returns NaN.
     """
     images = check_image(images, "images")
     _check(text, "keep", 0, chunk)
@@ -114,20 +120,20 @@ def _inside(mask: Tensor, images: Tensor) -> Tensor:
     return match_batch(mask >= 0.5, len(images), "mask", "images")
 
 
-# ------------------------------------------------------------------------------------------- what the ranker sees
+# -------------------------------------------------------------------------------------------- inputs of the ranker
 def _views(images: Tensor, inside: Tensor | None, region: str) -> list[Tensor]:
-    """One picture [h, w, 3] per image; only crops differ in size."""
+    """One view [h, w, 3] per image; only crops differ in size."""
     if inside is None:
         return list(images)
     if region == "masked":
         return list(torch.where(inside[..., None], images, 0.0))
     if region == "blur":
-        return list(torch.where(inside[..., None], images, blur(images, BLUR_SHARE * max(images.shape[1:3]))))
+        return list(torch.where(inside[..., None], images, blur(images, BLUR_SIGMA * max(images.shape[1:3]))))
     return [_crop(image, where) for image, where in zip(images, inside, strict=True)]
 
 
 def _crop(image: Tensor, inside: Tensor) -> Tensor:
-    """The mask's box with a margin, as near to a square as the picture allows; black where the mask is empty."""
+    """The mask's bounding box with a margin, as square as the image allows; black if the mask is empty."""
     if not inside.any():
         return torch.zeros_like(image)
     spans = [inside.any(1).nonzero(), inside.any(0).nonzero()]
@@ -139,7 +145,7 @@ def _crop(image: Tensor, inside: Tensor) -> Tensor:
 
 
 def _widen(box: tuple[int, int], side: int, length: int) -> slice:
-    """`side` pixels around a span, moved into 0..length, and cut only where the picture is smaller."""
+    """`side` pixels centred on a span, moved into 0..length; fewer where the image is smaller."""
     side = min(side, length)
     begin = (box[0] + box[1] - side) // 2
     begin = min(max(begin, 0), length - side)
@@ -147,10 +153,11 @@ def _widen(box: tuple[int, int], side: int, length: int) -> slice:
 
 
 def _square(image: Tensor) -> Tensor:
-    """Black bars to a square, so that no ranker crops or squeezes what it should judge."""
+    """Pad with black to a square, so that the ranker neither crops nor squeezes the image."""
     height, width = image.shape[:2]
     side = max(height, width)
-    above, left = (side - height) // 2, (side - width) // 2
+    above = (side - height) // 2
+    left = (side - width) // 2
     return F.pad(image, (0, 0, left, side - width - left, above, side - height - above))
 
 
@@ -167,23 +174,23 @@ def blur(images: Tensor, sigma_px: float) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------- scores
 def _scores(views: list[Tensor], text: str, ranker: Ranker, chunk: int) -> Tensor:
-    """Cosines float32 [B]. Identical views are judged once: their tie must not hang on how a batch was cut."""
+    """Cosine similarities, float32 [B]. Identical views are scored once, so that a tie does not depend on the chunks."""
     with torch.no_grad():
-        words = F.normalize(ranker.embed_texts([text])[0].float(), dim=0)
+        target = F.normalize(ranker.embed_texts([text])[0].float(), dim=0)
         first = _first_equal(views)
         scores: dict[int, Tensor] = {}
         for group in _groups(first, views, chunk):
             images = torch.stack([views[i] for i in group]).to(ranker.device)
             vectors = F.normalize(ranker.embed_images(images).float(), dim=-1)
-            scores.update(zip(group, vectors @ words, strict=True))
+            scores.update(zip(group, vectors @ target, strict=True))
     values = torch.stack([scores[i] for i in first])
     if not torch.isfinite(values).all():
-        raise EditError("the ranker gave NaN: run it in float32")
+        raise EditError("the ranker returned NaN: run it in float32")
     return values
 
 
 def _groups(first: list[int], views: list[Tensor], chunk: int) -> list[list[int]]:
-    """Distinct views of one size together, at most `chunk` of them."""
+    """Indices of the distinct views in chunks: views of one size, at most `chunk` of them."""
     by_size: dict[torch.Size, list[int]] = {}
     for i in dict.fromkeys(first):
         by_size.setdefault(views[i].shape, []).append(i)
@@ -191,7 +198,7 @@ def _groups(first: list[int], views: list[Tensor], chunk: int) -> list[list[int]
 
 
 def _first_equal(views: list[Tensor]) -> list[int]:
-    """For each view the index of the first one identical to it."""
+    """For each view, the index of the first view identical to it."""
     distinct: list[int] = []
     first = []
     for i, view in enumerate(views):

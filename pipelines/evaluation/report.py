@@ -1,4 +1,4 @@
-"""What an edit did, in numbers and a picture: a table of `metrics` for every image of a batch (methods.md, 12)."""
+"""Report of an edit: a table of metrics and a page of images, for every image of a batch (docs/methods.md, section 12)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..core.protocols import Ranker
 from ..core.shapes import check_image, check_mask, common_batch, match_batch, same_size
 from . import metrics
 from .clip_ranking import text_scores
-from .drawing import sheet, under
+from .drawing import captioned, sheet
 
-TILE = 224  # pixels, of the pictures of the report
-BRIGHTEST = 0.25  # change of a channel that is white in the report
+TILE = 224  # longer side of an image on the page, in pixels
+BRIGHTEST = 0.25  # change of a channel that the page shows as white
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of every image: float32 [B] on the CPU, NaN where there is nothing to measure."""
+    """One metric of every image: float32 [B] on the CPU, NaN where it is not defined."""
 
     name: str
     values: Tensor
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measures:
-    """What was measured, and the pictures that it was measured on: [B, H, W, 3] and, if there is one, the MASK [B, H, W]."""
+    """The metrics of an edit, and what they compare: IMAGEs [B, H, W, 3] and, if there is one, the MASK [B, H, W]."""
 
     rows: tuple[Row, ...]
     source: Tensor
@@ -45,7 +45,7 @@ class Measures:
         raise KeyError(name)
 
     def table(self) -> str:
-        """One line per measure: name, tab, a value per image, and the mean of a batch."""
+        """One line per metric, separated by tabs: name, a value per image, and the mean of a batch."""
         count = len(self.edited)
         heads = [f"image {index + 1}" for index in range(count)] + ["mean"] * (count > 1)
         lines = ["\t".join(["measure", *heads])]
@@ -55,13 +55,13 @@ class Measures:
         return "\n".join(lines)
 
     def report(self) -> Tensor:
-        """One page per image, IMAGE [B, H', W', 3]: source, edited, mask and change over the numbers."""
+        """One page per image, IMAGE [B, H', W', 3]: source, edited, mask and change, with the metrics below."""
         pages = [self._page(index) for index in range(len(self.edited))]
         height, width = (max(page.shape[axis] for page in pages) for axis in (1, 2))
-        sheets = torch.ones(len(pages), height, width, 3)
-        for page, sheet_ in zip(pages, sheets, strict=True):
-            sheet_[: page.shape[1], : page.shape[2]] = page[0]
-        return sheets
+        report = torch.ones(len(pages), height, width, 3)
+        for index, page in enumerate(pages):
+            report[index, : page.shape[1], : page.shape[2]] = page[0]
+        return report
 
     def _page(self, index: int) -> Tensor:
         change = (self.edited[index] - self.source[index]).abs().amax(-1)
@@ -70,18 +70,19 @@ class Measures:
             tiles.append(("mask", self.mask[index]))
         tiles.append((f"change (white: {BRIGHTEST:g} or more)", (change / BRIGHTEST).clamp(max=1)))
         lines = [f"{row.name}: {_number(float(row.values[index]), row.digits)}" for row in self.rows]
-        return under(sheet(tiles, columns=2, tile=TILE), lines, size=20)
+        return captioned(sheet(tiles, columns=2, tile=TILE), lines, size=20)
 
 
 def measure_edit(
     source: Tensor, edited: Tensor, *, mask: Tensor | None = None, text: str = "", ranker: Ranker | None = None
 ) -> Measures:
-    """Compare edited pictures with their source, and with a text.
+    """Compare edited images with their source, and with a text.
 
     Args:
-        source, edited: IMAGEs [B, H, W, 3] in [0, 1] of one size; either may be one for all.
-        mask: MASK [1 or B, H, W], 1 = edit; gives what changed inside and outside of it.
-        text: what the edited picture should show, taken as it is.    ranker: judges it; the one needs the other.
+        source, edited: IMAGEs [B, H, W, 3] in [0, 1] of one size; a batch of 1 is repeated.
+        mask: MASK [1 or B, H, W], 1 = edit; adds the metrics inside, outside and at the border of it.
+        text: what the edited image should show, unchanged; adds the metrics of `ranker`. Each needs the other.
+        ranker: embeds images and text.
     Raises: ShapeError for sizes and batches that differ; ParameterError for a text without a ranker or the reverse.
     """
     source, edited = check_image(source, "source").cpu(), check_image(edited, "edited").cpu()
@@ -94,7 +95,7 @@ def measure_edit(
     batch = common_batch(**images)
     if bool(text.strip()) != (ranker is not None):
         missing = "ranker is not connected" if ranker is None else "text is empty"
-        raise ParameterError(f"{missing}: an agreement with a text needs both a text and a ranker, or neither")
+        raise ParameterError(f"{missing}: to compare with a text give both a text and a ranker, or neither")
     source, edited = match_batch(source, batch, "source", "edited"), match_batch(edited, batch, "edited", "source")
     mask = None if mask is None else match_batch(mask, batch, "mask", "edited")
     rows = [
@@ -118,7 +119,7 @@ def _masked_rows(source: Tensor, edited: Tensor, mask: Tensor) -> list[Row]:
 
 
 def _text_rows(source: Tensor, edited: Tensor, text: str, ranker: Ranker) -> list[Row]:
-    """The three ways in which tables print the same cosine, and the source's, to see what the edit gained."""
+    """The cosine similarity in the three forms that tables print, and that of the source for comparison."""
     before, after = text_scores(source, text, ranker).cpu(), text_scores(edited, text, ranker).cpu()
     return [
         Row("text: cosine", after),
