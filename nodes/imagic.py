@@ -149,7 +149,7 @@ class Imagic(io.ComfyNode):
             tuned_model(model, tuning.changes),
             tuning.changes,
             conditioning_out(found.context),
-            conditioning_out(made.subject),
+            conditioning_out(made.object),
             graph,
             report,
             ui=show_text(cls, graph, report),

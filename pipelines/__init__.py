@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from .inversion.negative_prompt import negative_prompt
     from .inversion.null_text import NullTextOptions, NullTextResult, null_text
     from .inversion.proximal import Proximal
-    from .layerdiffusion.embeddings import (EmbeddingOptions, LayeredEmbeddings, layered_embeddings)
-    from .layerdiffusion.iterative_guidance import (IterativeGuidance)
+    from .layerdiffusion.embeddings import EmbeddingOptions, LayeredEmbeddings, layered_embeddings
     from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
+    from .layerdiffusion.iterative_guidance import IterativeGuidance
     from .layerdiffusion.reference_background import object_latent_mask, reference_from_text
     from .learning.weight_deltas import TunePlan, load_changes, save_changes
     from .sdedit import sdedit

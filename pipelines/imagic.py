@@ -1,7 +1,10 @@
-"""Imagic: a picture, described by the text of what it should become (Kawar et al. 2023; methods.md, 11.8).
+"""Imagic: edit an image by a target text alone (Kawar et al. 2023; docs/methods.md, section 11.8).
 
-LayerDiffusion's two stages with one embedding and no masks: the target's embedding is fitted to the picture, the network
-is fitted at that embedding, and one samples somewhere between both embeddings.
+    1. fit the embedding of the target text to the image, the network fixed:       e_tgt -> e_opt
+    2. fit the network to the image, the embedding e_opt fixed
+    3. sample with eta e_tgt + (1 - eta) e_opt
+
+Steps 1 and 2 are the two stages of LayerDiffusion with one embedding and without masks.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .core.progress import Legs, Progress, silent
+from .core.progress import Progress, StagedProgress, silent
 from .core.protocols import Context, Denoiser, TunableDenoiser
 from .layerdiffusion.embeddings import (
     EmbeddingOptions,
@@ -31,12 +34,12 @@ LIGHT = TuneOptions(plan=TunePlan("lora"), steps=500, lr=1e-4, object_weight=1.0
 
 @dataclass(frozen=True)
 class Imagic:
-    """What Imagic found.
+    """The result of Imagic.
 
     Attributes:
-        context: to sample with: `eta` of the target's embedding and the rest of the fitted one.
-        embeddings: of stage 1; its `subject` is the fitted embedding.
-        tuning: of stage 2.
+        context: the prompt of step 3: eta e_tgt + (1 - eta) e_opt.
+        embeddings: the result of step 1; its `object` is e_opt.
+        tuning: the result of step 2.
     """
 
     context: Context
@@ -56,21 +59,27 @@ def imagic(
     tuning: TuneOptions = PUBLISHED,
     progress: Progress = silent,
 ) -> Imagic:
-    """Fit embedding and network to a picture. Raises as `layered_embeddings` and `layered_tune` do.
+    """Fit an embedding and a copy of the network to an image.
 
     Args:
-        opened: the model while it predicts; it is closed before its copy learns, so that both need not fit at once.
+        opened: context manager of the model while it predicts. It is closed before step 2, so that the model and the copy
+            that learns need not fit into memory together.
         tunable: the same model.
-        latent: the picture, clean, unscaled, [B, C, h, w].
-        target: what the picture should become.
-        eta: 0 = the fitted embedding, which gives the picture back; 1 = the target's; 0.6 to 0.8 is usual.
-        seeds: one for each image.
+        latent: the image's clean latent, unscaled, [B, C, h, w].
+        target: the target text's embedding e_tgt, [1 or B, T, D].
+        eta: 0 = e_opt, which reconstructs the image; 1 = e_tgt. The paper uses 0.6 to 0.8.
+        seeds: one per image.
+        embeddings: options of step 1.
+        tuning: options of step 2.
+        progress: called after every step of both; raising there cancels.
+    Raises: as `layered_embeddings` and `layered_tune`.
+    Source: Kawar et al. 2023, "Imagic", section 3. The object's weight 1 and the background's 0 leave the plain loss.
     """
     check_share(eta, "eta")
-    legs = Legs(progress, (embeddings.steps, tuning.steps))
+    legs = StagedProgress(progress, (embeddings.steps, tuning.steps))
     with opened as model:
         fitted = layered_embeddings(
             model, latent, target, None, None, seeds=seeds, options=embeddings, progress=legs(0)
         )
-    tuned = layered_tune(tunable, latent, None, fitted.subject, None, seeds=seeds, options=tuning, progress=legs(1))
-    return Imagic(mix_embeddings(target, fitted.subject, eta), fitted, tuned)
+    tuned = layered_tune(tunable, latent, None, fitted.object, None, seeds=seeds, options=tuning, progress=legs(1))
+    return Imagic(mix_embeddings(target, fitted.object, eta), fitted, tuned)

@@ -46,7 +46,7 @@ def source(seed: int = 0, batch: int = B) -> Tensor:
     return random_latent(batch, C, H, W, seed=seed)
 
 
-def subject_mask(height: int = H, width: int = W) -> Tensor:
+def object_mask(height: int = H, width: int = W) -> Tensor:
     mask = torch.zeros(1, height, width)
     mask[:, 1:4, 1:3] = 1
     return mask

@@ -1,7 +1,10 @@
-"""LayerDiffusion, stage 2: a copy of the network learns one picture's subject and another's background.
+"""LayerDiffusion, stage 2: fit a copy of the network to the object of one image and the background of another.
 
-Li et al. 2023, equations 4 to 6 (methods.md, section 10); the sides of the pair are drawn at levels of their own and
-evaluated in one call.
+    L_obj = E | M_obj (eps - f(x_t, t, e_opt)) |^2        on the image                     (Li et al. 2023, equation 4)
+    L_bg  = E | M_bg (eps' - f(x'_t', t', e_opt)) |^2     on the reference background      (equation 5)
+    L     = lambda_1 L_obj + lambda_2 L_bg                                                 (equation 6)
+
+The embedding e_opt is fixed and the network f learns. Both terms are evaluated in one batch (docs/methods.md, section 10).
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from ..core.shapes import check_latent, common_batch, match_batch
 from ..learning.denoising_loss import NoiseError, masked_mean
 from ..learning.optimise import OptimiseResult, autocast, learning_mode, own, own_context
 from ..learning.weight_deltas import TunePlan
-from .embeddings import check_patience, fit, on_grid, recompute
+from .fitting import check_patience, fit, on_grid, recompute
 
-REFERENCE_SEED = 0x5851F42D4C957F2D  # what separates the draws of the reference from those of the picture
+REFERENCE_SEED = 0x5851F42D4C957F2D  # added to the image's seed: the reference draws its own sigmas and noise
 EVERYTHING = TunePlan()
 
 
@@ -31,11 +34,11 @@ class TuneOptions:
 
     Attributes:
         plan: all weights, as published, or low-rank additions. See `TunePlan`.
-        steps, lr: Adam steps and step size, as published for all weights; low-rank additions want about 1e-4.
-        object_weight, background_weight: lambda 1 and 2; 0 leaves that picture out altogether. The paper uses 3 for small
-            subjects.
-        normalise: divide each error by the share of the picture that its mask covers; published is the plain mean, under
-            which a small subject weighs little.
+        steps, lr: Adam's steps and step size, as published for all weights; low-rank additions need about 1e-4.
+        object_weight, background_weight: lambda_1 and lambda_2; 0 leaves that image out. The paper uses lambda_1 = 3 for
+            small objects.
+        normalise: divide each term by the area of its mask (ours). As published, the terms are means over the whole image,
+            in which a small object counts little.
         patience, low_memory: as in `EmbeddingOptions`.
     """
 
@@ -63,12 +66,13 @@ LIGHT = TuneOptions(plan=TunePlan("lora"), lr=1e-4)
 
 @dataclass(frozen=True)
 class LayeredTuning:
-    """What `layered_tune` found.
+    """The result of stage 2.
 
     Attributes:
-        changes: of the weights, on the CPU, in the layout of LoRA files (`weights.py`).
-        object_losses, background_losses: before every step, with their weights.
-        steps: taken.    stopped: whether patience ended it.
+        changes: of the weights, on the CPU, in the layout of LoRA files (`learning.weight_deltas`).
+        object_losses, background_losses: the weighted terms before each step.
+        steps: steps taken.
+        stopped: whether patience ended the optimisation early.
     """
 
     changes: dict[str, Tensor]
@@ -79,7 +83,7 @@ class LayeredTuning:
 
     @property
     def losses(self) -> list[float]:
-        """Their sums."""
+        """The total loss before each step."""
         return [a + b for a, b in zip(self.object_losses, self.background_losses, strict=True)]
 
 
@@ -95,40 +99,53 @@ def layered_tune(
     options: TuneOptions | None = None,
     progress: Progress = silent,
 ) -> LayeredTuning:
-    """Fit a copy of the network to the subject of one picture and the background of another (equations 4 to 6).
+    """Fit a copy of the network to the object of one image and the background of another (equations 4 to 6).
 
-    lambda_1 |M (eps - f(x_t, t, e))|^2 on the picture + lambda_2 |M_bg (eps' - f(x'_t', t', e))|^2 on the reference, e
-    fixed. Every step draws one level and noise for each. All images of a batch share the one copy (mean of their losses).
+    Every step draws one sigma and noise for each of the two images. A batch shares the one copy: its loss is the mean.
 
     Args:
-        latent: the picture, clean, unscaled, [B, C, h, w].
-        reference: of the same size, [B or 1, C, h, w]; not needed with `background_weight` 0.
-        context: the fixed embedding, as `layered_embeddings` mixed it.
-        mask: the subject on the latent grid, [B or 1, h, w]; None = the whole picture.
-        background_mask: where the reference counts; None = outside `mask`. Another one makes room for another pose.
-        seeds: one for each image.
-    Returns: the changes of the weights. The denoiser's own weights are not touched, whatever happens.
-    Raises: ShapeError, ParameterError, FamilyError; EditError where it overflows or does not fit into memory.
+        denoiser: the model; its weights do not change.
+        latent: the image's clean latent, unscaled, [B, C, h, w].
+        reference: the new background's clean latent, [B or 1, C, h, w]; not needed if `background_weight` is 0.
+        context: the fixed embedding e_opt, as `layered_embeddings` mixed it, [1 or B, T, D].
+        mask: M_obj, the object on the latent grid, [B or 1, h, w] in [0, 1]; None = the whole image.
+        background_mask: M_bg, where the reference counts; None = outside `mask`. A larger free area allows another pose.
+        seeds: one per image.
+        options: see `TuneOptions`.
+        progress: called after every step; raising there cancels.
+    Returns: the changes of the weights. The copy is released in every outcome.
+    Raises: ShapeError; ParameterError; FamilyError for a network that cannot learn as planned; EditError where the loss
+        overflows or a step does not fit into memory.
+    Source: Li et al. 2023, "LayerDiffusion", section 3.2.2. Its equations were reconstructed from the text (docs/methods.md,
+    section 10); low-rank additions and `normalise` are ours.
     """
     options = options or TuneOptions()
-    parts = _parts(denoiser, latent, reference, mask, background_mask, options)
+    terms = _terms(denoiser, latent, reference, mask, background_mask, options)
     with learning_mode():
-        shape = (sum(len(part.latent) for part in parts), *latent.shape[1:])
+        shape = (sum(len(term.latent) for term in terms), *latent.shape[1:])
         clone = denoiser.model_clone(options.plan, shape)
         try:
             with recompute(clone.blocks, options.low_memory):
-                result = _learn(clone, parts, context, list(seeds), options, progress)
+                result = _learn(clone, terms, context, list(seeds), options, progress)
             changes = clone.changes()
         finally:
             clone.release()
-    terms = dict(zip([part.name for part in parts], zip(*result.terms, strict=True), strict=False))
-    losses = [list(terms.get(name, [0.0] * result.steps)) for name in ("object", "background")]
-    return LayeredTuning(changes, losses[0], losses[1], result.steps, result.stopped)
+    losses = dict(zip([term.name for term in terms], zip(*result.terms, strict=True), strict=False))
+    zeros = [0.0] * result.steps
+    object_losses, background_losses = (list(losses.get(name, zeros)) for name in ("object", "background"))
+    return LayeredTuning(changes, object_losses, background_losses, result.steps, result.stopped)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One of the two losses: latents [B, C, h, w] unscaled, where they count [B, 1, h, w], and its weight."""
+class _Term:
+    """L_obj or L_bg.
+
+    Attributes:
+        name: "object" or "background".
+        latent: clean latents, unscaled, [B, C, h, w].
+        where: M, [B, 1, h, w].
+        weight: lambda.
+    """
 
     name: str
     latent: Tensor
@@ -136,65 +153,71 @@ class _Part:
     weight: float
 
 
-def _parts(
+def _terms(
     denoiser: Denoiser,
     latent: Tensor,
     reference: Tensor | None,
     mask: Tensor | None,
     background_mask: Tensor | None,
     options: TuneOptions,
-) -> list[_Part]:
+) -> list[_Term]:
+    """The terms of the loss whose weight is above 0."""
     latent = check_latent(latent, "latent", denoiser.channels)
     where = torch.ones_like(latent[:, :1]) if mask is None else on_grid(mask, latent, "mask")
-    parts = []
+    terms = []
     if options.object_weight > 0:
-        parts.append(_Part("object", latent, where, options.object_weight))
+        terms.append(_Term("object", latent, where, options.object_weight))
     if options.background_weight > 0:
-        if reference is None:
-            raise ParameterError(
-                f"background_weight is {options.background_weight} but there is no reference: connect a picture of the"
-                " new background, or give 0"
-            )
-        reference = check_latent(reference, "reference", denoiser.channels)
-        if reference.shape[-2:] != latent.shape[-2:]:
-            raise ShapeError(
-                f"reference has {reference.shape[-1]} x {reference.shape[-2]} cells but the latent {latent.shape[-1]} x"
-                f" {latent.shape[-2]}: scale both pictures to one size"
-            )
-        common_batch(latent=latent, reference=reference)
-        reference = match_batch(reference, len(latent), "reference", "latent")
+        fitted = _fitted_reference(denoiser, reference, latent, options.background_weight)
         outside = 1 - where if background_mask is None else on_grid(background_mask, latent, "background_mask")
-        parts.append(_Part("background", reference, outside, options.background_weight))
-    return parts
+        terms.append(_Term("background", fitted, outside, options.background_weight))
+    return terms
+
+
+def _fitted_reference(denoiser: Denoiser, reference: Tensor | None, latent: Tensor, weight: float) -> Tensor:
+    """The reference as [B, C, h, w] for a latent of that shape. Raises ParameterError or ShapeError."""
+    if reference is None:
+        raise ParameterError(
+            f"background_weight is {weight} but there is no reference: connect an image of the new background, or give 0"
+        )
+    reference = check_latent(reference, "reference", denoiser.channels)
+    if reference.shape[-2:] != latent.shape[-2:]:
+        raise ShapeError(
+            f"reference has {reference.shape[-1]} x {reference.shape[-2]} latent pixels but the latent"
+            f" {latent.shape[-1]} x {latent.shape[-2]}: scale both images to one size"
+        )
+    common_batch(latent=latent, reference=reference)
+    return match_batch(reference, len(latent), "reference", "latent")
 
 
 def _learn(
     clone: DenoiserClone,
-    parts: Sequence[_Part],
+    terms: Sequence[_Term],
     context: Context,
     seeds: list[int],
     options: TuneOptions,
     progress: Progress,
 ) -> OptimiseResult:
+    """Minimise the sum of the terms over the copy's parameters."""
     denoiser = clone.denoiser
-    clean = torch.cat([own(denoiser.scale_in(part.latent)) for part in parts])
-    where = torch.cat([own(part.where, clean.device) for part in parts])
+    clean = torch.cat([own(denoiser.scale_in(term.latent)) for term in terms])
+    where = torch.cat([own(term.where, clean.device) for term in terms])
     offsets = {"object": 0, "background": REFERENCE_SEED}
-    error = NoiseError(denoiser, clean, [(seed + offsets[part.name]) % 2**64 for part in parts for seed in seeds])
-    contexts = [_tiled(own_context(context), len(parts))]
-    weights = torch.tensor([part.weight for part in parts], device=clean.device)
+    error = NoiseError(denoiser, clean, [(seed + offsets[term.name]) % 2**64 for term in terms for seed in seeds])
+    contexts = [_tiled(own_context(context), len(terms))]
+    weights = torch.tensor([term.weight for term in terms], device=clean.device)
 
     def loss(step: int) -> Tensor:
         with autocast(clean.device, options.plan.autocast):
             errors = error(step, contexts)[0]
         each = masked_mean(errors, where, normalise=options.normalise)
-        return weights * each.view(len(parts), -1).mean(1)
+        return weights * each.view(len(terms), -1).mean(1)
 
     return fit(clone.parameters, loss, options, "tuning the model", denoiser, progress)
 
 
 def _tiled(context: Context, times: int) -> Context:
-    """A context with a row per image, for a batch of `times` as many."""
+    """A context for `times` copies of its batch; one with a single entry serves any batch."""
     if len(context.tokens) == 1:
         return context
     pooled = None if context.pooled is None else context.pooled.repeat(times, 1)

@@ -1,7 +1,7 @@
-"""What LayerDiffusion starts from besides the picture: the subject's mask on the latent grid, and a reference background.
+"""The inputs of LayerDiffusion's stage 2: the object's mask on the latent grid, and the reference background.
 
-Li et al. 2023, section 3 (methods.md, section 10): the reference is the user's picture, or one that the model itself makes
-from the text of the new background.
+The reference is the user's image, or an image that the model generates from the text of the new background (Li et al. 2023,
+section 3; docs/methods.md, section 10).
 """
 
 from __future__ import annotations
@@ -25,15 +25,23 @@ log = logging.getLogger("editkit")
 
 
 def object_latent_mask(mask: Tensor, height: int, width: int, factor: int | None = None) -> Tensor:
-    """A subject's MASK [B, H, W] on a latent grid, [B, height, width] of 0 and 1: cells that it covers by half or more.
+    """An object's mask on the latent grid: the latent pixels of which it covers at least half.
 
-    A subject too thin for that keeps every cell that it touches, and a warning is logged. `factor` as in `downsample`.
+    An object too thin for that keeps every latent pixel that it touches, and a warning is logged.
+
+    Args:
+        mask: [B, H, W] in [0, 1].
+        height, width: of the latent grid.
+        factor: pixels per latent pixel, as in `downsample`.
+    Returns: [B, height, width] of 0 and 1.
     """
     mask = check_mask(mask, "mask")
     covered = downsample(mask, height, width, "area", 0.5, factor=factor)
     if not covered.lost:
         return covered.mask
-    log.warning("the mask covers no latent cell by half in image %s: every cell it touches is taken", covered.lost)
+    log.warning(
+        "the mask covers no latent pixel by half in image %s: every latent pixel that it touches is used", covered.lost
+    )
     touched = downsample(mask, height, width, "max", 0.5, factor=factor).mask
     lost = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     lost[covered.lost] = True
@@ -41,14 +49,15 @@ def object_latent_mask(mask: Tensor, height: int, width: int, factor: int | None
 
 
 def fitted_image(image: Tensor, height: int, width: int) -> Tensor:
-    """IMAGE [B, H, W, 3] scaled until it covers `height` x `width` pixels, and cut at the centre; one that fits stays."""
+    """Scale an image [B, H, W, 3] until it covers `height` x `width` pixels, and crop its centre."""
     image = check_image(image, "image")
     if tuple(image.shape[1:3]) == (height, width):
         return image
     scale = max(height / image.shape[1], width / image.shape[2])
-    size = max(height, round(image.shape[1] * scale)), max(width, round(image.shape[2] * scale))
+    size = (max(height, round(image.shape[1] * scale)), max(width, round(image.shape[2] * scale)))
     scaled = F.interpolate(image.movedim(-1, 1), size, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    top = (size[0] - height) // 2
+    left = (size[1] - width) // 2
     return scaled[:, :, top : top + height, left : left + width].movedim(1, -1).clamp(0, 1).contiguous()
 
 
@@ -62,10 +71,16 @@ def reference_from_text(
     seeds: Sequence[int],
     progress: Progress = silent,
 ) -> Tensor:
-    """A reference background made from text by plain DDIM sampling: clean latents [B, C, h, w], unscaled.
+    """Generate a reference background from text by DDIM sampling.
 
     Args:
-        shape: [B, C, h, w].    sigmas: the whole grid, falling to 0.    seeds: one for each image.
+        denoiser: the model.
+        prompts: text of the new background, negative prompt and guidance scale.
+        shape: of the latent, [B, C, h, w].
+        sigmas: the whole grid, descending to 0, [N + 1].
+        seeds: one per image.
+        progress: called after every step; raising there cancels.
+    Returns: clean latents [B, C, h, w], unscaled.
     """
     noise = seeded_noise(shape[1:], seeds, denoiser.device)
     z = denoiser.noise(torch.zeros_like(noise), noise, float(sigmas[0]))

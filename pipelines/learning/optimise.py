@@ -1,11 +1,11 @@
-"""One optimiser for everything that learns at edit time: decoder weights, latents, embeddings, small networks.
+"""The one optimiser loop of everything that learns at edit time: decoder weights, latents, embeddings, mapping networks.
 
-What may learn is listed; everything else stays frozen, because gradients are asked for by name and never accumulated in
-a module. The parameters are float32 masters that belong to the caller: the user's own weights are never among them.
-Randomness comes from the losses alone, which draw by the number of the step (`noise.seeded_draw`).
+Only the listed parameters learn. Everything else stays frozen, because gradients are requested for these parameters by
+`torch.autograd.grad` and never accumulate in a module. The parameters are float32 copies (master weights), never the
+user's own weights. Randomness comes from the losses alone, which draw by the number of the step (`noise.seeded_draw`).
 
-What learning may need besides: `learning_mode` (out of the host's inference mode), `own` (copies that autograd may
-save), `recomputing` (gradient checkpointing), `autocast`. Whether it fits into memory is `memory`'s question.
+Beside the loop: `learning_mode` (out of the host's inference mode), `own` (copies that autograd may save), `recomputing`
+(gradient checkpointing), `autocast`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,70 +23,20 @@ from torch.utils.checkpoint import checkpoint
 from ..core.errors import EditError, ParameterError
 from ..core.progress import LossProgress, Progress, silent
 from ..core.protocols import Context
+from .early_stopping import StopRule
 
-OBSERVE_EVERY = 25  # iterations between two readings of the history from the device
-
-
-class StopRule(Protocol):
-    """Decides from the history whether further steps are worth their time."""
-
-    @property
-    def every(self) -> int:
-        """Iterations between two questions; each costs one host synchronisation."""
-
-    def __call__(self, history: Tensor) -> bool:
-        """`history` is float32 [n, K] on the host: the K loss terms of the n steps so far."""
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """Stop when the best value of the last `every` steps is less than `gain` better than the best before them.
-
-    Attributes:
-        every: steps without progress that are tolerated (patience), >= 1.
-        gain: least relative improvement that counts as progress.
-        term: which loss term to watch; None watches their sum.
-    """
-
-    every: int
-    gain: float = 0.01
-    term: int | None = None
-
-    def __call__(self, history: Tensor) -> bool:
-        values = history.sum(1) if self.term is None else history[:, self.term]
-        if len(values) <= self.every:
-            return False
-        recent, before = values[-self.every :].min(), values[: -self.every].min()
-        return bool(recent >= before * (1 - self.gain))
-
-
-@dataclass(frozen=True)
-class Levelled:
-    """Stop when the mean of the last `every` steps is less than `gain` below the mean of as many before them.
-
-    For losses that draw a noise level at every step: single values say nothing, means do.
-    """
-
-    every: int
-    gain: float = 0.01
-
-    def __call__(self, history: Tensor) -> bool:
-        values = history.sum(1)
-        if len(values) < 2 * self.every:
-            return False
-        recent, before = values[-self.every :].mean(), values[-2 * self.every : -self.every].mean()
-        return bool(recent >= before * (1 - self.gain))
+OBSERVE_EVERY = 25  # iterations between two copies of the loss history from the device
 
 
 @dataclass(frozen=True)
 class OptimiseResult:
-    """What happened.
+    """The course of an optimisation.
 
     Attributes:
         losses: total loss before each step, oldest first.
-        terms: its terms, one list of K per step.
+        terms: the terms of the loss, one list of K per step.
         steps: steps taken.
-        stopped: whether the stop rule ended it before the last step.
+        stopped: whether the stop rule ended the optimisation before the last step.
     """
 
     losses: list[float]
@@ -97,7 +47,7 @@ class OptimiseResult:
 
 @contextmanager
 def learning_mode() -> Iterator[None]:
-    """Gradients on and inference mode off, whatever the host has chosen; convolutions deterministic meanwhile."""
+    """Gradients on, inference mode off and convolutions deterministic; the host's settings return afterwards."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -109,12 +59,12 @@ def learning_mode() -> Iterator[None]:
 
 
 def own(value: Tensor, device: torch.device | None = None) -> Tensor:
-    """A detached float32 copy that autograd may save: hosts hand out inference tensors. Call it in `learning_mode`."""
+    """A detached float32 copy that autograd may save. Call it in `learning_mode`: hosts pass inference tensors."""
     return value.detach().to(device=device, dtype=torch.float32, copy=True)
 
 
 def own_context(context: Context) -> Context:
-    """The same for a prompt's embeddings; what the host attached stays."""
+    """`own` for the embeddings of a prompt; what the host attached to it stays."""
     pooled = None if context.pooled is None else own(context.pooled)
     return replace(context, tokens=own(context.tokens), pooled=pooled)
 
@@ -129,18 +79,19 @@ def optimise(
     stop: StopRule | None = None,
     progress: Progress = silent,
 ) -> OptimiseResult:
-    """Minimise a loss with Adam over `parameters`, in place (methods.md, 3 and 17).
+    """Minimise a loss over `parameters` with Adam, in place (docs/methods.md, sections 3 and 17).
 
     Args:
-        parameters: float32 leaves, made in `learning_mode`; they alone receive gradients, and end frozen again.
-        loss: step (from 0) to the loss, a scalar or its terms [K] whose sum is minimised.
+        parameters: float32 leaves, made in `learning_mode`. Only they receive gradients; they are frozen again at the end.
+        loss: function of the step (from 0) that returns a scalar, or terms [K] whose sum is minimised.
         steps: iterations, >= 0.
         lr: step size > 0, or a function of the step.
-        stop: asked after every `stop.every` steps.
-        progress: told after every step; raising there cancels. One that has `losses` is shown the loss curve as well.
-    Returns: the history; it stays on the device until it is needed, so that a step waits for no copy to the host.
-    Raises: ParameterError; EditError when the loss is no longer a number. Whatever is raised, gradients and optimiser
-        state are released. The parameters then hold the last completed step.
+        betas: Adam's decay rates.
+        stop: called after every `stop.every` steps; True ends the loop.
+        progress: called after every step; raising there cancels. A `LossProgress` also receives the loss curve.
+    Returns: the loss history. It stays on the device until it is needed, so that no step waits for a copy to the CPU.
+    Raises: ParameterError; EditError when the loss is no longer a number. Gradients and optimiser state are released in
+        every outcome. After an error the parameters hold the last completed step.
     """
     _check(parameters, steps, lr)
     history: list[Tensor] = []
@@ -172,7 +123,7 @@ def _check(parameters: Sequence[Tensor], steps: int, lr: float | Callable[[int],
     if steps < 0:
         raise ParameterError(f"steps is {steps}: give 0 or more")
     if not parameters:
-        raise ParameterError("there is nothing to learn: the part chosen has no weights")
+        raise ParameterError("there is nothing to learn: the chosen blocks have no weights")
     if not _rate(lr, 0) > 0:
         raise ParameterError(f"lr is {_rate(lr, 0)}: give a learning rate above 0")
     for parameter in parameters:
@@ -188,7 +139,7 @@ def _rate(lr: float | Callable[[int], float], step: int) -> float:
 
 
 def _step(parameters: Sequence[Tensor], terms: Tensor, adam: torch.optim.Adam, lr: float) -> Tensor:
-    """One update; returns the loss terms [K] that it was made from, still on the device."""
+    """Make one update. Returns the loss terms [K] before it, on the device."""
     terms = terms.reshape(-1)
     if not terms.requires_grad:
         raise EditError("the loss does not depend on what should learn: the model detaches its input")
@@ -218,14 +169,14 @@ def _result(history: list[Tensor], stopped: bool) -> OptimiseResult:
 
 
 def show_losses(progress: Progress, history: Tensor) -> None:
-    """Hand the history [n, K] to a `Progress` that shows curves (`progress.LossProgress`)."""
+    """Pass the history [n, K] to a `Progress` that shows loss curves (`LossProgress`)."""
     if isinstance(progress, LossProgress):
         progress.losses(history.sum(1).tolist())
 
 
 # --------------------------------------------------------------------------------------------- precision and memory
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Half-precision arithmetic around float32 masters; None leaves everything in float32.
+    """Mixed precision: compute in `dtype` with float32 master weights; None computes everything in float32.
 
     Raises: ParameterError for float16, in which the gradients of an edit underflow to 0.
     """
@@ -233,16 +184,16 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
         return nullcontext()
     if dtype != torch.bfloat16:
         raise ParameterError(
-            f"arithmetic in {dtype} cannot learn, small gradients become 0: choose bfloat16 or float32"
+            f"precision is {dtype}, in which small gradients underflow to 0: choose bfloat16 or float32"
         )
     return torch.autocast(device.type, dtype)
 
 
 @contextmanager
 def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Gradient checkpointing: `blocks` keep nothing for the backward pass and run again then. Undone in every outcome.
+    """Gradient checkpointing: `blocks` keep no activations and run again in the backward pass. Undone in every outcome.
 
-    Slower by about a third; memory falls to about that of one block.
+    It takes about a third longer. Memory falls to the activations of about one block.
     """
     with ExitStack() as undo:
         for block in blocks:
@@ -253,7 +204,7 @@ def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _restore(block: nn.Module, forward: Any) -> None:
-    """Give back the class's own `forward`, or the one that somebody else had put there."""
+    """Restore the class's `forward`, or the `forward` that was set on the instance before."""
     del block.forward
     if forward is not None:
         block.forward = forward

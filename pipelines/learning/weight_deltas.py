@@ -1,9 +1,8 @@
-"""Changes of a network's weights: how a copy of it learns them, and the layout in which they are kept.
+"""Changes of a network's weights: a copy that learns them, and their file layout.
 
-A change is kept as LoRA files keep it, so that other programs read it too: `LAYER.lora_up.weight` [out, rank],
-`LAYER.lora_down.weight` [rank, in] and `LAYER.alpha` for a low-rank change (alpha / rank) up down; `LAYER.diff` and
-`LAYER.diff_b` for a whole change of weight and bias. LAYER is the network's own name for the layer, or what a host maps
-it to.
+Changes have the layout of LoRA files, which other programs read. A low-rank change (alpha / rank) up down has the keys
+`LAYER.lora_up.weight` [out, rank], `LAYER.lora_down.weight` [rank, in] and `LAYER.alpha`. A full change of weight and bias
+has `LAYER.diff` and `LAYER.diff_b`. LAYER is the layer's name in the network, or the name that a host maps it to.
 """
 
 from __future__ import annotations
@@ -26,49 +25,50 @@ from ..core.noise import STEP_STRIDE
 from .memory import OPTIMISER_BYTES, MemoryNeed
 
 KINDS = ("full", "lora")
-ATTENTION = (re.compile(r"attn\d*\."), re.compile(r"attention"))  # the first that finds a layer counts
+ATTENTION = (re.compile(r"attn\d*\."), re.compile(r"attention"))  # the first pattern that matches a layer decides
 SUFFIXES = (".lora_up.weight", ".lora_down.weight", ".alpha", ".diff", ".diff_b")
 
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What of a network learns.
+    """Which weights of a network learn.
 
     Attributes:
-        kind: "full", every weight and bias; "lora", low-rank additions to the attention projections.
+        kind: "full", every weight and bias; "lora", low-rank additions to the attention projections (LoRA).
         rank: of the additions, >= 1.
-        seed: of their first values; the additions themselves start at 0.
-        half: arithmetic: None = float32; torch.bfloat16 halves memory. What learns is float32 in both.
+        seed: of the initial `down` matrices; `up` starts at 0, so the additions start at 0.
+        compute_dtype: of the arithmetic: None = float32; torch.bfloat16 halves memory. The learned weights are float32 in
+            both cases.
     """
 
     kind: str = "full"
     rank: int = 16
     seed: int = 0
-    half: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ParameterError(f"kind is {self.kind!r}: choose one of {', '.join(KINDS)}")
         if self.rank < 1:
             raise ParameterError(f"rank is {self.rank}: give 1 or more (16 is usual)")
-        if self.half not in (None, torch.bfloat16):
+        if self.compute_dtype not in (None, torch.bfloat16):
             raise ParameterError(
-                f"precision is {self.half}: small gradients become 0 in it; choose bfloat16 or float32"
+                f"precision is {self.compute_dtype}, in which small gradients underflow to 0: choose bfloat16 or float32"
             )
 
     @property
-    def frozen(self) -> torch.dtype:
-        """The type of the weights that stay as they are."""
-        return torch.float32 if self.half is None or self.kind == "full" else self.half
+    def frozen_dtype(self) -> torch.dtype:
+        """The type of the copy's weights."""
+        return torch.float32 if self.compute_dtype is None or self.kind == "full" else self.compute_dtype
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """What to run float32 weights in: those that learn must stay float32, and arithmetic around them may not."""
-        return self.half if self.kind == "full" else None
+        """The type for `optimise.autocast`: a full fine-tune keeps float32 weights and may compute in bfloat16."""
+        return self.compute_dtype if self.kind == "full" else None
 
 
 class LowRank(nn.Module):
-    """A linear layer, unchanged, plus a learned change of low rank in float32."""
+    """A frozen linear layer plus a learned low-rank change in float32."""
 
     def __init__(self, layer: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -85,7 +85,11 @@ class LowRank(nn.Module):
 
 
 class Learner:
-    """A frozen copy of a network, `network`, that belongs to nobody else, and what learns of it in float32."""
+    """A frozen copy of a network and its float32 weights that learn.
+
+    Attributes:
+        network: the copy; it shares no weight with the original.
+    """
 
     def __init__(
         self,
@@ -94,33 +98,39 @@ class Learner:
         layer_name: Callable[[str], str] = str,
         device: torch.device | None = None,
     ) -> None:
-        """`layer_name` maps the network's names; `device` is the copy's, None = the original's.
+        """Copy a network.
 
+        Args:
+            original: the network; it is not changed.
+            plan: which weights learn.
+            layer_name: maps a layer's name in the network to its name in LoRA files.
+            device: of the copy; None = the original's.
         Raises: FamilyError where no layer can learn as planned.
         """
         self._layer_name = layer_name
-        self.network = copied(original, plan.frozen, device)
+        self.network = copied(original, plan.frozen_dtype, device)
         self._added: dict[str, LowRank] = {}
         self._start: dict[str, Tensor] = {}
         if plan.kind == "lora":
             self._added = _add_low_rank(self.network, plan, layer_name)
-        else:  # the start is kept in the original's type, which holds it exactly
+        else:  # the original's type holds the initial weights exactly
             self._start = {name: value.detach().to("cpu", copy=True) for name, value in _storable(original)}
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What learns, where it lies now."""
+        """The tensors that learn."""
         if self._added:
             return [value for added in self._added.values() for value in (added.down, added.up)]
         return list(dict.fromkeys(value for _, value in _storable(self.network)))
 
     def changes(self) -> dict[str, Tensor]:
-        """What was learned, on the CPU, in the layout of the module text."""
+        """The learned changes on the CPU, in the layout of the module docstring."""
         layer_name = self._layer_name
         found: dict[str, Tensor] = {}
         for name, added in self._added.items():
             layer = layer_name(name)
-            found[f"{layer}.lora_up.weight"], found[f"{layer}.lora_down.weight"] = _kept(added.up), _kept(added.down)
+            found[f"{layer}.lora_up.weight"] = _kept(added.up)
+            found[f"{layer}.lora_down.weight"] = _kept(added.down)
             found[f"{layer}.alpha"] = torch.tensor(float(len(added.down)))
         for name, value in _storable(self.network):
             if name in self._start:
@@ -131,7 +141,7 @@ class Learner:
 
 
 def copied(network: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
-    """A frozen copy with weights of its own in another type and place, made without a copy in between."""
+    """A frozen copy of a network in another type and on another device, made without an intermediate copy."""
     memo: dict[int, Any] = {}
     with torch.inference_mode(False):
         for value in (*network.parameters(), *network.buffers()):
@@ -147,7 +157,7 @@ def _kept(value: Tensor) -> Tensor:
 
 
 def _storable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Weights, and biases of layers that have a weight: what the layout has a name for."""
+    """Weights, and biases of layers that have a weight: the parameters that the file layout can name."""
     named = dict(network.named_parameters())
     return [
         (name, value)
@@ -157,7 +167,7 @@ def _storable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
-    """The projections of its attention layers, by name. Raises FamilyError where there are none."""
+    """The projections of a network's attention layers, by name. Raises FamilyError where there are none."""
     linear = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     for pattern in ATTENTION:
         found = {name: layer for name, layer in linear.items() if pattern.search(name)}
@@ -169,17 +179,17 @@ def attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
 
 
 def learning_need(network: nn.Module, plan: TunePlan) -> MemoryNeed:
-    """What a copy of `network` that learns takes: the copy, and the optimiser's share for what learns of it."""
+    """The memory that a `Learner` of `network` needs: the copy, and gradients and Adam's moments of what learns."""
     numbers = sum(value.numel() for value in network.parameters())
     learning = numbers
     if plan.kind == "lora":
         layers = attention_layers(network).values()
         learning = sum(plan.rank * (layer.in_features + layer.out_features) for layer in layers)
-    return MemoryNeed(numbers * plan.frozen.itemsize + OPTIMISER_BYTES * learning)
+    return MemoryNeed(numbers * plan.frozen_dtype.itemsize + OPTIMISER_BYTES * learning)
 
 
 def _add_low_rank(network: nn.Module, plan: TunePlan, layer_name: Callable[[str], str]) -> dict[str, LowRank]:
-    """Put additions around the layers; their first values depend on the layer's name, so that hosts agree on them."""
+    """Wrap the attention projections. Initial values depend on the layer's name, so that all hosts draw the same."""
     added: dict[str, LowRank] = {}
     for name, layer in attention_layers(network).items():
         number = zlib.crc32(layer_name(name).encode())
@@ -193,7 +203,7 @@ def _add_low_rank(network: nn.Module, plan: TunePlan, layer_name: Callable[[str]
 
 @torch.no_grad()
 def apply_changes(network: nn.Module, changes: Mapping[str, Tensor], layer_name: Callable[[str], str] = str) -> None:
-    """Add changes to the weights of `network`, in place; computed in float32 and kept in the weights' own type.
+    """Add changes to the weights of `network`, in place. Sums are float32 and then rounded to the weights' type.
 
     Raises: MismatchError for a change that no layer of this network has.
     """
@@ -208,7 +218,7 @@ def apply_changes(network: nn.Module, changes: Mapping[str, Tensor], layer_name:
             left -= {layer + suffix for suffix in SUFFIXES}
     if left:
         raise MismatchError(
-            f"the learned weights were made for another model: {len(left)} of them have no place here"
+            f"the learned weights were made for another model: {len(left)} of them belong to no layer of this one"
             f" ({', '.join(sorted(left)[:3])})"
         )
 
@@ -223,7 +233,7 @@ def save_changes(changes: Mapping[str, Tensor], path: Path) -> Path:
 
 
 def load_changes(path: Path) -> dict[str, Tensor]:
-    """Read a LoRA file. Raises LoadError for one that is missing or no safetensors file."""
+    """Read a LoRA file. Raises LoadError for a file that is missing or not safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

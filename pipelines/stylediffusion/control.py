@@ -1,33 +1,40 @@
-"""Value embeddings in force during sampling: what an edit of a StyleDiffusion inversion adds to attention control."""
+"""Value embeddings during sampling: what StyleDiffusion adds to attention control (docs/methods.md, section 9)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..attention.pair_control import NOTHING, PairControl
+from ..attention.pair_control import NO_BRANCH, PairControl
 from ..attention.step_ranges import check_fraction, whole
 from ..attention.token_maps import check_tokens
 from ..core.attention_sites import Branch, FeatureSite, Place, Role, Site
-from .networks import values
+from .networks import value_embedding
 from .value_embeddings import ValueEmbeddings
 
 
 class StyleControl(PairControl):
-    """Learned values for conditional rows, and another edit (Prompt-to-Prompt, feature injection) on top of them.
+    """Value embeddings in the conditional passes of source and target, combined with another edit.
 
-    Keys and unconditional rows stay the text's own. Every row scales and shifts its own text embedding.
+    The other edit is a P2PControl or PlugAndPlay, for example. Keys, and the unconditional passes, use the text. Source and
+    target each scale and shift the text embedding of their own prompt.
     """
 
     def __init__(
-        self, embeddings: ValueEmbeddings, inner: PairControl | None = None, *, source: bool = True,
+        self,
+        embeddings: ValueEmbeddings,
+        inner: PairControl | None = None,
+        *,
+        source: bool = True,
         target_until: float = 1.0,
-    ) -> None:  # fmt: skip
-        """Make it for the grid of `embeddings`, which must be that of `inner`.
+    ) -> None:
+        """Prepare sampling on the grid of `embeddings`.
 
         Args:
-            source: whether source rows get their values, at every step.
-            target_until: tau_v, the part of the run in which target rows get theirs, 0 (never) to 1.
+            embeddings: of the inversion.
+            inner: the other edit, on the same grid; None = value embeddings alone.
+            source: whether the source uses value embeddings, in every step.
+            target_until: tau_v, the fraction of the steps in which the target uses value embeddings, 0 (never) to 1.
         Raises: ParameterError.
         """
         super().__init__(embeddings.sigmas)
@@ -36,7 +43,7 @@ class StyleControl(PairControl):
         self.shared_source = self.inner.shared_source
         self._last: tuple[Tensor, Site, Tensor] | None = None
 
-    # ------------------------------------------------------------------------------------------------ what a loop asks
+    # ------------------------------------------------------------------------------------------ called by sampling loops
     def reset(self) -> None:
         super().reset()
         self.inner.reset()
@@ -46,19 +53,21 @@ class StyleControl(PairControl):
         return self.inner.needs(step)
 
     def active(self, step: int) -> bool:
-        return self._changes("target", step) or (self.source and self.needs(step) != NOTHING) or self.inner.active(step)
+        return (
+            self._changes("target", step) or (self.source and self.needs(step) != NO_BRANCH) or self.inner.active(step)
+        )
 
     def blend(self, source: Tensor, target: Tensor, step: int) -> Tensor:
         return self.inner.blend(source, target, step)
 
-    # ------------------------------------------------------------------------------------------------ what a host calls
+    # -------------------------------------------------------------------------------------------------- called by hosts
     def wants(self, site: Site) -> bool:
         return self.inner.wants(site) or (site.cross and any(self._chosen(site)))
 
     def inputs(self, key: Tensor, value: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         if self.inner.wants(site):
             key, value = self.inner.inputs(key, value, site)
-        return key, self._valued(value, site) if site.cross else value
+        return key, self._with_value_embeddings(value, site) if site.cross else value
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
         return self.inner.attend(q, k, v, site) if self.inner.wants(site) else None
@@ -69,7 +78,7 @@ class StyleControl(PairControl):
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:
         return self.inner.features(x, site)
 
-    # ----------------------------------------------------------------------------------------------------------- values
+    # ------------------------------------------------------------------------------------------------- value embeddings
     def _changes(self, role: Role, step: int) -> bool:
         if step < self.embeddings.first:
             return False
@@ -79,29 +88,35 @@ class StyleControl(PairControl):
         step = self.step(site.sigma)
         return [row.branch == "cond" and self._changes(row.role, step) for row in site.rows]
 
-    def _valued(self, value: Tensor, site: Site) -> Tensor:
-        """Value inputs with the chosen rows replaced; every layer of one network call gets the same tensor, made once."""
+    def _with_value_embeddings(self, value: Tensor, site: Site) -> Tensor:
+        """Value inputs [rows, T, D] with value embeddings in the chosen rows.
+
+        All layers of one network call receive the same text, so the result is computed once per call.
+        """
         if self._last is not None:
             given, at, made = self._last
             if given is value and at.sigma == site.sigma and at.rows == site.rows:
                 return made
-        chosen = [i for i, wanted in enumerate(self._chosen(site)) if wanted]
+        chosen = [index for index, wanted in enumerate(self._chosen(site)) if wanted]
         if not chosen:
             return value
         rows = torch.tensor(chosen, device=value.device)
-        own = value.index_select(0, rows)
-        scale, shift = self.embeddings.at(self.step(site.sigma))
-        images = [site.rows[i].image if len(shift) > 1 else 0 for i in chosen]
-        check_tokens(own.shape[1], shift.shape[1])
-        repeats = own.shape[1] // shift.shape[1]  # where a host has repeated a prompt to the length of another
-
-        def wide(part: Tensor) -> Tensor:
-            return part.to(value.device)[images].repeat(1, repeats, 1)
-
-        new = values(None if scale is None else wide(scale), wide(shift), own.float())
+        new = self._value_embeddings(value.index_select(0, rows), [site.rows[index].image for index in chosen], site)
         made = value.index_copy(0, rows, new.to(value.dtype))
         self._last = value, site, made
         return made
+
+    def _value_embeddings(self, text: Tensor, images: list[int], site: Site) -> Tensor:
+        """Value embeddings of text embeddings [rows, T, D] that belong to `images`, in the step of a call."""
+        scale, shift = self.embeddings.at(self.step(site.sigma))
+        images = images if len(shift) > 1 else [0] * len(images)
+        check_tokens(text.shape[1], shift.shape[1])
+        repeats = text.shape[1] // shift.shape[1]  # a host may repeat a prompt to the length of another
+
+        def of_rows(learned: Tensor) -> Tensor:
+            return learned.to(text.device)[images].repeat(1, repeats, 1)
+
+        return value_embedding(None if scale is None else of_rows(scale), of_rows(shift), text.float())
 
 
 __all__ = ["StyleControl"]

@@ -1,11 +1,11 @@
-"""StyleDiffusion's mapping networks: from a picture's tokens to the value inputs of cross-attention (methods.md, 9).
+"""StyleDiffusion's mapping networks M_t: from image tokens to value embeddings (docs/methods.md, section 9).
 
-One network per picture and noise level, of three 1 x 1 convolutions over the token axis:
+One network per image and sampling step, with three 1 x 1 convolutions over the token axis:
 
-    S tokens -> w -> w, normalise, leaky ReLU -> w tokens, every feature by itself
+    S tokens -> w -> w, normalise, leaky ReLU -> w tokens; every feature is treated alike
 
-"direct" (Li et al. 2023, table 1): w is the text's token count and the output is the value input itself. "affine" (the
-published checkpoints): w is twice that, and the halves scale and shift the text embedding of the row they serve.
+"direct" (Li et al. 2023, table 1): w is the text's token count T, and the output is the value embedding. "affine" (the
+published checkpoints): w is 2 T, and the two halves scale and shift the text embedding.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class NetworkShape:
     """Sizes of one network.
 
     Attributes:
-        image_tokens, text_tokens: counts of tokens, 197 and 77 as published.
-        form: "affine" or "direct" (module text).
+        image_tokens, text_tokens: numbers of tokens, 197 and 77 as published.
+        form: "affine" or "direct" (module docstring).
     """
 
     image_tokens: int
@@ -46,28 +46,35 @@ class NetworkShape:
 
     @property
     def width(self) -> int:
+        """Tokens between the layers and at the output."""
         return self.text_tokens * (2 if self.form == "affine" else 1)
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter of one picture's network."""
-        s, w = self.image_tokens, self.width
+        """Shape of every parameter of one network."""
+        width = self.width
         return {
-            "first.weight": (w, s), "first.bias": (w,), "middle.weight": (w, w), "middle.bias": (w,),
-            "norm.weight": (w,), "norm.bias": (w,), "last.weight": (w, w), "last.bias": (w,),
-        }  # fmt: skip
+            "first.weight": (width, self.image_tokens),
+            "first.bias": (width,),
+            "middle.weight": (width, width),
+            "middle.bias": (width,),
+            "norm.weight": (width,),
+            "norm.bias": (width,),
+            "last.weight": (width, width),
+            "last.bias": (width,),
+        }
 
     @property
     def count(self) -> int:
-        """Numbers that one network learns: 78 540 affine and 27 412 direct at 197 -> 77."""
+        """Parameters of one network: 78 540 affine and 27 412 direct for 197 and 77 tokens."""
         return sum(torch.Size(size).numel() for size in self.sizes.values())
 
 
 class MappingNetworks:
-    """The networks of a batch, each picture its own: no picture's result depends on the batch it is in.
+    """The networks of a batch, one per image, so that no result depends on the rest of the batch.
 
-    The normalisation is the published BatchNorm in training mode over a batch of one, whose statistics are those of one
-    token over its features, at learning and at use alike; there are no running averages.
+    The normalisation is the published BatchNorm, which stays in training mode on a batch of one. Its statistics are then
+    those of each token over the features, in learning and in use, and it has no running averages.
 
     Attributes:
         parameters: by name, float32 leaves [B, ...].
@@ -77,10 +84,10 @@ class MappingNetworks:
         self.shape, self.parameters = shape, parameters
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[B, image tokens, D] to [B, width, D]."""
+        """Map image tokens [B, S, D] to [B, width, D]."""
         if features.shape[1] != self.shape.image_tokens:
             raise ShapeError(
-                f"the picture has {features.shape[1]} tokens but the network takes {self.shape.image_tokens}: "
+                f"the image has {features.shape[1]} tokens but the network takes {self.shape.image_tokens}: "
                 "use the image encoder that it was made for"
             )
         x = self._layer("middle", self._layer("first", features))
@@ -89,7 +96,7 @@ class MappingNetworks:
         return self._layer("last", F.leaky_relu(x, SLOPE))
 
     def split(self, output: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What a network gives as (scale, shift), [B, text tokens, D] each; "direct" has no scale."""
+        """An output as (scale, shift), [B, T, D] each; "direct" networks have no scale."""
         if self.shape.form == "direct":
             return None, output
         scale, shift = output.split(self.shape.text_tokens, dim=1)
@@ -100,10 +107,16 @@ class MappingNetworks:
         return torch.baddbmm(bias[..., None], weight, x)
 
 
-def values(scale: Tensor | None, shift: Tensor, text: Tensor) -> Tensor:
-    """The value input [R, T, D] of rows whose text embedding is `text` (published: c S + B; "direct": the shift alone).
+def value_embedding(scale: Tensor | None, shift: Tensor, text: Tensor) -> Tensor:
+    """The value embedding c~ = c S + B of a text embedding c (published code); B alone without a scale (the paper).
 
-    Scale 1 and shift 0 give the bits of `text`.
+    Scale 1 and shift 0 return `text` bit for bit.
+
+    Args:
+        scale: S, [R or 1, T, D], or None.
+        shift: B, [R or 1, T, D].
+        text: c, [R, T, D].
+    Returns: [R, T, D].
     """
     return shift.expand_as(text) if scale is None else text * scale + shift
 
@@ -111,41 +124,44 @@ def values(scale: Tensor | None, shift: Tensor, text: Tensor) -> Tensor:
 def made_networks(
     shape: NetworkShape, seeds: Sequence[int], init: str = "published", device: torch.device | str = "cpu"
 ) -> MappingNetworks:
-    """Fresh networks, one per seed; call it in `learning_mode`.
+    """Networks with initial weights, one per seed. Call it in `learning_mode`.
 
     Args:
-        init: "published" (PyTorch's own for convolutions: uniform within 1 / sqrt(fan-in)); "paper" (weights of
-            deviation 0.01, biases 0); "identity" (published, but the last layer is 0 and its bias makes scale 1, shift 0,
-            so that learning starts at plain guidance instead of erasing the text; affine only).
+        shape: of every network.
+        seeds: one per image.
+        init: "published" (PyTorch's default for convolutions: uniform within 1 / sqrt(fan-in)); "paper" (weights normal with
+            deviation 0.01, biases 0); "identity" (ours: as published, but the last layer gives scale 1 and shift 0, so that
+            learning starts from plain guidance; affine only).
+        device: of the parameters; they are drawn on the CPU.
     Raises: ParameterError.
     """
     if init not in INITS:
         raise ParameterError(f"init is {init!r}: choose one of {', '.join(INITS)}")
     if init == "identity" and shape.form != "affine":
         raise ParameterError("init 'identity' needs the affine form: a direct network cannot pass the text on")
-    rows = [_row(shape, seed, init) for seed in seeds]
-    stacked = {name: torch.stack([row[name] for row in rows]).to(device) for name in shape.sizes}
+    drawn = [_initial(shape, seed, init) for seed in seeds]
+    stacked = {name: torch.stack([one[name] for one in drawn]).to(device) for name in shape.sizes}
     return MappingNetworks(shape, stacked)
 
 
-def _row(shape: NetworkShape, seed: int, init: str) -> dict[str, Tensor]:
-    """Parameters of one picture, drawn on the CPU."""
+def _initial(shape: NetworkShape, seed: int, init: str) -> dict[str, Tensor]:
+    """Initial parameters of one network, drawn on the CPU."""
     generator = torch.Generator("cpu").manual_seed((int(seed) ^ STEP_STRIDE) % 2**64)
-    row: dict[str, Tensor] = {}
+    drawn: dict[str, Tensor] = {}
     for name, size in shape.sizes.items():
         layer, kind = name.split(".")
         if layer == "norm":
-            row[name] = torch.full(size, 1.0 if kind == "weight" else 0.0)
+            drawn[name] = torch.full(size, 1.0 if kind == "weight" else 0.0)
         elif init == "paper":
             weight = torch.empty(size)
-            row[name] = weight.normal_(0, 0.01, generator=generator) if kind == "weight" else weight.zero_()
+            drawn[name] = weight.normal_(0, 0.01, generator=generator) if kind == "weight" else weight.zero_()
         else:
             bound = shape.sizes[f"{layer}.weight"][1] ** -0.5
-            row[name] = torch.empty(size).uniform_(-bound, bound, generator=generator)
+            drawn[name] = torch.empty(size).uniform_(-bound, bound, generator=generator)
     if init == "identity":
-        row["last.weight"].zero_()
-        row["last.bias"] = torch.cat([torch.ones(shape.text_tokens), torch.zeros(shape.text_tokens)])
-    return row
+        drawn["last.weight"].zero_()
+        drawn["last.bias"] = torch.cat([torch.ones(shape.text_tokens), torch.zeros(shape.text_tokens)])
+    return drawn
 
 
-__all__ = ["FORMS", "INITS", "MappingNetworks", "NetworkShape", "made_networks", "values"]
+__all__ = ["FORMS", "INITS", "MappingNetworks", "NetworkShape", "made_networks", "value_embedding"]

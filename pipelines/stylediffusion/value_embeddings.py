@@ -1,5 +1,6 @@
-"""Value embeddings: what StyleDiffusion leaves behind, one set per step (methods.md, 9). Neither the image encoder nor
-the networks are needed any more: an edit reads these.
+"""Value embeddings: the result of a StyleDiffusion inversion, one set per step (docs/methods.md, section 9).
+
+An edit needs these alone, neither the image encoder nor the mapping networks.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ VALUES_FORMAT = "editkit-values-1"
 
 @dataclass(frozen=True)
 class ValueEmbeddings:
-    """What the value inputs of conditional cross-attention become at every step of a grid.
+    """The value inputs of conditional cross-attention in every step of a grid.
 
     Attributes:
         base: the source prompt.
-        scale, shift: float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`. A row with text
-            embedding c gets c * scale + shift; scale None ("direct" networks) gives the shift to every row, whatever its text.
-        trajectory: the trajectory that they follow.
-        guidance_scale: what they were learned for.
+        scale, shift: float32 [N - first, R, T, D], R = 1 or the batch; entry 0 is for step `first`. The value embedding of
+            a text embedding c is c * scale + shift, or shift alone where scale is None ("direct" networks).
+        trajectory: the inversion that they reconstruct.
+        guidance_scale: the scale that they were learned for.
         fingerprint: of the model; None after loading from a file, and then not checked.
-        picture: pixels per cell, height and width of the picture, where they are known: its latent may be padded.
+        image: pixels per latent pixel, height and width of the image, where known: its latent may be padded.
     """
 
     base: Context
@@ -58,7 +59,7 @@ class ValueEmbeddings:
 
     @property
     def first(self) -> int:
-        """The first step there are values for; later than 0 where the inversion stopped at an encoding ratio."""
+        """The first step with value embeddings; above 0 if the inversion stopped at an encoding ratio."""
         return self.steps - len(self.shift)
 
     def step_at(self, sigma: float) -> int:
@@ -66,7 +67,7 @@ class ValueEmbeddings:
         return step_of_sigma(float(sigma), self.sigmas)
 
     def at(self, step: int) -> tuple[Tensor | None, Tensor]:
-        """(scale, shift) [R, T, D] of `step` of the whole grid. Raises MismatchError for one that was not learned."""
+        """(scale, shift) [R, T, D] of `step` of the whole grid. Raises MismatchError for a step without them."""
         if not self.first <= step < self.steps:
             raise MismatchError(
                 f"value embeddings are for steps {self.first} to {self.steps - 1}, not {step}: start there"
@@ -74,13 +75,13 @@ class ValueEmbeddings:
         return None if self.scale is None else self.scale[step - self.first], self.shift[step - self.first]
 
     def check(self, denoiser: Denoiser, sigmas: Tensor | None = None) -> None:
-        """Raises MismatchError unless made for `denoiser`, and `sigmas` is their grid or the last part of it."""
+        """Raises MismatchError unless they were made with `denoiser`, and `sigmas` are their grid or its last steps."""
         check_model(self.family, self.fingerprint, denoiser)
         if sigmas is not None:
             check_grid(self.sigmas, sigmas, "value embeddings")
 
     def check_text(self, context: Context, socket: str) -> None:
-        """Raises ShapeError unless `context` has the token count and width that they were learned for."""
+        """Raises ShapeError unless `context` has the number of tokens and the width of the embeddings."""
         if context.tokens.shape[1:] != self.shift.shape[2:]:
             raise ShapeError(
                 f"{socket} has {context.tokens.shape[1]} tokens of width {context.tokens.shape[2]} but the value embeddings"
@@ -89,7 +90,7 @@ class ValueEmbeddings:
             )
 
     def trajectory_for(self, denoiser: Denoiser) -> Trajectory:
-        """The trajectory, as one that `denoiser` made. Raises MismatchError unless it did, as far as is known."""
+        """The trajectory on the device of `denoiser`. Raises MismatchError if another model is known to have made it."""
         self.check(denoiser)
         return replace(self.trajectory, fingerprint=denoiser.fingerprint).to(denoiser.device)
 
@@ -99,21 +100,29 @@ class ValueEmbeddings:
 
 
 def save_value_embeddings(embeddings: ValueEmbeddings, path: Path) -> Path:
-    """Write a safetensors file; folders are made. What a host attached to the prompt is not saved."""
+    """Write a safetensors file and create its folders. What a host attached to the prompt is not saved."""
     base, source = embeddings.base, embeddings.trajectory
     tensors = {
-        "base": base.tokens, "pooled": base.pooled, "scale": embeddings.scale, "shift": embeddings.shift,
-        "sigmas": source.sigmas, "path": source.latents, "clean": source.source_latent,
-    }  # fmt: skip
+        "base": base.tokens,
+        "pooled": base.pooled,
+        "scale": embeddings.scale,
+        "shift": embeddings.shift,
+        "sigmas": source.sigmas,
+        "path": source.latents,
+        "clean": source.source_latent,
+    }
     about = {
-        "family": source.family, "prompt": source.prompt, "text": base.text, "guidance_scale": embeddings.guidance_scale,
+        "family": source.family,
+        "prompt": source.prompt,
+        "text": base.text,
+        "guidance_scale": embeddings.guidance_scale,
         "picture": embeddings.image,
-    }  # fmt: skip
+    }
     return write_tensors(path, VALUES_FORMAT, tensors, about)
 
 
 def read_value_embeddings(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> ValueEmbeddings:
-    """The value embeddings of a file's `tensors` and facts. Raises LoadError where something is missing."""
+    """Value embeddings from a file's tensors and metadata. Raises LoadError if something is missing."""
     try:
         source = Trajectory(tensors["sigmas"], tensors["path"], tensors["clean"], about["family"], "", about["prompt"])
         base = Context(tensors["base"], tensors.get("pooled"), about["text"])

@@ -158,7 +158,7 @@ def test_memory_and_precision_options_keep_the_result():
     recomputed = [stage.calls for stage in codec.clones[1].blocks]
     assert recomputed == [12, 12, 12]  # two decodes and two passes per step
     half = tune_decoder(
-        codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, half=torch.bfloat16)
+        codec, latent, source, None, mask, settings=DecoderSettings(steps=5, lr=1e-2, compute_dtype=torch.bfloat16)
     )
     assert not torch.equal(half.image, usual.image)
     torch.testing.assert_close(half.image, usual.image, atol=0.03, rtol=0)
@@ -216,7 +216,7 @@ def test_latent_losses_are_means_and_a_full_mask_moves_nothing():
 # ------------------------------------------------------------------------------------------------------ refusals
 def test_refusals_name_what_to_do():
     codec, latent, source, mask = problem()
-    with pytest.raises(ShapeError, match=r"5 x 4 cells.*needs 4 x 4"):
+    with pytest.raises(ShapeError, match=r"5 x 4 latent pixels.*needs 4 x 4"):
         tune_decoder(codec, latent, source[:, :, :16], None, mask[:, :, :16])
     with pytest.raises(ShapeError, match="mask is 16 x 16"):
         tune_decoder(codec, latent, source, None, mask[:, :, :16])

@@ -11,7 +11,8 @@ import torch
 
 from editkit.pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
 from editkit.pipelines.core.errors import EditError, ParameterError
-from editkit.pipelines.learning.optimise import Plateau, learning_mode, optimise
+from editkit.pipelines.learning.early_stopping import Plateau
+from editkit.pipelines.learning.optimise import learning_mode, optimise
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 
 

@@ -14,7 +14,7 @@ from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layere
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions
 from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
 from editkit.tests import toy_layered as toy
-from editkit.tests.toy_layered import TextDenoiser, digest, network, network_text, patched, source, subject_mask, text
+from editkit.tests.toy_layered import TextDenoiser, digest, network, network_text, object_mask, patched, source, text
 from editkit.tests.toys import random_latent
 
 B, C, D, H, T, W = toy.B, toy.C, toy.D, toy.H, toy.T, toy.W
@@ -47,7 +47,7 @@ def test_of_a_flow_model_it_is_the_error_of_the_velocity():
 
 def test_levels_are_uniform_over_all_timesteps_and_drawn_image_by_image():
     error = NoiseError(TextDenoiser(), source(batch=1).expand(40, -1, -1, -1), range(40))
-    table = error.levels.sort().values
+    table = error.sigmas.sort().values
     drawn = torch.cat([error.draw(step)[0].flatten() for step in range(50)])
     times = torch.searchsorted(table, drawn)
     assert torch.equal(table[times], drawn)
@@ -75,7 +75,7 @@ def learn(denoiser=None, *, mask=None, latent=None, first=None, second=None, see
         source() if latent is None else latent,
         first or text(1),
         text(2) if second is None else second or None,
-        subject_mask() if mask is None else mask,
+        object_mask() if mask is None else mask,
         seeds=seeds,
         options=chosen,
         **told,
@@ -90,9 +90,9 @@ def test_one_step_by_hand():
     z = source() + sigma * noise
     both = torch.cat([text(1).tokens, text(2).tokens], 1)
     residual = (z / (1 + sigma) + both.mean(1)[:, :C, None, None] - source()) / sigma
-    outside = 1 - subject_mask()[:, None]
+    outside = 1 - object_mask()[:, None]
     slope = (residual / sigma * outside).sum((2, 3))  # of every channel's number, up to a positive factor
-    for context, start in ((found.subject, text(1)), (found.background, text(2))):
+    for context, start in ((found.object, text(1)), (found.background, text(2))):
         moved = context.tokens - start.tokens
         assert moved.shape == (B, T, D)
         torch.testing.assert_close(moved[..., :C], -0.01 * slope.sign()[:, None].expand(B, T, C), atol=2e-5, rtol=0)
@@ -111,13 +111,13 @@ def test_both_are_shown_as_one_text_or_apart():
     assert set(apart.seen) == set(alone.seen) == {(B, T, D)}
     assert (joint.rows, apart.rows, alone.rows) == (3 * B, 6 * B, 3 * B)  # one evaluation more than steps: what fits?
     error = NoiseError(TextDenoiser(), source(), SEEDS)
-    outside = 1 - subject_mask()[:, None]
+    outside = 1 - object_mask()[:, None]
     each = [float(masked_mean(error(0, [text(seed)]), outside).mean()) for seed in (1, 2)]
     assert mean.losses[0] == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
 def test_the_region_decides_which_cells_matter():
-    inside = subject_mask()[:, None] > 0
+    inside = object_mask()[:, None] > 0
     changed = torch.where(inside, source(seed=9), source())
     for region, same in (("background", True), ("object", False), ("none", False)):
         assert (learn(region=region).losses == learn(region=region, latent=changed).losses) is same
@@ -130,14 +130,14 @@ def test_where_nothing_counts_nothing_is_learned(region):
     empty = torch.ones(1, H, W) if region == "background" else torch.zeros(1, H, W)
     found = learn(region=region, mask=empty)
     assert found.losses == [0.0] * 5
-    assert torch.equal(found.subject.tokens, text(1).tokens.expand(B, -1, -1))
+    assert torch.equal(found.object.tokens, text(1).tokens.expand(B, -1, -1))
     assert torch.equal(found.background.tokens, text(2).tokens.expand(B, -1, -1))
 
 
 def test_no_steps_change_nothing():
     found = learn(steps=0)
     assert found.losses == [] and found.steps == 0
-    assert torch.equal(found.subject.tokens[1], text(1).tokens[0])
+    assert torch.equal(found.object.tokens[1], text(1).tokens[0])
     assert torch.equal(found.background.tokens[0], text(2).tokens[0])
 
 
@@ -145,19 +145,19 @@ def test_images_learn_as_they_would_alone():
     both = learn(steps=4, lr=0.05)
     for b in range(B):
         alone = learn(steps=4, lr=0.05, latent=source()[b : b + 1], seeds=SEEDS[b : b + 1])
-        assert torch.equal(alone.subject.tokens[0], both.subject.tokens[b])
+        assert torch.equal(alone.object.tokens[0], both.object.tokens[b])
         assert torch.equal(alone.background.tokens[0], both.background.tokens[b])
 
 
 def test_learning_lowers_the_error():
     """On draws that it did not learn from; each text alone is fitted where the losses of both are averaged."""
     found = learn(steps=300, lr=0.02, join="average")
-    error, outside = NoiseError(TextDenoiser(), source(), [101, 102]), 1 - subject_mask()[:, None]
+    error, outside = NoiseError(TextDenoiser(), source(), [101, 102]), 1 - object_mask()[:, None]
 
     def mean(context):
         return sum(float(masked_mean(error(step, [context]), outside).mean()) for step in range(200))
 
-    assert mean(found.subject) < 0.5 * mean(text(1))
+    assert mean(found.object) < 0.5 * mean(text(1))
     assert mean(found.background) < 0.5 * mean(text(2))
 
 
@@ -169,17 +169,17 @@ def test_the_mix():
     broken = b.with_tokens(torch.full_like(b.tokens, torch.inf))
     assert torch.equal(mix_embeddings(a, broken, 1).tokens, a.tokens)
     found = learn(alpha=0.25)
-    assert torch.equal(found.mixed.tokens, 0.25 * found.subject.tokens + 0.75 * found.background.tokens)
-    assert torch.equal(learn(alpha=1.0).mixed.tokens, learn(alpha=1.0).subject.tokens)
+    assert torch.equal(found.mixed.tokens, 0.25 * found.object.tokens + 0.75 * found.background.tokens)
+    assert torch.equal(learn(alpha=1.0).mixed.tokens, learn(alpha=1.0).object.tokens)
 
 
 def test_what_a_host_attached_stays():
     first = text(1)
     first = type(first)(first.tokens, torch.ones(1, 4), "words", host=["anything"])
     found = learn(first=first)
-    assert found.subject.host is found.mixed.host is first.host
-    assert found.subject.text == "words"
-    assert found.subject.pooled is first.pooled
+    assert found.object.host is found.mixed.host is first.host
+    assert found.object.text == "words"
+    assert found.object.pooled is first.pooled
 
 
 def test_patience_ends_a_run_that_gains_nothing():
@@ -216,14 +216,14 @@ def test_no_weight_gets_a_gradient(asks):
     latent = random_latent(1, 4, 8, 8)
     with WeightGradients() as seen:
         found = layered_embeddings(
-            denoiser, latent, *texts, subject_mask(8, 8), seeds=[1], options=EmbeddingOptions(steps=2, lr=0.1)
+            denoiser, latent, *texts, object_mask(8, 8), seeds=[1], options=EmbeddingOptions(steps=2, lr=0.1)
         )
     assert seen.found == []
     assert all(weight.grad is None and weight.requires_grad is asks for weight in denoiser.unet.parameters())
     assert digest(denoiser.unet) == before
-    assert not torch.equal(found.subject.tokens, texts[0].tokens)
+    assert not torch.equal(found.object.tokens, texts[0].tokens)
     assert not torch.equal(found.background.tokens, texts[1].tokens)
-    assert not found.subject.tokens.requires_grad
+    assert not found.object.tokens.requires_grad
 
 
 def test_both_embeddings_and_nothing_else_have_gradients(monkeypatch):
@@ -238,7 +238,7 @@ def test_both_embeddings_and_nothing_else_have_gradients(monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     texts = [network_text(seed) for seed in (1, 2)]
     options = EmbeddingOptions(steps=1)
-    layered_embeddings(denoiser, random_latent(1, 4, 8, 8), *texts, subject_mask(8, 8), seeds=[1], options=options)
+    layered_embeddings(denoiser, random_latent(1, 4, 8, 8), *texts, object_mask(8, 8), seeds=[1], options=options)
     assert seen == [[(1, T, 16), (1, T, 16)]]
     assert all(text.tokens.grad is None for text in texts)
 
@@ -247,7 +247,7 @@ def test_blocks_that_compute_again_give_the_same_bits():
     def run(low_memory):
         denoiser = network()
         return denoiser, layered_embeddings(
-            denoiser, random_latent(1, 4, 8, 8), network_text(1), network_text(2), subject_mask(8, 8), seeds=[1],
+            denoiser, random_latent(1, 4, 8, 8), network_text(1), network_text(2), object_mask(8, 8), seeds=[1],
             options=EmbeddingOptions(steps=3, lr=0.1, low_memory=low_memory),
         )  # fmt: skip
 
@@ -260,10 +260,10 @@ def test_blocks_that_compute_again_give_the_same_bits():
 
 def test_half_precision_arithmetic_learns_nearly_the_same():
     results = []
-    for half in (None, torch.bfloat16):
+    for dtype in (None, torch.bfloat16):
         found = layered_embeddings(
-            network(), random_latent(1, 4, 8, 8), network_text(1), network_text(2), subject_mask(8, 8), seeds=[1],
-            options=EmbeddingOptions(steps=5, lr=0.1, half=half),
+            network(), random_latent(1, 4, 8, 8), network_text(1), network_text(2), object_mask(8, 8), seeds=[1],
+            options=EmbeddingOptions(steps=5, lr=0.1, compute_dtype=dtype),
         )  # fmt: skip
         results.append(found.mixed.tokens - found.mixed.with_tokens(network_text(1).tokens).tokens)
     exact, rough = results
@@ -289,10 +289,10 @@ def test_imagic_is_the_same_two_stages():
     half, full, none = run(0.5), run(1.0), run(0.0)
     assert told[:5] == [(i + 1, 5) for i in range(5)]
     alone = layered_embeddings(denoiser, latent, target, None, None, seeds=[4], options=first)
-    assert torch.equal(half.embeddings.subject.tokens, alone.subject.tokens)
-    assert torch.equal(none.context.tokens, alone.subject.tokens)
+    assert torch.equal(half.embeddings.object.tokens, alone.object.tokens)
+    assert torch.equal(none.context.tokens, alone.object.tokens)
     assert torch.equal(full.context.tokens, target.tokens)
-    torch.testing.assert_close(half.context.tokens, (target.tokens + alone.subject.tokens) / 2)
+    torch.testing.assert_close(half.context.tokens, (target.tokens + alone.object.tokens) / 2)
     assert half.tuning.steps == 2 and half.tuning.background_losses == [0.0, 0.0]
     assert any(change.any() for change in half.tuning.changes.values())
 
@@ -301,8 +301,8 @@ def test_imagic_is_the_same_two_stages():
 def test_refusals():
     with pytest.raises(ParameterError, match="no mask"):
         layered_embeddings(TextDenoiser(), source(), text(1), text(2), None, seeds=SEEDS)
-    with pytest.raises(ShapeError, match="cells"):
-        learn(mask=subject_mask(8, 8))
+    with pytest.raises(ShapeError, match="latent pixels"):
+        learn(mask=object_mask(8, 8))
     with pytest.raises(ShapeError, match="one CLIP"):
         learn(second=text(2, tokens=T + 1))
     with pytest.raises(ShapeError, match="3 entries"):

@@ -10,17 +10,17 @@ import torch
 from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.samplers import predictor, sample
-from editkit.pipelines.layerdiffusion.embeddings import IterativeGuidance, takes_object
 from editkit.pipelines.layerdiffusion.finetune import REFERENCE_SEED, TuneOptions, layered_tune
+from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance, takes_object
 from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
 from editkit.pipelines.learning.weight_deltas import TunePlan, apply_changes, attention_layers, copied
-from editkit.tests.toy_layered import digest, network, network_text, subject_mask
+from editkit.tests.toy_layered import digest, network, network_text, object_mask
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
 
 LORA = TunePlan("lora", rank=2)
 FULL = TunePlan()
 SEEDS = [21]
-MASK = subject_mask(8, 8)
+MASK = object_mask(8, 8)
 MIXED = network_text(5)
 
 
@@ -232,14 +232,14 @@ def test_half_weights_are_learned_in_float32_and_kept_in_half():
 
 
 def test_low_rank_learning_in_half_keeps_the_frozen_weights_in_half():
-    clone = network().model_clone(replace(LORA, half=torch.bfloat16), (1, 4, 8, 8))
+    clone = network().model_clone(replace(LORA, compute_dtype=torch.bfloat16), (1, 4, 8, 8))
     kinds = {name: value.dtype for name, value in clone.denoiser.unet.named_parameters()}
     assert {kind for name, kind in kinds.items() if name.endswith((".up", ".down"))} == {torch.float32}
     assert {kind for name, kind in kinds.items() if not name.endswith((".up", ".down"))} == {torch.bfloat16}
-    exact, rough = (tune(plan=replace(LORA, half=half), lr=1e-3) for half in (None, torch.bfloat16))
+    exact, rough = (tune(plan=replace(LORA, compute_dtype=dtype), lr=1e-3) for dtype in (None, torch.bfloat16))
     assert rough.object_losses[0] == pytest.approx(exact.object_losses[0], rel=0.1)
     assert rough.object_losses[0] != exact.object_losses[0]
-    full = tune(plan=replace(FULL, half=torch.bfloat16), lr=1e-3)
+    full = tune(plan=replace(FULL, compute_dtype=torch.bfloat16), lr=1e-3)
     assert full.object_losses[0] == pytest.approx(exact.object_losses[0], rel=0.1)
 
 
@@ -344,6 +344,6 @@ def test_refusals():
     for name in ("object_weight", "background_weight", "patience"):
         with pytest.raises(ParameterError, match=name):
             TuneOptions(**{name: -1})
-    for wrong, match in ((dict(kind="some"), "kind"), (dict(rank=0), "rank"), (dict(half=torch.float16), "bfloat16")):
+    for wrong, match in ((dict(kind="some"), "kind"), (dict(rank=0), "rank"), (dict(compute_dtype=torch.float16), "bfloat16")):
         with pytest.raises(ParameterError, match=match):
             TunePlan(**wrong)

@@ -12,15 +12,16 @@ from torch import nn
 
 from editkit.pipelines.blended.decoder_tuning import DecoderSettings, tune_decoder
 from editkit.pipelines.core.errors import EditError, ParameterError
-from editkit.pipelines.core.progress import Legs, LossProgress, silent
+from editkit.pipelines.core.progress import LossProgress, StagedProgress, silent
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.learning import memory as module
+from editkit.pipelines.learning.early_stopping import MeanPlateau
 from editkit.pipelines.learning.memory import MemoryNeed, measured
-from editkit.pipelines.learning.optimise import OBSERVE_EVERY, Levelled, autocast, optimise, recomputing  # fmt: skip
+from editkit.pipelines.learning.optimise import OBSERVE_EVERY, autocast, optimise, recomputing
 from editkit.pipelines.learning.weight_deltas import TunePlan, learning_need
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
-from editkit.tests.toy_layered import digest, network, network_text, patched, subject_mask
+from editkit.tests.toy_layered import digest, network, network_text, object_mask, patched
 from editkit.tests.toys import random_latent
 
 CPU = torch.device("cpu")
@@ -78,8 +79,8 @@ def test_the_need_of_a_copy_that_learns():
     unet = network().unet
     numbers = sum(value.numel() for value in unet.parameters())
     assert learning_need(unet, TunePlan()).total == numbers * 16
-    assert learning_need(unet, TunePlan(half=torch.bfloat16)).total == numbers * 16  # what learns stays float32
-    low = TunePlan("lora", rank=2, half=torch.bfloat16)
+    assert learning_need(unet, TunePlan(compute_dtype=torch.bfloat16)).total == numbers * 16  # what learns stays float32
+    low = TunePlan("lora", rank=2, compute_dtype=torch.bfloat16)
     clone = network().model_clone(low, (1, 4, 8, 8))
     learning = sum(value.numel() for value in clone.parameters)
     assert learning_need(unet, low).total == numbers * 2 + learning * 12
@@ -186,7 +187,7 @@ def test_the_loss_curve_is_shown_while_it_falls():
 
 def test_a_part_of_a_run_shows_its_curve_too():
     curves = Curves()
-    second = Legs(curves, (10, OBSERVE_EVERY))(1)
+    second = StagedProgress(curves, (10, OBSERVE_EVERY))(1)
     optimise(
         [torch.ones(1)],
         lambda step: torch.ones(1, requires_grad=True).sum(),
@@ -195,11 +196,11 @@ def test_a_part_of_a_run_shows_its_curve_too():
         progress=second,
     )
     assert curves.told[-2:] == [("losses", OBSERVE_EVERY), ("step", 10 + OBSERVE_EVERY)]
-    assert not isinstance(Legs(silent, (1, 2))(0), LossProgress)
+    assert not isinstance(StagedProgress(silent, (1, 2))(0), LossProgress)
 
 
 def test_means_tell_a_noisy_loss_that_stands_still():
-    rule, noise = Levelled(50, gain=0.05), torch.rand(100, 1, generator=torch.Generator().manual_seed(0))
+    rule, noise = MeanPlateau(50, gain=0.05), torch.rand(100, 1, generator=torch.Generator().manual_seed(0))
     falling = torch.linspace(2, 1, 100)[:, None] * (0.5 + noise)
     assert rule(1 + noise) and not rule(falling)
     assert not rule((1 + noise)[:99])
@@ -222,7 +223,7 @@ STEPS = 6
 def fit(denoiser, progress=silent, low_memory=False):
     options = EmbeddingOptions(steps=STEPS, lr=0.1, low_memory=low_memory)
     return layered_embeddings(
-        denoiser, random_latent(1, 4, 8, 8), network_text(1), network_text(2), subject_mask(8, 8), seeds=[1],
+        denoiser, random_latent(1, 4, 8, 8), network_text(1), network_text(2), object_mask(8, 8), seeds=[1],
         options=options, progress=progress,
     )  # fmt: skip
 
@@ -230,7 +231,7 @@ def fit(denoiser, progress=silent, low_memory=False):
 def tune(denoiser, plan, progress=silent, low_memory=False):
     options = TuneOptions(plan=plan, steps=STEPS, lr=1e-2, low_memory=low_memory)
     return layered_tune(
-        denoiser, random_latent(1, 4, 8, 8), random_latent(1, 4, 8, 8, seed=1), network_text(1), subject_mask(8, 8),
+        denoiser, random_latent(1, 4, 8, 8), random_latent(1, 4, 8, 8, seed=1), network_text(1), object_mask(8, 8),
         seeds=[1], options=options, progress=progress,
     )  # fmt: skip
 

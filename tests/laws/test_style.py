@@ -14,8 +14,8 @@ from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.sigmas import euler_step
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.stylediffusion.inversion import PRESETS, StyleOptions, image_features, style_invert
-from editkit.pipelines.stylediffusion.networks import MappingNetworks, NetworkShape, made_networks, values
-from editkit.pipelines.stylediffusion.value_learner import compared
+from editkit.pipelines.stylediffusion.learning_control import compared
+from editkit.pipelines.stylediffusion.networks import MappingNetworks, NetworkShape, made_networks, value_embedding
 from editkit.tests.toy_attention import site
 from editkit.tests.toy_values import FEATURES, NULL, SHORT, SOURCE, AttentionDenoiser, B, D, S, T, inverted, learned
 from editkit.tests.toys import random_latent
@@ -68,15 +68,15 @@ def test_identity_passes_the_text_on_bit_for_bit():
     networks = made_networks(NetworkShape(S, T), [0, 1], "identity")
     scale, shift = networks.split(networks(FEATURES))
     own = random_latent(B, T, D, seed=5)
-    assert torch.equal(values(scale, shift, own), own)
+    assert torch.equal(value_embedding(scale, shift, own), own)
     with pytest.raises(ParameterError, match="affine"):
         made_networks(NetworkShape(S, T, "direct"), [0], "identity")
 
 
 def test_affine_scales_and_shifts_each_text_and_direct_replaces_it():
     own, scale, shift = (random_latent(1, T, D, seed=seed) for seed in (1, 2, 3))
-    assert torch.equal(values(scale, shift, own), own * scale + shift)
-    assert torch.equal(values(None, shift, own), shift)
+    assert torch.equal(value_embedding(scale, shift, own), own * scale + shift)
+    assert torch.equal(value_embedding(None, shift, own), shift)
 
 
 # ----------------------------------------------------------------------------------------------------------- presets
@@ -182,18 +182,18 @@ def test_the_loss_is_the_published_sum(targets):
     path = inverted(denoiser)
     result = learned(denoiser, path, replace(SHORT, inner=1, targets=targets))
     networks = made_networks(NetworkShape(S, T), [0, 1])
-    value = values(*networks.split(networks(FEATURES)), SOURCE.tokens.expand(B, -1, -1))
+    value = value_embedding(*networks.split(networks(FEATURES)), SOURCE.tokens.expand(B, -1, -1))
     levels = path.sigmas.tolist()
-    clean, maps = maps_at(denoiser, path.level(0), levels[0], value)
+    clean, maps = maps_at(denoiser, path.latent(0), levels[0], value)
     with torch.no_grad():
-        uncond = denoiser.denoise(path.level(0), levels[0], [NULL])[0]
-    reached = euler_step(path.level(0), uncond + 7.5 * (clean - uncond), levels[0], levels[1])
+        uncond = denoiser.denoise(path.latent(0), levels[0], [NULL])[0]
+    reached = euler_step(path.latent(0), uncond + 7.5 * (clean - uncond), levels[0], levels[1])
     if targets == "aligned":
-        _, goal = maps_at(denoiser, path.level(0), levels[0])
+        _, goal = maps_at(denoiser, path.latent(0), levels[0])
     else:  # the last set of the official list, appended twice: the next latent at this noise level
-        shown = path.level(1) * ((1 + levels[0] ** 2) / (1 + levels[1] ** 2)) ** 0.5
+        shown = path.latent(1) * ((1 + levels[0] ** 2) / (1 + levels[1] ** 2)) ** 0.5
         _, goal = maps_at(denoiser, shown, levels[0])
-    expected = (reached - path.level(1)).square().mean() / (1 + levels[1] ** 2)
+    expected = (reached - path.latent(1)).square().mean() / (1 + levels[1] ** 2)
     expected = expected + sum((a - b).square().mean() for a, b in zip(maps, goal, strict=True))
     assert result.losses[0] == pytest.approx(float(expected), rel=1e-4)
 
@@ -206,7 +206,7 @@ def test_published_targets_show_the_latent_one_level_noisier():
     goals = denoiser.log[::3]  # the goal comes first, then the unconditional row, then the one to advance
     levels = path.sigmas.tolist()
     assert [sigma for sigma, _, _ in goals] == pytest.approx([levels[0], *levels[:3]])
-    shown = path.level(2) * ((1 + levels[1] ** 2) / (1 + levels[2] ** 2)) ** 0.5
+    shown = path.latent(2) * ((1 + levels[1] ** 2) / (1 + levels[2] ** 2)) ** 0.5
     assert torch.allclose(goals[2][2], shown)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ShapeError
+from editkit.pipelines.learning.loss_scaling import LossScaling
 from editkit.pipelines.learning.optimise import learning_mode
-from editkit.pipelines.stylediffusion import value_learner as style_maps
 from editkit.pipelines.stylediffusion.inversion import style_invert
+from editkit.pipelines.stylediffusion.learning_control import LOSS_SCALE
 from editkit.pipelines.stylediffusion.networks import NetworkShape, made_networks
 from editkit.tests.toy_values import (
     FEATURES,
@@ -57,12 +58,11 @@ def test_after_a_step_only_the_networks_have_gradients(monkeypatch):
     assert not tensors_with_gradients() - before and all(value.requires_grad for value in denoiser.parameters())
 
 
-def test_the_gain_inside_the_network_changes_nothing_in_float32(monkeypatch):
+def test_loss_scaling_inside_the_network_changes_nothing_in_float32(monkeypatch):
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
     ours = learned(denoiser, path)
-    monkeypatch.setattr("editkit.pipelines.stylediffusion.inversion.GAIN", 1.0)
-    monkeypatch.setattr(style_maps, "GAIN", 1.0)
+    monkeypatch.setattr("editkit.pipelines.stylediffusion.learning_control.LOSS_SCALE", 1.0)
     plain = learned(denoiser, path)
     assert torch.equal(ours.embeddings.scale, plain.embeddings.scale)
 
@@ -71,8 +71,9 @@ def test_gradients_survive_a_network_in_half_precision():
     """A loss so small that its gradients are below what float16 can hold still reaches the values."""
     x = random_latent(3, 5).requires_grad_(True)
     with learning_mode():
-        inside = style_maps.amplified(x, 1 / style_maps.GAIN).half()
-        loss = 1e-8 * style_maps.amplified((inside * 2).float(), style_maps.GAIN).sum()
+        scaling = LossScaling(torch.float16, LOSS_SCALE)
+        inside = scaling.enter(x).half()
+        loss = 1e-8 * scaling.leave((inside * 2).float()).sum()
         lost = 1e-8 * (x.half() * 2).float().sum()
     assert torch.allclose(torch.autograd.grad(loss, x)[0], torch.full_like(x, 2e-8), rtol=1e-2)
     assert not torch.autograd.grad(lost, x)[0].any()
@@ -137,7 +138,7 @@ def test_what_does_not_fit_is_refused():
 def test_a_network_without_maps_to_compare_is_refused_by_name(monkeypatch):
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
-    monkeypatch.setattr("editkit.pipelines.stylediffusion.value_learner.compared", lambda site: False)
+    monkeypatch.setattr("editkit.pipelines.stylediffusion.learning_control.compared", lambda site: False)
     with pytest.raises(FamilyError, match="'toy'"):
         learned(denoiser, path)
     assert learned(denoiser, path, replace(SHORT, attention_weight=0.0)).map_distance.sum() == 0

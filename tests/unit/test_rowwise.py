@@ -7,7 +7,7 @@ import torch
 from editkit.headless.claims.rowwise import rowwise
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.learning.weight_deltas import TunePlan, attention_layers
-from editkit.tests.toy_layered import network, network_text, subject_mask
+from editkit.tests.toy_layered import network, network_text, object_mask
 from editkit.tests.toys import random_latent
 
 SOURCE, REFERENCE, Z = (random_latent(2, 4, 8, 8, seed=seed) for seed in range(3))
@@ -18,7 +18,7 @@ def tune(first: int, count: int):
     part = slice(first, first + count)
     denoiser = rowwise(network(), count)
     found = layered_tune(
-        denoiser, SOURCE[part], REFERENCE[part], TEXT.with_tokens(TEXT.tokens[part]), subject_mask(8, 8),
+        denoiser, SOURCE[part], REFERENCE[part], TEXT.with_tokens(TEXT.tokens[part]), object_mask(8, 8),
         seeds=[7, 8][part], options=TuneOptions(plan=TunePlan("lora", rank=2), steps=4, lr=1e-2),
     )  # fmt: skip
     return denoiser, found
