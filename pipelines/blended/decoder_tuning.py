@@ -1,8 +1,8 @@
 """Background reconstruction by learning: the decoder, or the latent, of one edited image (BLD, section 4.2).
 
-A VAE loses detail, so an edited image differs from its source even where nothing was edited. Fitting the decoder to
-this one image brings the source back outside the mask and leaves the edit as it is, without a seam (methods.md, 3). The
-alternatives that do not learn are in `composite.py` and `poisson.py`.
+A VAE loses detail, so an edited image differs from its source outside the mask too. Fine-tuning the decoder on this one
+image restores the source outside the mask and keeps the edit inside it, without a seam (docs/methods.md, section 3). The
+alternatives without learning are in `composite.py` and `poisson.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ParameterError, ShapeError
+from ..core.errors import ParameterError
 from ..core.progress import Progress, silent
 from ..core.protocols import DecoderClone, LatentCodec
-from ..core.shapes import check_image, check_latent, check_mask, common_batch, match_batch, padded_length, same_size
-from ..evaluation.metrics import psnr_outside
 from ..learning.early_stopping import Plateau
 from ..learning.memory import measured
-from ..learning.optimise import OptimiseResult, autocast, learning_mode, optimise, own, recomputing
-
-BACKGROUND = 1  # index of the background in the loss terms
+from ..learning.optimise import autocast, learning_mode, optimise, own, recomputing
+from .background_loss import BACKGROUND, EDIT, BackgroundLoss, background_loss
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,11 @@ class TuneSettings:
 
     Attributes:
         steps: Adam steps, >= 0.
-        lr: Adam's step size. For a latent the published code uses 0.1; the paper says 1e-4, which moves nothing.
+        lr: Adam's step size, > 0. For a latent the published code uses 0.1; the paper's 1e-4 changes nothing visible.
         background_weight: weight of the background loss against the loss inside the mask, >= 0.
         patience: stop when this many steps have improved the background loss by less than 1 %; 0 = never.
-        low_memory: keep no activations inside a decoder block but compute them again: slower, about a block's memory.
+        low_memory: recompute the activations of a decoder block instead of storing them: slower, with the memory of
+            about one block.
         compute_dtype: of the arithmetic around the float32 weights, e.g. torch.bfloat16; None = float32.
     """
 
@@ -45,12 +43,20 @@ class TuneSettings:
     low_memory: bool = False
     compute_dtype: torch.dtype | None = None
 
+    def __post_init__(self) -> None:
+        if not self.background_weight >= 0:
+            raise ParameterError(f"background_weight is {self.background_weight}: give 0 or more (100 as published)")
+        if self.patience < 0:
+            raise ParameterError(f"patience is {self.patience}: give a number of steps, or 0 for all of them")
+
 
 @dataclass(frozen=True)
 class DecoderSettings(TuneSettings):
-    """How the decoder learns: `blocks` is "all" (as published) or the number of last blocks.
+    """How the decoder learns.
 
-    What lies before them is computed once: several times faster, and less memory, for a little less background.
+    Attributes:
+        blocks: "all" (as published), or how many of the last blocks learn. The blocks before them are computed once:
+            several times faster and with less memory, for a slightly less exact background.
     """
 
     lr: float = 1e-4
@@ -59,14 +65,15 @@ class DecoderSettings(TuneSettings):
 
 @dataclass(frozen=True)
 class Tuning:
-    """What learning gave.
+    """The result of learning.
 
     Attributes:
         image: IMAGE [B, H, W, 3] in [0, 1], of the source's size.
         losses: total loss before each step.
         edit_losses, background_losses: its two terms (the second with its weight).
         psnr_before, psnr_after: dB outside the mask against the source, mean of the batch; NaN for a full mask.
-        steps: steps taken.    stopped: whether patience ended it.
+        steps: steps taken.
+        stopped: whether `patience` ended it.
     """
 
     image: Tensor
@@ -103,26 +110,29 @@ def tune_decoder(
     settings: DecoderSettings | None = None,
     progress: Progress = silent,
 ) -> DecoderTuning:
-    """Fit a copy of the decoder to the source outside the mask and to the edit inside it.
+    """Fine-tune a copy of the decoder to the source outside the mask and to the edit inside it.
 
-    theta* = argmin MSE(D(z) m, edited m) + weight MSE(D(z) (1 - m), source (1 - m)), means over all elements, images in
-    [-1, 1] (methods.md, 3). All images of a batch share the one decoder: tune a single image for the best result.
+    theta* = argmin MSE(D(z) m, edited m) + weight MSE(D(z) (1 - m), source (1 - m)); see `background_loss.py`. All
+    images of a batch share the one decoder: tune a single image for the best result.
 
     Args:
-        latent: z [B, C, h, w] from the sampler, unscaled; its size is the source's, padded to whole cells.
-        source: IMAGE [B, H, W, 3] in [0, 1]; only its own pixels count, never the padding.
+        codec: the VAE; its weights do not change.
+        latent: z [B, C, h, w] from the sampler, unscaled; its size is that of the source, padded to whole latent pixels.
+        source: IMAGE [B, H, W, 3] in [0, 1]; padding does not count.
         edited: IMAGE to keep inside the mask; None takes the plain decode, without clamping.
-        mask: MASK at pixel resolution, 1 = edit; soft values share a pixel.
-        progress: called after every step; raising there cancels, and the user's weights are as they were.
+        mask: MASK at pixel resolution, 1 = edit; soft values weight both losses.
+        settings: the published numbers by default.
+        progress: called after every step; raising there cancels.
+    Returns: the tuned codec and its image.
     Raises: ShapeError, ParameterError; EditError if the loss overflows, or if there is not enough memory to start.
     """
     settings = settings or DecoderSettings()
-    _check(settings)
-    task = _task(codec, latent, source, edited, mask)
+    loss = background_loss(codec, latent, source, edited, mask, settings.background_weight)
     with learning_mode():
         clone = codec.decoder_clone()
         try:
-            return _learn_decoder(clone, task, settings, progress)
+            tuning = _learn_decoder(clone, loss, settings, progress)
+            return DecoderTuning(**vars(tuning), codec=clone.finish())
         except BaseException:
             clone.release()
             raise
@@ -138,163 +148,108 @@ def tune_latent(
     settings: TuneSettings | None = None,
     progress: Progress = silent,
 ) -> LatentTuning:
-    """The same losses with the latent learning and the decoder fixed: over-smooth backgrounds (BLD, figure 4).
+    """The same losses with the latent learning and the decoder fixed: backgrounds come out too smooth (BLD, figure 4).
 
-    Arguments and errors as `tune_decoder`; every image learns for itself, whatever the batch.
+    Arguments and errors as in `tune_decoder`; every image learns independently of the batch.
     """
     settings = settings or TuneSettings()
-    _check(settings)
-    task = _task(codec, latent, source, edited, mask)
+    loss = background_loss(codec, latent, source, edited, mask, settings.background_weight)
     with learning_mode():
         clone = codec.decoder_clone()
         try:
-            return _learn_latent(clone, task, settings, progress)
+            return _learn_latent(clone, loss, settings, progress)
         finally:
             clone.release()
 
 
-# ------------------------------------------------------------------------------------------------------- the task
-@dataclass(frozen=True)
-class _Task:
-    """Checked inputs with one batch size: latent [B, C, h, w], pictures [B, 3, H, W] in [-1, 1], mask [B, 1, H, W]."""
-
-    latent: Tensor
-    source: Tensor
-    edited: Tensor | None
-    mask: Tensor
-
-    def owned(self, device: torch.device) -> _Task:
-        edited = None if self.edited is None else own(self.edited, device)
-        return _Task(self.latent, own(self.source, device), edited, own(self.mask, device))
-
-    def crop(self, image: Tensor) -> Tensor:
-        height, width = self.mask.shape[-2:]
-        return image[..., :height, :width]
-
-    def target(self, first: Tensor) -> Tensor:
-        """What the edit should stay: the given one, or the plain decode `first`."""
-        return self.crop(first).float().clone() if self.edited is None else self.edited
-
-    def terms(self, made: Tensor, target: Tensor, weight: float) -> Tensor:
-        """The two losses [2] of a decoded picture."""
-        made = self.crop(made).float()
-        edit = ((made - target) * self.mask).square().mean()
-        background = ((made - self.source) * (1 - self.mask)).square().mean()
-        return torch.stack([edit, weight * background])
-
-    def image(self, made: Tensor) -> Tensor:
-        return (self.crop(made).float().movedim(1, -1) * 0.5 + 0.5).clamp(0, 1).contiguous()
-
-    def background(self, image: Tensor) -> float:
-        """Mean PSNR outside the mask over the images that have an outside."""
-        source = self.source.movedim(1, -1) * 0.5 + 0.5
-        return float(psnr_outside(image, source, self.mask[:, 0]).nanmean())
-
-
-def _task(codec: LatentCodec, latent: Tensor, source: Tensor, edited: Tensor | None, mask: Tensor) -> _Task:
-    latent = check_latent(latent, "latent", codec.channels)
-    source, mask = check_image(source, "source"), check_mask(mask, "mask")
-    same_size(source, mask, "source", "mask")
-    sized = {"latent": latent, "source": source, "mask": mask}
-    if edited is not None:
-        edited = sized["edited"] = check_image(edited, "edited")
-        same_size(edited, source, "edited", "source")
-    batch = common_batch(**sized)
-    height, width = source.shape[1:3]
-    latent_pixels = (
-        padded_length(height, codec.factor) // codec.factor,
-        padded_length(width, codec.factor) // codec.factor,
-    )
-    if tuple(latent.shape[-2:]) != latent_pixels:
-        raise ShapeError(
-            f"latent is {latent.shape[3]} x {latent.shape[2]} cells but source, {width} x {height} pixels, needs"
-            f" {latent_pixels[1]} x {latent_pixels[0]} with this VAE: encode the same picture, or resize source and mask"
-        )
-    return _Task(
-        match_batch(latent, batch, "latent", "source"),
-        _image(source, batch),
-        None if edited is None else _image(edited, batch),
-        match_batch(mask, batch, "mask", "source")[:, None],
-    )
-
-
-def _image(image: Tensor, batch: int) -> Tensor:
-    return match_batch(image, batch, "image", "latent").movedim(-1, 1) * 2 - 1
-
-
-def _check(settings: TuneSettings) -> None:
-    if not settings.background_weight >= 0:
-        raise ParameterError(f"background_weight is {settings.background_weight}: give 0 or more (100 as published)")
-    if settings.patience < 0:
-        raise ParameterError(f"patience is {settings.patience}: give a number of steps, or 0 for all of them")
-
-
-# ------------------------------------------------------------------------------------------------------- learning
-def _learn_decoder(clone: DecoderClone, task: _Task, settings: DecoderSettings, progress: Progress) -> DecoderTuning:
+def _learn_decoder(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderSettings, progress: Progress) -> Tuning:
+    """The last blocks learn; the blocks before them run once."""
     split = len(clone.blocks) - _learning_blocks(settings.blocks, len(clone.blocks))
-    prefix, learning = list(clone.blocks[:split]), list(clone.blocks[split:])
+    learning = list(clone.blocks[split:])
     weights = list(dict.fromkeys(weight for block in learning for weight in block.parameters()))
     with torch.no_grad():
-        start = _run(prefix, clone.prepare(own(task.latent)))
-    with recomputing(learning if settings.low_memory else ()):
-        first = _first(weights, lambda: _run(learning, start), "tuning the decoder")
-        task = task.owned(first.device)
-        target, before = task.target(first), task.background(task.image(first))
-        del first
-
-        def loss(step: int) -> Tensor:
-            with autocast(start.device, settings.compute_dtype):
-                made = _run(learning, start)
-            return task.terms(made, target, settings.background_weight)
-
-        result = _optimise(weights, loss, settings, progress)
-    with torch.no_grad():
-        image = task.image(_run(learning, start))
-    after = task.background(image)
-    return DecoderTuning(image, *_report(result, 1), before, after, result.steps, result.stopped, clone.finish())
+        start = _run(clone.blocks[:split], clone.prepare(own(loss.latent)))
+    return _learn(weights, learning, lambda: start, loss, settings, progress, what="tuning the decoder")
 
 
-def _learn_latent(clone: DecoderClone, task: _Task, settings: TuneSettings, progress: Progress) -> LatentTuning:
+def _learn_latent(
+    clone: DecoderClone, loss: BackgroundLoss, settings: TuneSettings, progress: Progress
+) -> LatentTuning:
     blocks = [block.requires_grad_(False) for block in clone.blocks]
-    latent = own(task.latent, next(weight.device for block in blocks for weight in block.parameters()))
+    latent = own(loss.latent, next(weight.device for block in blocks for weight in block.parameters()))
+    # the losses are means over the batch: times the batch, each latent learns as it would alone
+    tuning = _learn(
+        [latent],
+        blocks,
+        lambda: clone.prepare(latent),
+        loss,
+        settings,
+        progress,
+        what="tuning the latent",
+        scale=len(latent),
+    )
+    return LatentTuning(**vars(tuning), latent=latent)
+
+
+def _learn(
+    parameters: Sequence[Tensor],
+    blocks: Sequence[nn.Module],
+    start: Callable[[], Tensor],
+    loss: BackgroundLoss,
+    settings: TuneSettings,
+    progress: Progress,
+    *,
+    what: str,
+    scale: int = 1,
+) -> Tuning:
+    """Learn `parameters` until blocks(start()) meets the loss.
+
+    Args:
+        parameters: float32 leaves behind `blocks` or `start`.
+        blocks: the decoder from `start` to the image.
+        start: gives the input of the blocks.
+        loss: what to minimise.
+        settings: how to learn.
+        progress: called after every step.
+        what: name of the task, for errors.
+        scale: factor of the loss while learning; reported losses are without it.
+    Returns: the image after learning and the loss curves.
+    Raises: EditError where one step does not fit into memory or the loss overflows.
+    """
     with recomputing(blocks if settings.low_memory else ()):
-        first = _first([latent], lambda: _run(blocks, clone.prepare(latent)), "tuning the latent")
-        task = task.owned(first.device)
-        target, before, batch = task.target(first), task.background(task.image(first)), len(latent)
+        with measured(parameters) as need:
+            first = _run(blocks, start()).detach()
+        need.check(first.device, what)
+        loss = loss.prepared(first)
+        psnr_before = loss.psnr(loss.image(first))
         del first
 
-        def loss(step: int) -> Tensor:
-            start = clone.prepare(latent)
-            with autocast(start.device, settings.compute_dtype):
-                made = _run(blocks, start)
-            return task.terms(made, target, settings.background_weight) * batch  # each latent learns as it would alone
+        def scaled_loss(step: int) -> Tensor:
+            value = start()
+            with autocast(value.device, settings.compute_dtype):
+                decoded = _run(blocks, value)
+            return loss(decoded) * scale
 
-        result = _optimise([latent], loss, settings, progress)
+        stop = Plateau(settings.patience, term=BACKGROUND) if settings.patience else None
+        result = optimise(parameters, scaled_loss, steps=settings.steps, lr=settings.lr, stop=stop, progress=progress)
     with torch.no_grad():
-        image = task.image(_run(blocks, clone.prepare(latent)))
-    after = task.background(image)
-    return LatentTuning(image, *_report(result, batch), before, after, result.steps, result.stopped, latent)
-
-
-def _first(parameters: Sequence[Tensor], make: Callable[[], Tensor], what: str) -> Tensor:
-    """The picture before learning; refuses to start where a step would not fit into memory."""
-    with measured(parameters) as need:
-        first = make().detach()
-    need.check(first.device, what)
-    return first
+        image = loss.image(_run(blocks, start()))
+    return Tuning(
+        image=image,
+        losses=[total / scale for total in result.losses],
+        edit_losses=[terms[EDIT] / scale for terms in result.terms],
+        background_losses=[terms[BACKGROUND] / scale for terms in result.terms],
+        psnr_before=psnr_before,
+        psnr_after=loss.psnr(image),
+        steps=result.steps,
+        stopped=result.stopped,
+    )
 
 
 def _run(blocks: Sequence[nn.Module], value: Tensor) -> Tensor:
     for block in blocks:
         value = block(value)
     return value
-
-
-def _optimise(
-    parameters: Sequence[Tensor], loss: Callable[[int], Tensor], settings: TuneSettings, progress: Progress
-) -> OptimiseResult:
-    stop = Plateau(settings.patience, term=BACKGROUND) if settings.patience else None
-    return optimise(parameters, loss, steps=settings.steps, lr=settings.lr, stop=stop, progress=progress)
 
 
 def _learning_blocks(blocks: int | str, count: int) -> int:
@@ -305,9 +260,3 @@ def _learning_blocks(blocks: int | str, count: int) -> int:
             f'blocks is {blocks!r}: give "all" or how many of the decoder\'s last {count} blocks learn (1 to {count})'
         )
     return blocks
-
-
-def _report(result: OptimiseResult, batch: int) -> tuple[list[float], list[float], list[float]]:
-    """Total, edit and background losses, as the mean of the batch."""
-    edit, background = ([terms[i] / batch for terms in result.terms] for i in (0, BACKGROUND))
-    return [loss / batch for loss in result.losses], edit, background
