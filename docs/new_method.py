@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         (ROOT / path).write_text(text, encoding="utf-8", newline="\n")
         sys.stdout.write(f"{'new    ' if path in created else 'changed'} {path}\n")
     python = [str(ROOT / path) for path in files if path.endswith(".py")]
-    for command in (["check", "--quiet", "--fix"], ["format", "--quiet"]):
+    for command in (["format", "--quiet"], ["check", "--quiet", "--fix"], ["format", "--quiet"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, *python], check=True, cwd=ROOT)
     return 0
 

@@ -37,9 +37,9 @@ __all__ = [
 # Where each name is defined, for the loader; the imports above say the same to type checkers.
 _HOMES = {
     "..bundled.example_images": "EXAMPLES Example load_example load_image load_mask",
+    ".loading": "LoadedModel load_bundled load_folder",
     ".finetune": "with_changes",
     ".image_encoder": "load_vision_tokens",
-    ".loading": "LoadedModel load_bundled load_folder",
     ".open_clip_ranker": "OpenClipRanker load_bundled_ranker load_open_clip load_ranker",
 }
 
