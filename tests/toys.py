@@ -19,9 +19,9 @@ def sd_table() -> Tensor:
 
 
 class ToyDenoiser:
-    """A `Denoiser` whose clean prediction is `rule(z, sigma, value)`, value = mean of the context's tokens.
+    """A `Denoiser` whose denoised latent is `rule(z, sigma, value)`, value = mean of the context's tokens.
 
-    Counts model rows; `flow` switches to rectified flow.
+    Counts the latents it evaluates, per context (`rows`), and its calls; `flow` switches to rectified flow.
     """
 
     channels = 4
@@ -89,7 +89,7 @@ def pointwise() -> Callable[[Tensor, float, float], Tensor]:
 
 
 def neighbourly() -> Callable[[Tensor, float, float], Tensor]:
-    """Non-linear, and every cell sees the whole latent, as attention and norms do."""
+    """Non-linear, and every latent pixel depends on the whole latent, as attention and norms do."""
     return lambda z, sigma, value: torch.tanh(z / (1 + sigma) + z.mean(dim=(1, 2, 3), keepdim=True)) + 0.1 * value
 
 

@@ -1,4 +1,4 @@
-"""From differences to a mask: DiffEdit's rule, and the pictures of masks and heat (T12; methods.md, 6)."""
+"""From differences to a mask: DiffEdit's rule, and the images of masks and heat (T12; docs/methods.md, section 6)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from editkit.pipelines.diffedit import MaskRule, heat_image, mask_in_pixels
 from editkit.tests.toys import random_latent
 
 
-def test_t12_the_rule_on_four_cells():
+def test_t12_the_rule_on_four_latent_pixels():
     mask, heat = MaskRule()(torch.tensor([[[1.0, 1.0, 1.0, 5.0]]]))
     assert mask.tolist() == [[[0, 0, 0, 1]]]
     assert torch.allclose(heat, torch.tensor([[[1, 1, 1, 5]]]) / 6)
@@ -24,7 +24,7 @@ def test_the_published_rule_is_one_and_a_half_means():
     assert heat.max() == 1 and heat.min() >= 0 and 0 < mask.mean() < 1
 
 
-def test_each_picture_has_its_own_threshold_unless_published():
+def test_each_image_has_its_own_threshold_unless_published():
     g = random_latent(2, 8, 8, seed=2).abs() * torch.tensor([1.0, 50.0]).view(2, 1, 1)
     together, alone = MaskRule()(g)[0], MaskRule()(g[:1])[0]
     assert torch.equal(together[:1], alone) and alone.sum() > 0

@@ -134,7 +134,7 @@ def test_kernels_are_parsed():
 
 def test_max_never_loses_a_stroke_that_others_lose():
     mask = torch.zeros(1, 64, 64)
-    mask[0, 17:19] = 1  # two pixels of an eight-pixel cell, off its centre
+    mask[0, 17:19] = 1  # two pixels of a latent pixel of eight, off its centre
     kept = {mode: downsample(mask, 8, 8, mode).kept.item() for mode in MODES}
     assert kept == {"max": 1.0, "area": 0.0, "nearest": 0.0, "bilinear": 0.0}
     assert downsample(mask, 8, 8, "area").lost == [0] and downsample(mask, 8, 8, "max").lost == []
@@ -149,14 +149,14 @@ def test_area_is_the_exact_coverage():
 
 
 @pytest.mark.parametrize("factor", [None, 8])
-def test_odd_sizes_keep_whole_cells(factor):
+def test_odd_sizes_keep_whole_latent_pixels(factor):
     mask = torch.zeros(1, 20, 13)
-    mask[0, 8:16, 0:8] = 1  # exactly one cell of factor 8 on a 3 x 2 grid
+    mask[0, 8:16, 0:8] = 1  # exactly one latent pixel of factor 8 on a 3 x 2 grid
     latent_pixels = downsample(mask, 3, 2, "area", threshold=0, factor=factor).mask[0]
     assert latent_pixels[1, 0] == 1 and latent_pixels[0].sum() == 0 and latent_pixels[1, 1] == 0
 
 
-def test_a_touching_pixel_marks_its_cell_only():
+def test_a_touching_pixel_marks_its_latent_pixel_only():
     for y, x in [(0, 0), (7, 7), (8, 8), (31, 24)]:
         mask = torch.zeros(1, 32, 32)
         mask[0, y, x] = 1

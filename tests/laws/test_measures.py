@@ -1,4 +1,4 @@
-"""What an edit did, in numbers: SSIM against its definition, conventions side by side, one page per picture."""
+"""The report of an edit: SSIM against its definition, conventions side by side, one page per image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from editkit.tests.toy_codec import box, random_image, smooth_image
 
 
 class ToyRanker:
-    """Judges brightness: the cosine of a picture and any text is its mean minus 0.2."""
+    """Ranks by brightness: the cosine of an image and any text is its mean minus 0.2."""
 
     device = torch.device("cpu")
 

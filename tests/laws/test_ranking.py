@@ -1,4 +1,4 @@
-"""Ranking by text (methods.md, section 4), on a judge of colours."""
+"""CLIP ranking (docs/methods.md, section 4), with a ranker of colours."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_crop_is_a_square_around_the_box():
     rank_by_text(image, "red", ranker, mask=box(1, 40, 60, (12, 32), (30, 40)), region="crop")
     assert torch.equal(ranker.seen[0], image[:, 10:34, 23:47])
     rank_by_text(image, "red", ranker, mask=box(1, 40, 60, (0, 20), (50, 60)), region="crop")
-    assert torch.equal(ranker.seen[1], image[:, 0:24, 36:60])  # moved back into the picture
+    assert torch.equal(ranker.seen[1], image[:, 0:24, 36:60])  # moved back into the image
     rank_by_text(image, "red", ranker, mask=box(1, 40, 60, (0, 2), (0, 60)), region="crop")
     assert ranker.seen[2].shape == (1, 60, 60, 3)
     assert torch.equal(ranker.seen[2][:, 10:50], image)

@@ -1,4 +1,4 @@
-"""Differential Diffusion as a mask schedule: cells are let go one after the other (T14; methods.md, 11.10)."""
+"""Soft mask schedules: latent pixels become editable one after another (T14; docs/methods.md, section 11.10)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def box() -> torch.Tensor:
     return mask
 
 
-def test_t14_weakly_changed_cells_are_released_late():
+def test_t14_weakly_changed_latent_pixels_are_released_late():
     keep = torch.tensor([0.5, 0.76, 0.0, 1.0, 0.25])
     schedule = release_schedule((1 - keep).view(1, 1, 5))
     free = torch.stack([schedule.at(i, torch.linspace(1, 0, 5))[0, 0, 0] for i in range(4)])
@@ -53,8 +53,8 @@ def test_blending_before_each_step_is_the_published_loop():
     for i in range(4):
         if i > 0:
             x = torch.where(keep > i / 4, source + levels[i] * noise, x)
-        clean = rule(x, levels[i], 0.0) + 3 * (rule(x, levels[i], 1.0) - rule(x, levels[i], 0.0))
-        x = x + (levels[i + 1] - levels[i]) * (x - clean) / levels[i]
+        denoised = rule(x, levels[i], 0.0) + 3 * (rule(x, levels[i], 1.0) - rule(x, levels[i], 0.0))
+        x = x + (levels[i + 1] - levels[i]) * (x - denoised) / levels[i]
     assert torch.allclose(ours, x, atol=1e-5)
 
 
