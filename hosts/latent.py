@@ -27,7 +27,7 @@ class DeviceTensor:
 
     Attributes:
         shape: [B, C, h, w].
-        sigma: its noise level; 0 = noise-free.
+        sigma: 0 = noise-free.
         denoiser_fingerprint: of the model that made it; None for a noise-free, unscaled latent.
     """
 
@@ -140,7 +140,7 @@ def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) 
     Args:
         z: model-scaled [B, C, h, w].
         denoiser: the denoiser that made `z`, or its `sampling_of`.
-        sigma: noise level of `z`.
+        sigma: of `z`.
         like: a LATENT whose other entries the result inherits.
     """
     without_weights = getattr(denoiser, "without_weights", None)
@@ -166,7 +166,7 @@ def reordered(latent: Mapping[str, Any], ranking: Any) -> DeviceLatent:
 
 
 def latent_in(latent: Mapping[str, Any], denoiser: Any, sigma: float) -> Tensor:
-    """The model-scaled z [B, C, h, w] of a LATENT at noise level `sigma`.
+    """The model-scaled z [B, C, h, w] of a LATENT at `sigma`.
 
     A LATENT that the same model left on the device comes back bit for bit; any other is scaled in.
     Raises: MismatchError for a LATENT that is known to have another sigma.

@@ -48,7 +48,7 @@ class Evictable:
 def native_batch_that_fits(model: Any, shape: Sequence[int]) -> int:
     """See `batch_that_fits`: from ComfyUI's own estimate, with the reserve that its sampler leaves.
 
-    Ask it after the weights are loaded, because it looks at the memory that is free at that moment.
+    Ask it after the weights are loaded, because it counts the memory that is free at that moment.
     """
     one_latent = model.memory_required([1, *shape[1:]])
     return max(1, int(management.get_free_memory(model.load_device) / (RESERVE * one_latent)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class DiffusersDecoder:
             self._decoder: Any = copy.deepcopy(codec.vae.decoder).float().requires_grad_(False)
             self._post: Any = nn.Identity() if post is None else copy.deepcopy(post).float().requires_grad_(False)
         decoder = self._decoder
-        self.blocks: list[nn.Module] = [
+        self.blocks: Sequence[nn.Module] = [
             nn.Sequential(decoder.conv_in, decoder.mid_block),
             *decoder.up_blocks,
             nn.Sequential(decoder.conv_norm_out, decoder.conv_act, decoder.conv_out),
