@@ -18,9 +18,9 @@ B, C, H, W, T, D = 2, 4, 6, 5, 3, 8
 
 
 class TextDenoiser(ToyDenoiser):
-    """D = z / (1 + sigma) + the mean text embedding in every cell: its first four numbers, one for each channel.
+    """D = z / (1 + sigma) + the mean text embedding in every latent pixel: its first four numbers, one for each channel.
 
-    Levels may differ from image to image; gradients reach the text. `seen` keeps the token counts it was shown.
+    Sigmas may differ from image to image; gradients reach the text. `seen` has the token counts of every call.
     """
 
     def __init__(self, *, flow: bool = False):

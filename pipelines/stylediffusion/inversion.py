@@ -183,13 +183,7 @@ def style_invert(
     trajectory.check(denoiser)
     trajectory.check_prompt(source, "positive")
     seeds = list(range(trajectory.batch)) if seeds is None else seeds
-    if len(seeds) != trajectory.batch:
-        raise ShapeError(f"there are {len(seeds)} seeds but {trajectory.batch} images: give one seed per image")
-    if features.ndim != 3 or features.shape[2] != source.tokens.shape[2]:
-        raise ShapeError(
-            f"image features are {list(features.shape)} but the text has width {source.tokens.shape[2]}: "
-            "make them with image_features for this width"
-        )
+    _check_inputs(trajectory, source, features, seeds)
     with learning_mode():
         learner = _NetworkLearner(
             denoiser, trajectory, own_context(source), own_context(null), features, seeds, options
@@ -198,6 +192,17 @@ def style_invert(
             learner, denoiser, trajectory, memory_name="StyleDiffusion's learning", progress=progress
         )
         return learner.result(source, result)
+
+
+def _check_inputs(trajectory: Trajectory, source: Context, features: Tensor, seeds: list[int]) -> None:
+    """Raises ShapeError unless there is a seed per image and features of the text's width."""
+    if len(seeds) != trajectory.batch:
+        raise ShapeError(f"there are {len(seeds)} seeds but {trajectory.batch} images: give one seed per image")
+    if features.ndim != 3 or features.shape[2] != source.tokens.shape[2]:
+        raise ShapeError(
+            f"image features are {list(features.shape)} but the text has width {source.tokens.shape[2]}: "
+            "make them with image_features for this width"
+        )
 
 
 class _NetworkLearner:

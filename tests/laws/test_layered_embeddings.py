@@ -1,4 +1,4 @@
-"""LayerDiffusion, stage 1: which error, where it counts, and what alone learns from it (methods.md, section 10)."""
+"""LayerDiffusion, stage 1: which error, where it counts, and what learns from it (docs/methods.md, section 10)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_of_a_flow_model_it_is_the_error_of_the_velocity():
     torch.testing.assert_close(error(0, [context])[0], (noise - clean) - velocity, atol=1e-4, rtol=1e-4)
 
 
-def test_levels_are_uniform_over_all_timesteps_and_drawn_image_by_image():
+def test_sigmas_are_uniform_over_all_timesteps_and_drawn_image_by_image():
     error = NoiseError(TextDenoiser(), source(batch=1).expand(40, -1, -1, -1), range(40))
     table = error.sigmas.sort().values
     drawn = torch.cat([error.draw(step)[0].flatten() for step in range(50)])
@@ -116,7 +116,7 @@ def test_both_are_shown_as_one_text_or_apart():
     assert mean.losses[0] == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
-def test_the_region_decides_which_cells_matter():
+def test_the_region_decides_which_latent_pixels_count():
     inside = object_mask()[:, None] > 0
     changed = torch.where(inside, source(seed=9), source())
     for region, same in (("background", True), ("object", False), ("none", False)):

@@ -1,4 +1,4 @@
-"""LayerDiffusion, stage 2 and sampling: what learns from which picture, and when which condition holds (methods.md, 10)."""
+"""LayerDiffusion, stage 2 and sampling: what learns from which image, and which prompt each step uses (docs/methods.md, 10)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_two_losses():
             assert losses == pytest.approx([weight * float(masked_mean(error(0, [MIXED])[0], where))], rel=1e-4)
 
 
-def test_normalised_losses_do_not_depend_on_the_subjects_size():
+def test_normalised_losses_do_not_depend_on_the_objects_size():
     plain, normal = tune(steps=1), tune(steps=1, normalise=True)
     share = float(MASK.mean())
     assert normal.object_losses[0] == pytest.approx(plain.object_losses[0] / share, rel=1e-4)
@@ -77,8 +77,8 @@ def test_another_mask_may_say_where_the_reference_counts():
 
 
 @pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
-def test_a_weight_of_0_leaves_a_picture_out(plan):
-    """Nothing of the reference is looked at, or evaluated; the other picture's draws are as before."""
+def test_a_weight_of_0_leaves_an_image_out(plan):
+    """The reference is not evaluated; the other image's draws are as before."""
     found = {}
     for name, reference in (("none", None), ("some", image(7)), ("other", image(8))):
         denoiser, rows = network(), []
@@ -101,7 +101,7 @@ def test_a_weight_of_0_leaves_a_picture_out(plan):
     assert size({key: both.changes[key] - change for key, change in found["none"].changes.items()}) > 0
 
 
-def test_a_subject_that_is_nowhere_gives_no_gradient():
+def test_an_object_that_is_nowhere_gives_no_gradient():
     found = tune(mask=torch.zeros(1, 8, 8), background_weight=0.0)
     assert found.object_losses == [0.0] * 3
     assert size(found.changes) == 0
@@ -287,7 +287,7 @@ def test_t16_the_sequence_of_conditions():
     assert [takes_object(step, 50, 1) for step in range(50)] == [False, True] * 25
 
 
-def test_conditions_are_found_by_level():
+def test_conditions_are_found_by_sigma():
     denoiser = ToyDenoiser(pointwise())
     sigmas = denoiser.schedule(10)
     a, b = prompt(1.0), prompt(2.0)

@@ -198,7 +198,7 @@ def test_the_loss_is_the_published_sum(targets):
     assert result.losses[0] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_published_targets_show_the_latent_one_level_noisier():
+def test_published_targets_show_the_latent_one_step_noisier():
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
     learned(denoiser, path, replace(SHORT, inner=0, targets="published"))
@@ -297,7 +297,7 @@ def test_features_of_another_width_keep_their_geometry(width):
         ((9, 9), (9, 9)),
     ],
 )
-def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_cells(latent_pixels, grid):
+def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_latent_pixels(latent_pixels, grid):
     for place, cross in (("down", True), ("up", True), ("mid", True), ("up", False)):
         chosen = [
             divisor
