@@ -7,6 +7,7 @@ others of its node, a new output behind all others, a new choice of a combo, and
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,10 +77,20 @@ def saved() -> Schemas:
     return json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
+def committed() -> Schemas:
+    """The snapshot of the last commit, so that a node may change until it is committed; without git the file itself."""
+    command = ["git", "show", f"HEAD:./{SNAPSHOT.name}"]
+    try:
+        shown = subprocess.run(command, cwd=SNAPSHOT.parent, check=True, capture_output=True, encoding="utf-8").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return saved()
+    return json.loads(shown)
+
+
 def main() -> int:
     """Write the snapshot if it only grows; say what breaks if it does not."""
     new = current()
-    problems = breaks(saved(), new) if SNAPSHOT.exists() else []
+    problems = breaks(committed(), new) if SNAPSHOT.exists() else []
     if problems:
         sys.stderr.write("\n".join(problems) + "\n")
         return 1
