@@ -51,9 +51,16 @@ def rows_of(*names: str) -> tuple[Row, ...]:
 
 def site(rows: tuple[Row, ...], sigma: float = 1.0, **fields) -> Site:
     plain = {
-        "place": "up", "block": 4, "blocks": 12, "depth": 0, "order": 8, "layers": 16, "grid": (2, 3), "latent_pixels": (4, 6),
+        "place": "up",
+        "block": 4,
+        "blocks": 12,
+        "depth": 0,
+        "order": 8,
+        "layers": 16,
+        "grid": (2, 3),
+        "latent_pixels": (4, 6),
         "cross": True,
-    }  # fmt: skip
+    }
     return Site(**{**plain, **fields, "sigma": sigma, "rows": rows})
 
 
@@ -64,7 +71,13 @@ class ExplicitEdit(Passive):
     """
 
     def __init__(self, edit: PromptEdit, step_of, step_table: Tensor, open_self, divisor: int = 2):
-        self.edit, self.step_of, self.step_table, self.open_self, self.divisor = edit, step_of, step_table, open_self, divisor
+        self.edit, self.step_of, self.step_table, self.open_self, self.divisor = (
+            edit,
+            step_of,
+            step_table,
+            open_self,
+            divisor,
+        )
 
     def wants(self, site):
         return True

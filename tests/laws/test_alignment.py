@@ -59,11 +59,15 @@ def test_case_and_kinds_of_letters_do_not_matter_and_repeated_words_are_numbered
         ("a cat sits", "a small white dog sits", ["same: a", "replaced: cat -> small white dog", "same: sits"]),
         ("a big red dog", "a dog", ["same: a", "removed: big red", "same: dog"]),
         ("a dog", "a dog in the snow", ["same: a dog", "added: in the snow"]),
-        ("a cat and a dog", "a dog and a cat", ["same: a", "replaced: cat -> dog", "same: and a", "replaced: dog -> cat"]),
+        (
+            "a cat and a dog",
+            "a dog and a cat",
+            ["same: a", "replaced: cat -> dog", "same: and a", "replaced: dog -> cat"],
+        ),
         ("red cat, blue cat", "red cat, blue dog", ["same: red cat blue", "replaced: cat -> dog"]),
         ("", "a dog", ["added: a dog"]),
     ],
-)  # fmt: skip
+)
 def test_auto_says_what_became_of_each_word(source, target, report):
     assert list(align(source, target).report) == report
 
@@ -108,9 +112,14 @@ def test_words_of_several_tokens():
 def test_any_text_is_aligned_or_refused(source, target, mode, option, legacy):
     try:
         edit = align(
-            source, target, mode=mode, weights=parse_weights(option), windows=parse_windows(option),
-            blend_words=parse_words(option), legacy_tail=legacy,
-        )  # fmt: skip
+            source,
+            target,
+            mode=mode,
+            weights=parse_weights(option),
+            windows=parse_windows(option),
+            blend_words=parse_words(option),
+            legacy_tail=legacy,
+        )
     except EditError as error:
         assert len(str(error)) > 20
         return
@@ -142,21 +151,27 @@ def check(edit) -> None:
 # ------------------------------------------------------------------------------------------------------------ options
 def test_weights_and_windows_reach_the_tokens_of_their_words():
     edit = align(
-        "a cat and a tigerlily", "a cat and a tigerlily and a cat",
-        weights=parse_weights("tigerlily: -2.5\ncat#2: 0,"), windows=parse_windows("cat: 0.2-0.4, tigerlily: .5"),
-    )  # fmt: skip
+        "a cat and a tigerlily",
+        "a cat and a tigerlily and a cat",
+        weights=parse_weights("tigerlily: -2.5\ncat#2: 0,"),
+        windows=parse_windows("cat: 0.2-0.4, tigerlily: .5"),
+    )
     assert {n: value for n, value in enumerate(edit.equalizer.tolist()) if value != 1} == {5: -2.5, 6: -2.5, 9: 0}
     assert edit.step_ranges == {2: (0.2, 0.4), 9: (0.2, 0.4), 5: (0.0, 0.5), 6: (0.0, 0.5)}
     assert edit.report[-3:] == (
-        "target cat#1: 0.2-0.4", "target tigerlily: x-2.5, 0-0.5", "target cat#2: x0, 0.2-0.4",
-    )  # fmt: skip
+        "target cat#1: 0.2-0.4",
+        "target tigerlily: x-2.5, 0-0.5",
+        "target cat#2: x0, 0.2-0.4",
+    )
 
 
 def test_blend_and_keep_words_are_looked_for_in_both_prompts():
     edit = align(
-        "a cat near a cat", "a dog near a big cat",
-        blend_words=("source:cat#1", "dog"), keep_words=("source:CAT#2", "big cat"),
-    )  # fmt: skip
+        "a cat near a cat",
+        "a dog near a big cat",
+        blend_words=("source:cat#1", "dog"),
+        keep_words=("source:CAT#2", "big cat"),
+    )
     assert (edit.blend_source, edit.blend_target) == ((2,), (2,))
     assert (edit.keep_source, edit.keep_target) == ((5,), (5, 6))
     both = align("a cat", "a cat, a cat", blend_words=("cat",))
@@ -166,7 +181,10 @@ def test_blend_and_keep_words_are_looked_for_in_both_prompts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(weights={"bird": 2.0}), "weights: 'bird' is not in the target prompt, which has the words a, dog, on, mat"),
+        (
+            dict(weights={"bird": 2.0}),
+            "weights: 'bird' is not in the target prompt, which has the words a, dog, on, mat",
+        ),
         (dict(weights={"cat": 2.0}), "not in the target prompt"),
         (dict(windows={"dog#2": (0, 1)}), "windows: 'dog#2' is not in the target prompt"),
         (dict(weights={"dog on": 2.0, "on": 1.0}), "'dog on' and 'on' mean the same word"),
@@ -176,14 +194,20 @@ def test_blend_and_keep_words_are_looked_for_in_both_prompts():
         (dict(weights={"dog": 1e9}), "-100 to 100"),
         (dict(windows={"dog": (0.5, 0.2)}), "'dog' has 0.5-0.2"),
         (dict(windows={"dog": (0.5, 1.2)}), "from 0 to 1"),
-        (dict(blend_words=("bird",)), "'bird' is not in the source prompt, which has the words a, cat, on, mat or the target"),
+        (
+            dict(blend_words=("bird",)),
+            "'bird' is not in the source prompt, which has the words a, cat, on, mat or the target",
+        ),
         (dict(blend_words=("source:dog",)), "'dog' is not in the source prompt, which has the words a, cat"),
         (dict(blend_words=("middle:dog",)), "source:word or target:word"),
         (dict(keep_words=("!",)), "keep_words has '!'"),
-        (dict(blend_words=("mat",), keep_words=("target:mat",)), "'mat' of the target prompt is in blend_words and in keep"),
+        (
+            dict(blend_words=("mat",), keep_words=("target:mat",)),
+            "'mat' of the target prompt is in blend_words and in keep",
+        ),
         (dict(mode="swap"), "mode is 'swap': choose one of auto, replace, refine"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_by_name(options, message):
     with pytest.raises(ParameterError) as error:
         align("a cat on mat", "a dog on mat", **options)
@@ -231,14 +255,14 @@ def test_equal_prompts_are_encoded_once():
     assert encoder.encoded == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ picture
+# ----------------------------------------------------------------------------------------------------------- figure
 def colours(image: torch.Tensor) -> set[str]:
     """Kinds whose colour is drawn above the legend."""
     pixels = (image[0, :-40] * 255).round().int()
     return {kind for kind, colour in COLOURS.items() if (pixels == torch.tensor(colour)).all(-1).any()}
 
 
-def test_the_picture_shows_every_kind_in_its_colour():
+def test_the_figure_shows_every_kind_in_its_colour():
     for texts in (
         ("a cat", "a dog"),
         ("a cat", "a cat now"),
@@ -266,7 +290,7 @@ def test_lines_join_what_is_matched():
         ("", ""),
     ],
 )
-def test_pictures_of_long_prompts_are_wrapped(texts):
+def test_figures_of_long_prompts_are_wrapped(texts):
     image = alignment_figure(align(*texts))
     assert image.shape[0] == 1 and image.shape[2] <= WIDTH and image.shape[3] == 3
     assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1

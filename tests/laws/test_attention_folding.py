@@ -1,4 +1,4 @@
-"""Edits of attention maps as plain attentions with folded values, against the maps written out (methods.md, 0.6, 7, 8)."""
+"""Edits of attention maps as plain attentions with folded values, against the maps written out (docs/methods.md, 0.6, 7, 8)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def edits(tokens=7):
     source, target = context(1, tokens=tokens), context(2, tokens=tokens)
     generator = torch.Generator().manual_seed(5)
     random = {
-        "mapper": torch.rand(tokens, tokens, generator=generator), "alphas": torch.rand(tokens, generator=generator),
-        "equalizer": torch.randn(tokens, generator=generator) * 2, "step_ranges": {2: (0.2, 0.5), 3: (0.0, 0.0)},
-    }  # fmt: skip
+        "mapper": torch.rand(tokens, tokens, generator=generator),
+        "alphas": torch.rand(tokens, generator=generator),
+        "equalizer": torch.randn(tokens, generator=generator) * 2,
+        "step_ranges": {2: (0.2, 0.5), 3: (0.0, 0.0)},
+    }
     return {
         "replace": replace_edit(source, target),
         "reweight": replace_edit(source, target, equalizer=torch.linspace(-2, 4, tokens)),
@@ -42,9 +44,12 @@ def qkv(rows, keys=7, queries=6, dtype=torch.float64):
 
 def explicit(edit, options, control):
     return ExplicitEdit(
-        edit, control.step, step_table(edit, options.cross_until, control.steps), control.self_branches,
+        edit,
+        control.step,
+        step_table(edit, options.cross_until, control.steps),
+        control.self_branches,
         options.self_divisor,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", edits())
@@ -101,7 +106,7 @@ class Counter:
     ("kind", "sigma", "calls"), [("replace", 3.0, 1), ("refine", 3.0, 2), ("reweight", 3.0, 1), ("windows", 3.0, 2)]
 )
 def test_at_most_two_attentions(kind, sigma, calls, monkeypatch):
-    """One where nothing of the target's own map is left; none of ours where no gate is open."""
+    """One where nothing of the target's own map is left; none of ours outside of every step range."""
     control, place, tensors = P2PControl(edits()[kind], SIGMAS, P2POptions(0.6)), site(ROWS, sigma), qkv(ROWS)
     counter = Counter()
     functional = type("functional", (), {"scaled_dot_product_attention": counter})
@@ -158,7 +163,7 @@ def test_weights_are_columns_of_the_target():
     assert not first.any() and torch.equal(second, torch.ones(7).double())
 
 
-# ------------------------------------------------------------------------------------------------------------ time gates
+# -------------------------------------------------------------------------------------------------------- step ranges
 @pytest.mark.parametrize(
     ("steps", "until", "count"),
     [(50, 0.8, 40), (50, 0.6, 30), (30, 0.6, 18), (30, 0.3, 9), (50, 1.0, 50), (50, 0.0, 0)],
@@ -178,7 +183,7 @@ def test_published_count_of_self_attention_steps(steps, until, count):
     assert open_steps == list(range(count)) and control.self_branches(0) == ("cond", "uncond")
 
 
-def test_words_have_windows_of_their_own():
+def test_words_have_their_own_step_range():
     edit = replace_edit(context(1), context(2), step_ranges={2: (0.5, 1.0), 4: (0.0, 0.2)})
     table = step_table(edit, 0.8, 50)
     assert [int(table[:, token].sum()) for token in (0, 2, 4)] == [40, 25, 10]
@@ -190,7 +195,7 @@ def test_rounding_forgives_binary_fractions():
 
 
 @pytest.mark.parametrize("name", ["cross_until", "self_until", "uncond_self_until"])
-def test_parts_of_the_run_lie_between_0_and_1(name):
+def test_fractions_of_the_steps_lie_between_0_and_1(name):
     assert P2POptions(**{name: 1}) and P2POptions(**{name: 0})  # whole numbers are numbers too
     for value in (-0.1, 1.5):
         with pytest.raises(ParameterError, match=name):
@@ -227,7 +232,5 @@ def test_layers_whose_self_attention_is_replaced(latent_pixels, replaced, kept):
 
 def test_what_a_loop_must_evaluate():
     control = P2PControl(edits()["replace"], SIGMAS, P2POptions(0.6, 0.25, 0.5))
-    assert [sorted(control.needs(step)) for step in range(4)] == [
-        ["cond", "uncond"], ["cond", "uncond"], ["cond"], []
-    ]  # fmt: skip
+    assert [sorted(control.needs(step)) for step in range(4)] == [["cond", "uncond"], ["cond", "uncond"], ["cond"], []]
     assert [control.active(step) for step in range(4)] == [True, True, True, False]

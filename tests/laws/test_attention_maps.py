@@ -1,4 +1,4 @@
-"""Maps of single words, LocalBlend, MasaCtrl and feature injection, on tensors made by hand (methods.md, 7.5, 11.6, 11.7)."""
+"""Token maps, LocalBlend, MasaCtrl and Plug-and-Play on tensors made by hand (docs/methods.md, 7.5, 11.6, 11.7)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def softmax(q, k):
     return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
 
 
-# -------------------------------------------------------------------------------------------------------------- columns
-def test_columns_are_those_of_the_softmax():
+# ------------------------------------------------------------------------------------------------------- token maps
+def test_token_maps_are_columns_of_the_softmax():
     q, k, _ = (part.float() for part in qkv(PAIR))
     assert torch.allclose(token_maps(q, k, [1, 4], 7), softmax(q, k)[..., [1, 4]], atol=1e-6)
     assert torch.allclose(token_maps(q, k, range(7), 7).sum(-1), torch.ones(4, 2, 6), atol=1e-6)
@@ -42,7 +42,7 @@ def test_columns_are_those_of_the_softmax():
         token_maps(q, k[:, :, :6], [1], 7)
 
 
-def test_word_maps_are_sums_over_levels_and_layers():
+def test_word_maps_are_sums_over_sigmas_and_layers():
     words = word_weights([[1, 2], [5]], 7)
     maps, total = WordMaps({"source": words, "target": words}), torch.zeros(2, 2, 2, 3, dtype=torch.float64)
     for number, (sigma, order) in enumerate([(3.0, 8), (3.0, 9), (2.0, 8), (2.0, 9)]):
@@ -56,7 +56,7 @@ def test_word_maps_are_sums_over_levels_and_layers():
         assert torch.allclose(maps.total(role, 1)[0][0].double(), total[row], atol=1e-5)
 
 
-def test_unfinished_levels_are_left_out_where_order_matters():
+def test_unfinished_sigmas_are_left_out_where_order_matters():
     words = word_weights([[1]], 7)
     maps = WordMaps({"target": words})
     q, k, _ = qkv(PAIR)
@@ -114,7 +114,7 @@ def big(latent_pixels):
     return torch.tensor(latent_pixels, dtype=torch.float32).repeat_interleave(2, 0).repeat_interleave(2, 1)
 
 
-def test_target_differs_only_where_the_words_look():
+def test_target_differs_only_where_the_words_attend():
     edit = two_token_edit(blend_source=(1,), blend_target=(1,))
     assert torch.equal(blended(edit, POINT, LEFT, RIGHT), big([[1, 0, 1], [1, 0, 1]]))
     only = two_token_edit(blend_target=(1,))
@@ -126,7 +126,7 @@ def test_words_to_keep_are_subtracted():
     assert torch.equal(blended(edit, POINT, LEFT, RIGHT), big([[1, 0, 0], [1, 0, 0]]))
 
 
-def test_the_published_rule_pools_over_three_cells():
+def test_the_published_rule_pools_over_three_map_pixels():
     edit = two_token_edit(blend_target=(1,))
     wide = LocalBlendOptions(start=0.0, divisor=2)
     assert wide.pool == 3 and torch.equal(blended(edit, wide, LEFT, RIGHT), big([[0, 1, 1], [0, 1, 1]]))
@@ -165,11 +165,12 @@ def test_nothing_is_collected_that_nobody_reads():
     wanted = [
         name
         for name, fields in {
-            "quarter": {"grid": (8, 8), "latent_pixels": (32, 32)}, "half": {"grid": (16, 16), "latent_pixels": (32, 32)},
+            "quarter": {"grid": (8, 8), "latent_pixels": (32, 32)},
+            "half": {"grid": (16, 16), "latent_pixels": (32, 32)},
             "self": {"grid": (8, 8), "latent_pixels": (32, 32), "cross": False},
         }.items()
         if control.wants(site(PAIR, **fields))
-    ]  # fmt: skip
+    ]
     assert wanted == ["quarter"]
     assert not control.wants(site(rows_of("sc0", "tu0"), grid=(8, 8), latent_pixels=(32, 32)))
     assert control.active(3) and not control.needs(3)  # the target's own maps are enough
@@ -193,7 +194,7 @@ def deep(rows, sigma=1.0, **fields):
     return site(rows, sigma, **{"cross": False, "order": 12, **fields})
 
 
-def test_masactrl_asks_the_source():
+def test_masactrl_attends_to_the_source():
     control = MasaCtrl(SIGMAS, MasaCtrlOptions(from_step=2))
     q, k, v = qkv(PAIR, keys=6)
     out = control.attend(q, k, v, deep(PAIR))
@@ -220,7 +221,7 @@ def test_masactrl_keeps_object_and_background_apart():
     maps = torch.stack([LEFT, RIGHT, LEFT, RIGHT])
     cross_q = torch.stack([torch.zeros(4, 6), torch.logit(maps.flatten(1).clamp(1e-6, 1 - 1e-6))], -1)[:, None] * 2**0.5
     cross = site(PAIR, 3.0, grid=(2, 3), latent_pixels=(4, 6))
-    assert not control.wants(cross)  # 4 x 6 cells are too few to be halved
+    assert not control.wants(cross)  # 4 x 6 latent pixels are too few to be halved
     control.attend(cross_q, torch.eye(2).expand(4, 1, 2, 2), torch.zeros(4, 1, 2, 2), cross)
     out = control.attend(q, k, v, deep(PAIR, 2.0, grid=(2, 3), latent_pixels=(4, 6)))
     theirs, mine = (LEFT > 0.5).flatten(), (RIGHT > 0.5).flatten()
@@ -240,7 +241,7 @@ def test_masactrl_says_what_is_missing():
             MasaCtrlOptions(**wrong)
 
 
-# ---------------------------------------------------------------------------------------------------- feature injection
+# ---------------------------------------------------------------------------------------------------- Plug-and-Play
 def up(block, sigma, blocks=12, rows=PAIR):
     return site(rows, sigma, cross=False, place="up", block=block, blocks=blocks)
 

@@ -53,8 +53,16 @@ def test_t8_turned_round():
     texts = "a tigerlily on mat", "a cat on mat"
     mapper = align_prompts(encoder(), *texts, mode="replace").mapper
     assert ones(mapper) == {
-        (0, 0), (1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (6, 4), (7, 5), *((i, i - 2) for i in range(8, 77)),
-    }  # fmt: skip
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 2),
+        (4, 2),
+        (5, 3),
+        (6, 4),
+        (7, 5),
+        *((i, i - 2) for i in range(8, 77)),
+    }
     published = align_prompts(encoder(), *texts, mode="replace", legacy_tail=True).mapper
     assert ones(published) == {(0, 0), (1, 1), (2, 2), (3, 2), (4, 2), *((j, j) for j in range(3, 75))}
 

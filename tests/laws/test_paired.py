@@ -76,7 +76,7 @@ def test_a_sampler_of_first_order_is_our_loop():
     )
 
 
-def test_the_same_beside_a_real_picture():
+def test_the_same_beside_a_real_image():
     denoiser = Rows()
     sigmas = denoiser.schedule(STEPS)
     path = invert(denoiser, random_latent(2, 4, 5, 6, seed=4), SOURCE, sigmas)
@@ -91,7 +91,7 @@ def test_the_same_beside_a_real_picture():
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
-def test_where_the_words_never_look_the_target_ends_as_its_source(name):
+def test_where_the_words_never_attend_the_target_ends_as_its_source(name):
     class Nowhere(PairControl):
         def blend(self, source, target, step):
             return source
@@ -183,8 +183,13 @@ def test_words_are_chosen_by_name():
     spans = [(0, 1), (2, 5), (6, 9), (11, 12), (13, 17), (18, 21)]
     words = prompt_words(text, [Token(1, -1, -1), *(Token(2, *span) for span in spans)])
     assert chosen_words(words, "", "source") == [
-        ("a#1", (1,)), ("red", (2,)), ("cat#1", (3,)), ("a#2", (4,)), ("blue", (5,)), ("cat#2", (6,)),
-    ]  # fmt: skip
+        ("a#1", (1,)),
+        ("red", (2,)),
+        ("cat#1", (3,)),
+        ("a#2", (4,)),
+        ("blue", (5,)),
+        ("cat#2", (6,)),
+    ]
     assert chosen_words(words, "cat, cat#2, red cat", "source") == [
         ("cat", (3, 6)),
         ("cat#2", (6,)),
@@ -196,7 +201,7 @@ def test_words_are_chosen_by_name():
         chosen_words((), "", "target")
 
 
-def test_pictures_of_maps():
+def test_images_of_maps():
     maps = torch.rand(2, 3, 4, 5) * 0.1
     images = map_images(maps, ["one", "two", "three"])
     assert images.shape[0] == 6 and images.shape[-1] == 3

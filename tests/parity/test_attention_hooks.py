@@ -139,8 +139,11 @@ def test_rows_are_named_in_the_order_of_the_call():
     spy, model = Spy(), nets.denoiser()
     call(model, spy, images=2, branches=("uncond", "cond"))
     assert [(row.branch, row.image) for row in spy.sites[0].rows] == [
-        ("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1),
-    ]  # fmt: skip
+        ("uncond", 0),
+        ("uncond", 1),
+        ("cond", 0),
+        ("cond", 1),
+    ]
     model.max_rows = 3
     spy.sites.clear()
     call(model, spy, images=2, branches=("uncond", "cond"))

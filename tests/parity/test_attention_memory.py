@@ -13,9 +13,12 @@ from editkit.tests.parity.tiny import randomise
 def narrow() -> UNet2DConditionModel:
     """Stable Diffusion 1's blocks, a twentieth as wide."""
     model = UNet2DConditionModel(
-        sample_size=32, cross_attention_dim=16, attention_head_dim=4, block_out_channels=(32, 32, 64, 64),
+        sample_size=32,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        block_out_channels=(32, 32, 64, 64),
         norm_num_groups=8,
-    )  # fmt: skip
+    )
     return randomise(model)  # type: ignore[return-value]
 
 

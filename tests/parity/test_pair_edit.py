@@ -84,7 +84,7 @@ def test_identical_prompts_give_the_identical_latent(family, kind):
 
 
 @pytest.mark.parametrize("from_path", [False, True])
-def test_closed_gates_are_plain_sampling_of_the_target(from_path):
+def test_empty_step_ranges_are_plain_sampling_of_the_target(from_path):
     model, source, target, negative = model_of()
     sigmas, z = start_of(model)
     start = invert(model, random_latent(2, 4, 8, 8), source, sigmas) if from_path else z
@@ -259,7 +259,7 @@ def test_out_of_memory_inside_a_run_changes_nothing():
     assert calls[0] == 8 and max(calls[1:]) == 4 and close(got, wanted)
 
 
-# ------------------------------------------------------------------------------------------------------------ real pictures
+# -------------------------------------------------------------------------------------------------------- real images
 def test_an_edit_of_nothing_is_the_reconstruction():
     model, source, target, negative = model_of()
     path = invert(model, random_latent(2, 4, 8, 8), source, model.schedule(5))
@@ -291,7 +291,7 @@ def test_embeddings_change_from_step_to_step():
         attention_edit(model, edit, replace(made, fingerprint="other"), path, options=options)
 
 
-def test_local_blend_returns_the_picture_where_nothing_may_change():
+def test_local_blend_returns_the_image_where_nothing_may_change():
     model, source, target, negative = model_of()
     path = invert(model, random_latent(2, 4, 8, 8), source, model.schedule(5))
     edit = replace_edit(source, target, **LINES)

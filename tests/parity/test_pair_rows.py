@@ -1,4 +1,4 @@
-"""How many rows an attention edit asks its network for: the source only while somebody looks at it."""
+"""The forward passes of an attention edit: the source runs only while its attention is used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Rows:
         (P2POptions(0, 0, 0), [2] * 10),
     ],
 )
-def test_a_real_picture_needs_three_rows_four_or_two(options, wanted):
+def test_a_real_image_needs_three_rows_four_or_two(options, wanted):
     model, source, target, negative = model_of()
     path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(10))
     rows = Rows(model)
@@ -56,7 +56,7 @@ def test_a_real_picture_needs_three_rows_four_or_two(options, wanted):
         (PairControl, [2] * 4),
     ],
 )
-def test_rows_of_the_relatives(make, wanted):
+def test_rows_of_masactrl_and_plug_and_play(make, wanted):
     model, source, target, negative = model_of()
     path = invert(model, random_latent(1, 4, 8, 8), source, model.schedule(4))
     rows = Rows(model)
