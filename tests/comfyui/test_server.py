@@ -93,5 +93,5 @@ def test_our_nodes_and_the_hosts_in_one_graph(server: ComfyServer) -> None:
 def test_a_wrong_input_is_one_clear_error(server: ComfyServer) -> None:
     workflow = chain()
     workflow["second"]["inputs"]["start_step"] = 3
-    with pytest.raises(WorkflowError, match="latent lies at noise level"):
+    with pytest.raises(WorkflowError, match="latent has sigma"):
         server.run(workflow)

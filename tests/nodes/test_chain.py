@@ -99,7 +99,7 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
 
 
 def test_a_latent_of_another_level_is_refused(loaded, example):
-    with pytest.raises(MismatchError, match="level"):
+    with pytest.raises(MismatchError, match="has sigma"):
         blended_chain(*loaded, example.image, example.mask, example.prompt, ranges=[(0, 2), (4, 6)])
 
 

@@ -84,7 +84,7 @@ def test_flow_models_have_no_next():
     assert trajectory_in(inverted(host, latent, mode="implicit")[0]).family == "toy-flow"
 
 
-def test_a_noised_latent_is_no_picture():
+def test_a_noised_latent_is_no_image():
     host, (_, latent) = model(), encoded()
     noised = inverted(host, latent)[1]
     for name in ("InvertDDIM", "SDEdit", "DiffEditMask"):
@@ -140,7 +140,7 @@ def test_sdedit_is_the_pipelines(sampler):
     assert torch.equal(alone["samples"][0], ours["samples"][1])
 
 
-def test_sdedit_at_strength_0_is_the_picture_and_at_cfg_1_has_no_negative():
+def test_sdedit_at_strength_0_is_the_image_and_at_cfg_1_has_no_negative():
     host, (_, latent) = model(), encoded()
     common = dict(model=host, positive=text(1.0), negative=text(), latent=latent, steps=STEPS)
     kept = call("SDEdit", strength=0.0, **common)[0]
@@ -149,7 +149,7 @@ def test_sdedit_at_strength_0_is_the_picture_and_at_cfg_1_has_no_negative():
     assert host.denoiser.rows == STEPS
 
 
-def test_results_keep_the_pictures_own_size():
+def test_results_keep_the_images_own_size():
     vae, host, (_, latent) = HeadlessVae(ToyCodec()), model(), encoded(1, 21, 19)
     edited = call("SDEdit", model=host, positive=text(1.0), negative=text(), latent=latent, steps=2)[0]
     assert call("DecodeLatent", latent=edited, vae=vae)[0].shape == (1, 21, 19, 3)
@@ -234,4 +234,4 @@ def test_between_nodes_a_trajectory_waits_where_the_host_wants_it(monkeypatch):
     assert path.source.shape == latent["samples"].shape
     rest = trajectory_rest(held)
     assert rest["editkit_size"] == (21, 19) and rest["batch_index"] == [4] and "samples" not in rest
-    assert "levels=7" in repr(held)
+    assert "sigmas=7" in repr(held)

@@ -106,13 +106,13 @@ def test_the_reference_is_fitted_or_made(start):
     )
     assert made[0]["samples"].shape == latent["samples"].shape
     assert not torch.equal(made[0]["samples"], again[0]["samples"])
-    with pytest.raises(ParameterError, match="neither an image nor a model"):
+    with pytest.raises(ParameterError, match="no background is connected"):
         call("LayeredReference", vae=vae, latent=latent)
     with pytest.raises(ParameterError, match="no negative"):
         call("LayeredReference", vae=vae, latent=latent, model=model, positive=text("a sky background"), steps=2)
 
 
-def test_pictures_of_any_shape_are_scaled_to_cover():
+def test_images_of_any_shape_are_scaled_to_cover():
     wide = torch.zeros(1, 10, 40, 3)
     wide[:, :, 15:25] = 1  # what the centre cut keeps
     assert torch.equal(fitted_image(wide, 10, 40), wide)
@@ -189,7 +189,7 @@ def test_refusals(start):
     with pytest.raises(ParameterError, match="no reference"):
         call("LayeredTune", model=model, mixed=words["object"], latent=latent, mask=example.mask, steps=1)
     noised = call("NoiseLatent", model=model, latent=latent, sigmas=torch.tensor([3.0, 1.0, 0.0]))[0]
-    with pytest.raises(MismatchError, match="clean picture"):
+    with pytest.raises(MismatchError, match="without noise is needed"):
         call("Imagic", model=model, latent=noised, target=words["object"])
     with pytest.raises(ShapeError, match="one CLIP"):
         long = [[torch.cat([words["object"][0][0]] * 2, 1), {}]]
