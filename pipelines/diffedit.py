@@ -1,6 +1,6 @@
 """DiffEdit: a mask from two prompts, and the masked decode of an inverted image (Couairon et al. 2022).
 
-The mask covers the places where two prompts make the model predict different things from the same noised image
+The mask covers the places where two prompts give different predictions of the same noised image
 (docs/methods.md, section 6).
 """
 
@@ -141,13 +141,18 @@ def diffedit_mask(
         progress(done, maps)
     differs = total.mean(dim=(1, 2), keepdim=True) > ROUNDING * magnitudes.view(-1, 1, 1)
     mask, heat = (rule or MaskRule())(torch.where(differs, total / maps, torch.zeros_like(total)))
+    return DiffEditMask(mask, heat, _empty_masks(mask))
+
+
+def _empty_masks(mask: Tensor) -> list[int]:
+    """Indices of the images with an empty mask; a warning names them."""
     empty = [i for i, area in enumerate(mask.sum(dim=(1, 2)).tolist()) if area == 0]
     if empty:
         log.warning(
             "DiffEdit found nothing to change in image %s: do the prompts differ? Try a lower threshold or another strength",
             ", ".join(map(str, empty)),
         )
-    return DiffEditMask(mask, heat, empty)
+    return empty
 
 
 def _differences(
@@ -192,12 +197,26 @@ def _repeated(context: Context, count: int) -> Context:
 
 
 def mask_in_pixels(mask: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """A latent mask or heat [B, h, w] at image size [B, height, width]: each latent pixel is a square of `factor` pixels."""
+    """Enlarge a latent mask to pixels.
+
+    Args:
+        mask: mask or heat [B, h, w].
+        factor: pixels per latent pixel.
+        height, width: size of the image in pixels; padding beyond it is cut off.
+    Returns: [B, height, width].
+    """
     return crop_to(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2), height, width)
 
 
 def heat_image(heat: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """Heat [B, h, w] as an IMAGE [B, height, width, 3]: black, red, yellow, white."""
+    """Draw a heat map in black, red, yellow and white.
+
+    Args:
+        heat: [B, h, w] in [0, 1].
+        factor: pixels per latent pixel.
+        height, width: size of the image in pixels.
+    Returns: IMAGE [B, height, width, 3].
+    """
     value = mask_in_pixels(heat, factor, height, width)[..., None] * 3
     return (value - torch.arange(3, device=value.device)).clamp(0, 1)
 
@@ -328,10 +347,24 @@ def diffedit(
     )
     if len(found.empty) == len(latent):
         return DiffEditResult(latent, found, None)
+    prompts = EditPrompts(target, negative, settings.guidance_scale)
+    return _edit_masked(denoiser, latent, source if inversion is None else inversion, found, prompts, settings, legs)
+
+
+def _edit_masked(
+    denoiser: Denoiser,
+    latent: Tensor,
+    inversion: Context,
+    found: DiffEditMask,
+    prompts: EditPrompts,
+    settings: DiffEditSettings,
+    legs: StagedProgress,
+) -> DiffEditResult:
+    """Invert with the prompt `inversion` and decode with `prompts` under the mask."""
     trajectory = invert(
         denoiser,
         latent,
-        source if inversion is None else inversion,
+        inversion,
         denoiser.schedule(settings.steps),
         options=settings.inversion,
         ratio=settings.ratio,
@@ -341,7 +374,7 @@ def diffedit(
         denoiser,
         trajectory,
         constant_schedule(found.mask),
-        EditPrompts(target, negative, settings.guidance_scale),
+        prompts,
         ratio=settings.ratio,
         legacy_offset=settings.legacy_offset,
         progress=legs(2),

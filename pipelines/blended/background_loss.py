@@ -48,10 +48,10 @@ class BackgroundLoss:
         return BackgroundLoss(self.latent, own(self.source, device), edited, own(self.mask, device), self.weight)
 
     def __call__(self, decoded: Tensor) -> Tensor:
-        """The two terms [2] of a decoded image [B, 3, H', W'], which may be padded. Needs `prepared`."""
-        assert self.edited is not None
+        """The two terms [2] of a decoded image [B, 3, H', W'], which may be padded."""
         decoded = self._crop(decoded).float()
-        edit = ((decoded - self.edited) * self.mask).square().mean()
+        edited = decoded.detach() if self.edited is None else self.edited
+        edit = ((decoded - edited) * self.mask).square().mean()
         background = ((decoded - self.source) * (1 - self.mask)).square().mean()
         return torch.stack([edit, self.weight * background])
 
@@ -72,7 +72,18 @@ class BackgroundLoss:
 def background_loss(
     codec: LatentCodec, latent: Tensor, source: Tensor, edited: Tensor | None, mask: Tensor, weight: float
 ) -> BackgroundLoss:
-    """Check the inputs of `tune_decoder` or `tune_latent` and bring them to one batch size. Raises ShapeError."""
+    """Check the inputs of `tune_decoder` or `tune_latent` and bring them to one batch size.
+
+    Args:
+        codec: the VAE.
+        latent: [B, C, h, w], unscaled.
+        source: IMAGE [B, H, W, 3] to restore outside the mask.
+        edited: IMAGE to keep inside the mask, or None.
+        mask: MASK [B, H, W], 1 = edit.
+        weight: of the background against the edit, >= 0.
+    Returns: the loss.
+    Raises: ShapeError.
+    """
     latent = check_latent(latent, "latent", codec.channels)
     source = check_image(source, "source")
     mask = check_mask(mask, "mask")

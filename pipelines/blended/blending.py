@@ -203,7 +203,17 @@ def check_range(start: int, end: int | None, steps: int) -> tuple[int, int]:
 def unscale_over_source(
     denoiser: Denoiser, z: Tensor, source: Tensor, schedule: MaskSchedule, sigmas: Tensor
 ) -> Tensor:
-    """The clean result `z` unscaled, with the bits of the unscaled `source` outside the mask (see `restore_source`)."""
+    """Unscale a clean result and put the source back outside the mask (`restore_source`).
+
+    Args:
+        denoiser: gives the scale.
+        z: clean result [B, C, h, w], model scale.
+        source: source latent, unscaled, [B or 1, C, h, w].
+        schedule: mask schedule on the latent grid; the mask of the last step counts.
+        sigmas: the grid [N + 1] of the schedule.
+    Returns: unscaled latent [B, C, h, w] with the bits of `source` where the mask is 0.
+    Raises: ShapeError.
+    """
     return restore_source(denoiser.scale_out(z), source, schedule, sigmas)
 
 

@@ -1,4 +1,4 @@
-"""Pixel blending: the edit inside the mask, the source outside it, exactly (methods.md, 3 and 14.5).
+"""Pixel blending: the edit inside the mask, the source outside it, exactly (docs/methods.md, sections 3 and 14).
 
 A feather ramps inside the mask only, so that what the mask leaves out stays the source bit for bit.
 """
@@ -46,10 +46,15 @@ def blend_pixels(
 
 
 def composite_source(edited: Tensor, source: Tensor, mask: Tensor, *, feather_px: int = 0) -> tuple[Tensor, float]:
-    """The end of every masked method: put the source back outside the mask, exactly.
+    """Put the source back outside the mask, exactly: the last step of every masked method.
 
-    Arguments as `blend_pixels`. Returns: IMAGE [B, H, W, 3] and the largest absolute change of any value where the mask
-    is 0, measured on the result: 0.0.
+    Args:
+        edited, source: IMAGE [B, H, W, 3] in [0, 1].
+        mask: MASK, 1 = edit; soft values mix.
+        feather_px: width of the ramp from source to edit, in pixels, inside the mask, >= 0.
+    Returns: IMAGE [B, H, W, 3] and the largest absolute change of any value where the mask is 0, measured on the
+        result: 0.0.
+    Raises: ShapeError, ParameterError.
     """
     result = blend_pixels(edited, source, mask, feather_px=feather_px)
     return result, largest_change_outside(result, source, mask)

@@ -150,7 +150,13 @@ def tune_latent(
 ) -> LatentTuning:
     """The same losses with the latent learning and the decoder fixed: backgrounds come out too smooth (BLD, figure 4).
 
-    Arguments and errors as in `tune_decoder`; every image learns independently of the batch.
+    Every image learns independently of the batch.
+
+    Args:
+        codec, latent, source, edited, mask, progress: as in `tune_decoder`.
+        settings: the published numbers by default.
+    Returns: the learned latent and its image.
+    Raises: as `tune_decoder`.
     """
     settings = settings or TuneSettings()
     loss = background_loss(codec, latent, source, edited, mask, settings.background_weight)
@@ -208,18 +214,14 @@ def _learn(
         parameters: float32 leaves behind `blocks` or `start`.
         blocks: the decoder from `start` to the image.
         start: gives the input of the blocks.
-        loss: what to minimise.
-        settings: how to learn.
-        progress: called after every step.
+        loss, settings, progress: as in `tune_decoder`.
         what: name of the task, for errors.
         scale: factor of the loss while learning; reported losses are without it.
     Returns: the image after learning and the loss curves.
     Raises: EditError where one step does not fit into memory or the loss overflows.
     """
     with recomputing(blocks if settings.low_memory else ()):
-        with measured(parameters) as need:
-            first = _run(blocks, start()).detach()
-        need.check(first.device, what)
+        first = _first_decode(parameters, blocks, start, what)
         loss = loss.prepared(first)
         psnr_before = loss.psnr(loss.image(first))
         del first
@@ -244,6 +246,16 @@ def _learn(
         steps=result.steps,
         stopped=result.stopped,
     )
+
+
+def _first_decode(
+    parameters: Sequence[Tensor], blocks: Sequence[nn.Module], start: Callable[[], Tensor], what: str
+) -> Tensor:
+    """The image before learning. Raises EditError where one step would not fit into memory."""
+    with measured(parameters) as need:
+        first = _run(blocks, start()).detach()
+    need.check(first.device, what)
+    return first
 
 
 def _run(blocks: Sequence[nn.Module], value: Tensor) -> Tensor:

@@ -213,7 +213,9 @@ def blended_edit(
     if ranker is not None:
         ranking = rank_by_text(decoded, rank_text or prompt, ranker, mask=mask)
         order = ranking.order.to(latents.device)
-        latents, decoded, scores = latents[order], decoded[ranking.order.cpu()], ranking.scores.cpu()
+        latents = latents[order]
+        decoded = decoded[ranking.order.cpu()]
+        scores = ranking.scores.cpu()
     return _finish(codec, latents, decoded, scores, image=image, mask=mask, settings=settings, report=report)
 
 

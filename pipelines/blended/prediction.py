@@ -64,6 +64,7 @@ def blended_predictor(
         background: the source at every sigma.
         schedule: mask schedule on the latent grid, for the whole batch.
         sigmas: grid [N + 1] on which the schedule counts.
+    Returns: a predictor for any sampler.
     """
     outside = PredictionBlend(schedule, sigmas, background.source, background.at)
 

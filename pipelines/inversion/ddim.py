@@ -93,10 +93,7 @@ def invert(
     """
     options = options or InversionOptions()
     sigmas = check_sigmas(sigmas)
-    if denoiser.flow and options.mode == "next":
-        raise FamilyError(
-            f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'"
-        )
+    _check_mode(denoiser, options.mode)
     z = denoiser.scale_in(check_latent(latent, "latent", denoiser.channels))
     predict = predictor(denoiser, EditPrompts(context, negative, guidance_scale))
     count = executed_steps(len(sigmas) - 1, ratio)
@@ -113,12 +110,15 @@ def invert(
         latents.append(z)
         progress(i + 1, count, denoised)
     if worst > options.tolerance:
-        log.info(
-            "implicit inversion: the largest step left a relative gap of %.2g (tolerance %.2g)",
-            worst,
-            options.tolerance,
-        )
+        log.info("implicit inversion: largest relative gap %.2g (tolerance %.2g)", worst, options.tolerance)
     return made_trajectory(denoiser, latent, latents, sigmas, context)
+
+
+def _check_mode(denoiser: Denoiser, mode: str) -> None:
+    if denoiser.flow and mode == "next":
+        raise FamilyError(
+            f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'"
+        )
 
 
 def _rescaled(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
