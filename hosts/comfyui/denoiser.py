@@ -39,7 +39,9 @@ def native_denoiser(
     sampling = NativeModelSampling(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}
-    hook_mode, loaded, denoiser = model.hook_mode, [], None
+    hook_mode = model.hook_mode
+    loaded = []
+    denoiser = None
     try:
         samplers.preprocess_conds_hooks(conds)
         if samplers.get_total_hook_groups_in_conds(conds) <= 1:

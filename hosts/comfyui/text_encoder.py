@@ -104,7 +104,9 @@ def _without_weight(text: str) -> str:
 
 def _unescaped(text: str, start: int, end: int) -> tuple[str, list[int]]:
     """text[start:end] with "\\(" and "\\)" as brackets, and the place of each character in `text`."""
-    kept, places, i = [], [], start
+    kept = []
+    places = []
+    i = start
     while i < end:
         if text[i] == "\\" and i + 1 < end and text[i + 1] in "()":
             i += 1

@@ -188,7 +188,9 @@ class _Resolution(torch.nn.Module):
 class _End(torch.nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.norm_out, self.conv_out, self.tanh_out = decoder.norm_out, decoder.conv_out, decoder.tanh_out
+        self.norm_out = decoder.norm_out
+        self.conv_out = decoder.conv_out
+        self.tanh_out = decoder.tanh_out
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_out(nonlinearity(self.norm_out(x)))

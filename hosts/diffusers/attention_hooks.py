@@ -212,7 +212,9 @@ class _Processor:
     """Replaces a processor. It runs the original at sites that the control does not want."""
 
     def __init__(self, call: ControlledCall, site: Site, original: Any) -> None:
-        self.call, self.site, self.original = call, site, original
+        self.call = call
+        self.site = site
+        self.original = original
 
     def __call__(
         self,

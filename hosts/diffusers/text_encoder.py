@@ -52,7 +52,9 @@ class ClipBpe:
 
 def _plain(text: str) -> tuple[str, list[int]]:
     """`text` composed and in lower case, as CLIP reads it, and the place in `text` of each of its characters."""
-    kept, places, start = "", [], 0
+    kept = ""
+    places = []
+    start = 0
     while start < len(text):
         end = start + 1
         while end < len(text) and unicodedata.combining(text[end]):

@@ -126,7 +126,10 @@ class _EmbeddingLearner:
     def __init__(
         self, denoiser: Denoiser, trajectory: Trajectory, source: Context, null: Context, options: NullTextOptions
     ) -> None:
-        self.denoiser, self.source, self.null, self.options = denoiser, source, null, options
+        self.denoiser = denoiser
+        self.source = source
+        self.null = null
+        self.options = options
         self.steps = trajectory.steps
         start = match_batch(null.tokens, trajectory.batch, "negative", "trajectory")
         self.embedding = own(start.contiguous(), trajectory.latents.device)

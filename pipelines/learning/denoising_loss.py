@@ -30,7 +30,9 @@ class NoiseError:
             clean: clean latents, model scale, [B, C, h, w].
             seeds: one per image. Draws depend on the image's seed and the step, not on the rest of the batch.
         """
-        self.denoiser, self.clean, self.seeds = denoiser, clean, list(seeds)
+        self.denoiser = denoiser
+        self.clean = clean
+        self.seeds = list(seeds)
         self.sigmas = denoiser.schedule(TIMESTEPS)[:-1].to(clean.device)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:

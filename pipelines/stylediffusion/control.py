@@ -38,7 +38,9 @@ class StyleControl(PairControl):
         Raises: ParameterError.
         """
         super().__init__(embeddings.sigmas)
-        self.embeddings, self.inner, self.source = embeddings, inner or PairControl(embeddings.sigmas), source
+        self.embeddings = embeddings
+        self.inner = inner or PairControl(embeddings.sigmas)
+        self.source = source
         self.target_until = check_fraction("value_until", target_until)
         self.shared_source = self.inner.shared_source
         self._last: tuple[Tensor, Site, Tensor] | None = None

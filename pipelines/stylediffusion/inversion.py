@@ -218,7 +218,9 @@ class _NetworkLearner:
         seeds: list[int],
         options: StyleOptions,
     ) -> None:
-        self.denoiser, self.trajectory, self.options = denoiser, trajectory, options
+        self.denoiser = denoiser
+        self.trajectory = trajectory
+        self.options = options
         self.source, self.null = source, null
         batch, device = trajectory.batch, trajectory.latents.device
         self.text = own(match_batch(source.tokens, batch, "positive", "trajectory"), device)
@@ -279,7 +281,9 @@ class _NetworkLearner:
 
     def _guided(self, scale: Tensor | None, shift: Tensor, compare: bool = True) -> Tensor:
         """The guided denoised prediction [B, C, h, w] with value embeddings in the conditional pass (equation 6)."""
-        step, control, guidance_scale = self.step, self.control, self.options.guidance_scale
+        step = self.step
+        control = self.control
+        guidance_scale = self.options.guidance_scale
         control.begin(value_embedding(scale, shift, self.text), compare)
         cond = self.denoiser.denoise(step.z, step.sigma, [self.source], self.controlled)[0]
         cond = control.scaling.leave(cond)

@@ -20,9 +20,13 @@ def register():
 """
 
 
+# Without byte code every start would compile the sources anew, which an installed package does once.
+IGNORED = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
+
+
 def run_python(code: str, *, cwd: str | os.PathLike[str] | None = None, timeout: float = 300) -> str:
     """Standard output of `code` in a new interpreter without our folder on its path; its traceback fails the test."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if key not in IGNORED}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, "-c", REGISTER + code],

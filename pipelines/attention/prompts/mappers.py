@@ -83,7 +83,9 @@ def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int]
         for j in range(1, columns + 1):
             pair = score[i - 1][j - 1] + (1 if source[i - 1] == target[j - 1] else -1)
             score[i][j] = max(score[i][j - 1], score[i - 1][j], pair)
-    found, i, j = [-1] * columns, rows, columns
+    found = [-1] * columns
+    i = rows
+    j = columns
     while i > 0 and j > 0:
         if score[i][j] == score[i][j - 1]:
             j -= 1
@@ -156,7 +158,9 @@ def published_mapper(spans: Sequence[Span], source: Layout, target: Layout) -> t
             f"legacy_tail is on but a prompt has {len(source.windows)} windows of tokens: shorten it or turn it off"
         )
     mapper, alphas = _blank(source)
-    count, i, j = len(source.ids), 0, 0
+    count = len(source.ids)
+    i = 0
+    j = 0
     for span in spans:
         if _same(span, source, target):
             continue
