@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..hosts.embeddings import negative_in, opened_for, prompts_to_open
-from ..hosts.host import batch_that_fits, open_denoiser, progress_bar, sampling_of, to_host
+from ..hosts.host import batch_that_fits, codec_of, open_denoiser, progress_bar, sampling_of, to_host
 from ..hosts.latent import finished_out, image_size, unnoised_samples
 from ..hosts.sockets import context_of
 from ..hosts.trajectory import trajectory_in, trajectory_rest
@@ -130,6 +132,10 @@ def _mask_outputs() -> list:
     ]
 
 
+def _image_size(latent: Any, vae: Any) -> tuple[int, int, int]:
+    return image_size(latent, None if vae is None else codec_of(vae))
+
+
 def _shown(found: DiffEditMask, size: tuple[int, int, int]) -> tuple:
     """The three mask outputs and the line of text below the node."""
     mask, heat = to_host(mask_in_pixels(found.mask, *size)), to_host(heat_image(found.heat, *size))
@@ -205,7 +211,7 @@ class DiffEditMaskNode(io.ComfyNode):
         batch_mean=False,
         vae=None,
     ) -> io.NodeOutput:
-        clean, size = unnoised_samples(latent, "latent"), image_size(latent, vae)
+        clean, size = unnoised_samples(latent, "latent"), _image_size(latent, vae)
         rule = MaskRule(clip_ratio, threshold, smooth, smallest_island, batch_mean)
         contexts = [context_of(source, "source"), context_of(target, "target")]
         with open_denoiser(model, clean.shape, contexts) as denoiser:
@@ -339,16 +345,10 @@ class DiffEdit(io.ComfyNode):
         inversion=None,
         vae=None,
     ) -> io.NodeOutput:
-        clean, size = unnoised_samples(latent, "latent"), image_size(latent, vae)
+        clean, size = unnoised_samples(latent, "latent"), _image_size(latent, vae)
+        rule = MaskRule(clip_ratio, threshold, smooth, smallest_island)
         settings = DiffEditSettings(
-            steps,
-            encoding_ratio,
-            maps,
-            strength,
-            cfg,
-            legacy_offset,
-            MaskRule(clip_ratio, threshold, smooth, smallest_island),
-            InversionOptions(mode),
+            steps, encoding_ratio, maps, strength, cfg, legacy_offset, rule, InversionOptions(mode)
         )
         source_prompt, prompt = context_of(source, "source"), context_of(target, "target")
         inversion_prompt = source_prompt if inversion is None else context_of(inversion, "inversion")

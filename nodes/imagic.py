@@ -117,17 +117,9 @@ class Imagic(io.ComfyNode):
             low_memory=low_memory,
             compute_dtype=PRECISIONS[precision],
         )
-        second = tuning_options(
-            LIGHT if METHODS[method] == "lora" else PUBLISHED,
-            method,
-            rank,
-            seed,
-            precision,
-            steps=given(steps),
-            lr=given(lr),
-            patience=patience,
-            low_memory=low_memory,
-        )
+        preset = LIGHT if METHODS[method] == "lora" else PUBLISHED
+        overrides = {"steps": given(steps), "lr": given(lr), "patience": patience, "low_memory": low_memory}
+        second = tuning_options(preset, method, rank, seed, precision, **overrides)
         clean, context = unnoised_samples(latent, "latent"), context_of(target, "target")
         found = imagic(
             open_denoiser(model, clean.shape, [context], learning=True),
@@ -140,20 +132,20 @@ class Imagic(io.ComfyNode):
             tuning=second,
             progress=progress_bar(first.steps + second.steps),
         )
-        made, tuning = found.embeddings, found.tuning
-        graph = curve(tuning.losses, "model")
-        report = "\n".join(
-            [summary("embedding", made.losses, made.stopped), summary("model", tuning.losses, tuning.stopped)]
-        )
+        changes = found.tuning.changes
+        embeddings = conditioning_out(found.context), conditioning_out(found.embeddings.object)
+        graph, report = curve(found.tuning.losses, "model"), _report(found)
         return io.NodeOutput(
-            tuned_model(model, tuning.changes),
-            tuning.changes,
-            conditioning_out(found.context),
-            conditioning_out(made.object),
-            graph,
-            report,
-            ui=show_text(cls, graph, report),
+            tuned_model(model, changes), changes, *embeddings, graph, report, ui=show_text(cls, graph, report)
         )
+
+
+def _report(found) -> str:
+    """One line per stage."""
+    embedding, tuning = found.embeddings, found.tuning
+    return "\n".join(
+        [summary("embedding", embedding.losses, embedding.stopped), summary("model", tuning.losses, tuning.stopped)]
+    )
 
 
 NODES = [Imagic]

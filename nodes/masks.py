@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..hosts.host import to_host
+from ..hosts.host import codec_of, to_host
 from ..hosts.latent import latent_grid
 from ..pipelines.core.errors import ParameterError
 from ..pipelines.core.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
@@ -64,7 +64,8 @@ class LatentMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask, latent=None, vae=None, mode="max", threshold=0.5) -> io.NodeOutput:
-        height, width, factor = latent_grid(check_mask(mask, "mask"), latent, vae)
+        codec = None if vae is None else codec_of(vae)
+        height, width, factor = latent_grid(check_mask(mask, "mask"), latent, codec)
         result = downsample(mask, height, width, mode, threshold, factor=factor)
         for index in result.lost:
             log.warning(

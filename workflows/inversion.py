@@ -120,15 +120,10 @@ def differential_diffusion() -> Graph:
     return graph
 
 
-def null_text_reconstruction() -> Graph:
-    graph = Graph("null_text_reconstruction", note("null_text_reconstruction", mask=False))
-    start = begin(graph, "red_circle")
-    start = replace(start, prompt=start.caption.replace("mint", "striped mint"))
-    with graph.group("2. Invert the image"):
-        latent, source, empty = encode(graph, start), before(graph, start), negative(graph, start)
-        graph.column()
-        sigmas, inverted = invert_image(graph, start, latent, source, vae=start.vae, image=start.image)
-    graph.row()
+def _plain_guidance(
+    graph: Graph, start: Start, source: Output, empty: Output, sigmas: Output, inverted: Node
+) -> Output:
+    """Guided sampling without learned embeddings, saved for comparison. Returns the SAMPLER."""
     with graph.group("3. Plain guidance"):
         sampler = graph.add("KSamplerSelect", sampler_name="euler").out
         plain = graph.add(
@@ -144,6 +139,21 @@ def null_text_reconstruction() -> Graph:
         ).out
         graph.column()
         save(graph, start, plain, "null_text_reconstruction_plain")
+    return sampler
+
+
+def null_text_reconstruction() -> Graph:
+    graph = Graph("null_text_reconstruction", note("null_text_reconstruction", mask=False))
+    start = begin(graph, "red_circle")
+    start = replace(start, prompt=start.caption.replace("mint", "striped mint"))
+    with graph.group("2. Invert the image"):
+        latent = encode(graph, start)
+        source = before(graph, start)
+        empty = negative(graph, start)
+        graph.column()
+        sigmas, inverted = invert_image(graph, start, latent, source, vae=start.vae, image=start.image)
+    graph.row()
+    sampler = _plain_guidance(graph, start, source, empty, sigmas, inverted)
     with graph.group("4. Null-text inversion"):
         learned = graph.add(
             "EditKit_NullText", model=start.model, trajectory=inverted.out, positive=source, negative=empty, cfg=GUIDED

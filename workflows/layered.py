@@ -12,7 +12,9 @@ from .parts import Start, before, begin, encode, negative
 
 OBJECT = "a black shape"  # the model learns from the image that it is a circle
 BACKGROUND, PLAIN = "a striped sky background", "a cream background"
-CFG, STEPS, CANDIDATES = 5.0, 26, 4  # suit the bundled model
+CFG = 5.0  # CFG, steps and candidates suit the bundled model
+STEPS = 26
+CANDIDATES = 4
 FIT = {"steps": 100, "lr": 1e-2, "join": "average"}  # fewer and larger steps than published: the bundled model is small
 TUNE = {"steps": 60, "lr": 2e-3, "rank": 8}
 

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 
 from .elements import Group, Node, Socket
 
-TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14
-GAP_X, GAP_Y, MARGIN, GROUP_TITLE = 50, 24, 24, 44
+TITLE = 30  # height of a node's title bar
+SLOT = 20
+WIDGET = 24
+PADDING = 14
+GAP_X = 50
+GAP_Y = 24
+MARGIN = 24
+GROUP_TITLE = 44
 WIDTH, NOTE_WIDTH = 350, 420
 NOTE_LINE, NOTE_CHARACTERS = 18, 56
 TEXT_BOX = 76  # a multiline text
 IMAGE_NODE = 230  # what the page adds to a node that shows an image
-VIEW_WIDTH, VIEW_HEIGHT, VIEW_LEFT, VIEW_TOP = 1780, 880, 60, 80
+VIEW_WIDTH = 1780
+VIEW_HEIGHT = 880
+VIEW_LEFT = 60
+VIEW_TOP = 80
 SMALLEST_SCALE = 0.61  # below 0.6 the page draws no text
 
 SHOWS_IMAGE = {

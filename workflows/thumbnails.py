@@ -17,7 +17,9 @@ from .graph import Graph
 if TYPE_CHECKING:
     from ..headless.run import Run
 
-WIDTH, QUALITY, LARGEST = 512, 85, 40_000  # pixels, JPEG's own scale, bytes
+WIDTH = 512  # pixels
+QUALITY = 85  # on the scale of JPEG
+LARGEST = 40_000  # bytes
 TILE = 152
 COLUMNS = {4: 4}  # by the number of images; otherwise three
 

@@ -28,23 +28,11 @@ from .._inputs import (
 from .pairs import edit_in, pair_inputs, pair_outputs, patched
 
 
-def p2p_options(
-    tau_c,
-    tau_s,
-    tau_u,
-    self_divisor,
-    blend_start,
-    blend_threshold,
-    keep_threshold,
-    blend_pool,
-    blend_smooth,
-    blend_divisor,
-) -> P2POptions:
-    """The options set by `p2p_fraction_inputs` and `local_blend_inputs`."""
-    blend = LocalBlendOptions(
-        blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor or None
-    )
-    return P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
+def local_blend(
+    start: float, threshold: float, keep_threshold: float, pool: int, smooth: bool, divisor: int
+) -> LocalBlendOptions:
+    """The options of the inputs of `local_blend_inputs`, in their order."""
+    return LocalBlendOptions(start, threshold, keep_threshold, pool, smooth, divisor or None)
 
 
 class P2Plus(io.ComfyNode):
@@ -89,18 +77,8 @@ class P2Plus(io.ComfyNode):
         blend_divisor=AUTOMATIC_DIVISOR,
     ) -> io.NodeOutput:
         edit = edit_in(edit)
-        options = p2p_options(
-            tau_c,
-            tau_s,
-            tau_u,
-            self_divisor,
-            blend_start,
-            blend_threshold,
-            keep_threshold,
-            blend_pool,
-            blend_smooth,
-            blend_divisor,
-        )
+        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         return io.NodeOutput(
             *patched(
                 model,
@@ -189,18 +167,8 @@ class P2PlusEdit(io.ComfyNode):
         blend_divisor=AUTOMATIC_DIVISOR,
     ) -> io.NodeOutput:
         edit, negative_prompt = edit_in(edit), negative_in(negative)
-        options = p2p_options(
-            tau_c,
-            tau_s,
-            tau_u,
-            self_divisor,
-            blend_start,
-            blend_threshold,
-            keep_threshold,
-            blend_pool,
-            blend_smooth,
-            blend_divisor,
-        )
+        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         inverted = None if trajectory is None else trajectory_in(trajectory)
         like = trajectory_rest(trajectory) if inverted else latent
         sigma_grid, clean = _start(inverted, latent, sigmas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,10 +19,6 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import io
 from .._inputs import prompt_pair_inputs, sigmas_input, trajectory_input
-
-PARTS = (
-    "Parts of the run count on the sampler's own sigmas; connect the whole grid here where it runs only a piece of it."
-)
 
 
 def edit_in(value: Any, socket: str = "edit") -> PromptEdit:
@@ -86,14 +83,24 @@ def patched(
     trajectory: Any = None,
     share_noise: bool = True,
 ) -> tuple[Any, list]:
-    """The patched MODEL and the CONDITIONING of both prompts."""
-    path = None
+    """Patch a model for pairs of source and target.
+
+    Args:
+        model: a MODEL.
+        source, target: the prompts, each one row of tokens.
+        make: makes the attention control from the sigmas of the sampler.
+        tokens: the number of tokens both prompts must have; None = any.
+        sigmas: falling sigmas on which fractions of the steps are counted; None = the sampler's own.
+        trajectory: the inversion of a real image that the source follows; None = the source is generated.
+        share_noise: whether source and target get the same noise.
+
+    Returns: the patched MODEL and the CONDITIONING of both prompts.
+    Raises: EditError if `trajectory` is not a trajectory.
+    """
+    read_trajectory = None
     if trajectory is not None:
-        trajectory_in(trajectory)  # refuse now what is none
-
-        def path() -> Any:
-            return trajectory_in(trajectory)
-
-    grid = None if sigmas is None else check_sigmas(sigmas)
-    plan = PairPlan(make, grid, tokens, share_noise, path)
+        trajectory_in(trajectory)  # refuse a wrong value now, not in the sampler
+        read_trajectory = partial(trajectory_in, trajectory)
+    sigma_grid = None if sigmas is None else check_sigmas(sigmas)
+    plan = PairPlan(make, sigma_grid, tokens, share_noise, read_trajectory)
     return paired_model(model, plan), conditioning_of(paired_context(source, target))

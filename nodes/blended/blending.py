@@ -226,12 +226,10 @@ class BlendedDenoise(io.ComfyNode):
         steps = len(sigma_grid) - 1
         last = min(end_step, steps)
         with open_denoiser(model, (batch, *start.shape[1:]), opened, sigmas=sigma_grid) as denoiser:
-            z = match_batch(
-                latent_in(latent, denoiser, _sigma_at(sigma_grid, start_step)), batch, "latent", "the batch"
-            )
+            noised = latent_in(latent, denoiser, _sigma_at(sigma_grid, start_step))
             z = blended_denoise(
                 denoiser,
-                z,
+                match_batch(noised, batch, "latent", "the batch"),
                 inverted or denoiser.scale_in(source),
                 sigma_grid,
                 masks,
@@ -242,11 +240,9 @@ class BlendedDenoise(io.ComfyNode):
                 options=BlendOptions(blend, background_level, background_noise, eta),
                 progress=progress_bar(last - start_step, model),
             )
-            clean = (
-                sigma_grid[-1] == 0 or inverted is not None
-            )  # a trajectory ends at the source, wherever its sigmas end
-            exact = last == steps and clean and blend == "after" and background_level == "aligned"
-            if exact:
+            # A trajectory ends at the source, wherever its sigmas end.
+            ends_clean = last == steps and (sigma_grid[-1] == 0 or inverted is not None)
+            if ends_clean and blend == "after" and background_level == "aligned":
                 done = unscale_over_source(denoiser, z, source, masks, sigma_grid)
                 return io.NodeOutput(finished_out(done, like=latent))
             return io.NodeOutput(latent_out(z, denoiser, float(sigma_grid[last]), like=latent))

@@ -167,9 +167,8 @@ class InvertDDIM(io.ComfyNode):
         source = context_of(positive, "positive")
         negative_prompt = None if negative is None else context_of(negative, "negative")
         steps = executed_steps(len(sigma_grid) - 1, encoding_ratio)
-        legs = StagedProgress(
-            progress_bar(steps if vae is None else 2 * steps, model), (steps, steps if vae is not None else 0)
-        )
+        stages = (steps, 0 if vae is None else steps)
+        progress = StagedProgress(progress_bar(sum(stages), model), stages)
         used = [source] if cfg == 1 or negative_prompt is None else [source, negative_prompt]
         with open_denoiser(model, clean.shape, used, sigmas=sigma_grid) as denoiser:
             inverted = invert(
@@ -181,23 +180,25 @@ class InvertDDIM(io.ComfyNode):
                 ratio=encoding_ratio,
                 negative=negative_prompt,
                 guidance_scale=cfg,
-                progress=legs(0),
+                progress=progress(0),
             )
             noised = latent_out(inverted.latents[0], denoiser, float(sigma_grid[inverted.first]), like=latent)
             rebuilt = None
             if vae is not None:
-                back = reconstruct(
-                    denoiser, inverted, source, negative=negative_prompt, guidance_scale=cfg, progress=legs(1)
-                )
-                rebuilt = denoiser.scale_out(back)
+                guidance = {"negative": negative_prompt, "guidance_scale": cfg}
+                rebuilt = denoiser.scale_out(reconstruct(denoiser, inverted, source, **guidance, progress=progress(1)))
         trajectory = trajectory_out(inverted, like=latent)
         if rebuilt is None:
             return io.NodeOutput(trajectory, noised, NOT_MEASURED, NOT_MEASURED, "not measured: connect vae")
         found = reconstruction_quality(codec_of(vae), rebuilt, clean, image)
-        psnr = NOT_MEASURED if found.with_vae is None else float(found.with_vae.min())
         text = _report(found)
-        shown = show_text(cls, to_host(found.image), text)
-        return io.NodeOutput(trajectory, noised, psnr, float(found.without_vae.min()), text, ui=shown)
+        return io.NodeOutput(trajectory, noised, *_worst(found), text, ui=show_text(cls, to_host(found.image), text))
+
+
+def _worst(found: ReconstructionQuality) -> tuple[float, float]:
+    """PSNR with and without the loss of the VAE, smallest of the batch, in dB."""
+    with_vae = NOT_MEASURED if found.with_vae is None else float(found.with_vae.min())
+    return with_vae, float(found.without_vae.min())
 
 
 def _report(found: ReconstructionQuality) -> str:

@@ -119,7 +119,7 @@ class LayeredReference(io.ComfyNode):
         cls, vae, latent, image=None, model=None, positive=None, negative=None, steps=50, cfg=7.5, seed=0
     ) -> io.NodeOutput:
         codec, like = codec_of(vae), unnoised_samples(latent, "latent")
-        factor, height, width = image_size(latent, vae)
+        factor, height, width = image_size(latent, codec)
         if image is not None:
             made = codec.encode(pad_to_factor(fitted_image(image, height, width), factor))
         elif model is None or positive is None:

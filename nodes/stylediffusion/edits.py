@@ -7,6 +7,7 @@ from ...hosts.host import open_denoiser, progress_bar
 from ...hosts.latent import finished_out
 from ...hosts.sockets import context_of
 from ...hosts.trajectory import trajectory_in, trajectory_rest
+from ...pipelines.attention.p2p import P2POptions
 from ...pipelines.attention.plug_and_play import PlugAndPlayOptions
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
@@ -28,7 +29,7 @@ from .._inputs import (
     seed_input,
     trajectory_input,
 )
-from ..attention.p2p import p2p_options
+from ..attention.p2p import local_blend
 from ..attention.pairs import edit_in
 from .inversion import CATEGORY
 
@@ -108,18 +109,8 @@ class StyleEdit(io.ComfyNode):
         edit = edit_in(edit)
         negative_prompt = negative_in(negative)
         values = value_embeddings_in(embeddings)
-        attention = p2p_options(
-            tau_c,
-            tau_s,
-            tau_u,
-            self_divisor,
-            blend_start,
-            blend_threshold,
-            keep_threshold,
-            blend_pool,
-            blend_smooth,
-            blend_divisor,
-        )
+        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        attention = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         inverted, rest = values.trajectory, value_embeddings_rest(embeddings)
         seeds = image_seeds(seed, inverted.batch, rest.get("batch_index"))
         start = NoisedStart(sdedit_strength, seeds) if sdedit_strength > 0 else None

@@ -139,23 +139,20 @@ class StyleInvert(io.ComfyNode):
         inverted, rest = trajectory_in(trajectory), trajectory_rest(trajectory)
         source, null = context_of(positive, "positive"), context_of(negative, "negative")
         features = image_features(image_encoder_of(image_encoder), image, source.tokens.shape[2])
-        seeds = image_seeds(seed, inverted.batch, rest.get("batch_index"))
-        with open_denoiser(
-            model, inverted.source.shape, [source, null], sigmas=inverted.sigmas, learning=True
-        ) as denoiser:
+        shape = inverted.source.shape
+        with open_denoiser(model, shape, [source, null], sigmas=inverted.sigmas, learning=True) as denoiser:
             found = style_invert(
                 denoiser,
                 inverted,
                 source,
                 null,
                 features,
-                seeds=seeds,
+                seeds=image_seeds(seed, inverted.batch, rest.get("batch_index")),
                 options=options,
                 progress=progress_bar(len(inverted.latents) - 1, model),
             )
-            rebuilt = denoiser.scale_out(found.rebuilt)
+            latent = finished_out(denoiser.scale_out(found.rebuilt), like=rest)
         text, plot = _report(found), curve(found.losses, "StyleDiffusion: loss of every step")
-        latent = finished_out(rebuilt, like=rest)
         return io.NodeOutput(embeddings_out(found.embeddings, rest), latent, plot, text, ui=show_text(cls, plot, text))
 
 

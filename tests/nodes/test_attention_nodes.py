@@ -129,7 +129,7 @@ def test_the_source_is_what_it_is_alone(loaded, text):
 
 
 @pytest.mark.parametrize("kind", ["P2Plus", "MasaCtrl", "FeatureInjection"])
-def test_identical_prompts_give_the_identical_picture(loaded, text, kind):
+def test_identical_prompts_give_the_identical_image(loaded, text, kind):
     if kind == "P2Plus":
         given = {"edit": aligned(loaded, SOURCE, blend_words="circle"), "tau_u": 0.5}
     else:
@@ -140,7 +140,7 @@ def test_identical_prompts_give_the_identical_picture(loaded, text, kind):
 
 
 @pytest.mark.parametrize("kind", ["P2Plus", "MasaCtrl", "FeatureInjection"])
-def test_a_real_picture_comes_back_bit_for_bit_beside_its_edit(loaded, text, sigmas, image, kind):
+def test_a_real_image_comes_back_bit_for_bit_beside_its_edit(loaded, text, sigmas, image, kind):
     latent, path, noised = image
     edit = {"edit": aligned(loaded)} if kind == "P2Plus" else {"source": text(SOURCE), "target": text(TARGET)}
     more = {"from_step": 1, "from_layer": 0.5} if kind == "MasaCtrl" else {}
@@ -150,7 +150,7 @@ def test_a_real_picture_comes_back_bit_for_bit_beside_its_edit(loaded, text, sig
     assert torch.equal(source, latent["samples"][0]) and not close(target, source, 0.05)
 
 
-def test_the_whole_edit_of_a_real_picture(loaded, text, sigmas, image):
+def test_the_whole_edit_of_a_real_image(loaded, text, sigmas, image):
     latent, path, noised = image
     edit, negative = aligned(loaded, blend_words="circle"), text("")
     source, edited = whole_edit(loaded, edit, negative, tau_s=0.6, trajectory=path)

@@ -103,7 +103,7 @@ def test_islands_are_dropped_and_differences_smoothed():
 
 
 @pytest.mark.parametrize("height, width", [(21, 19), (5, 40), (4, 4)])
-def test_masks_have_the_pictures_own_size(height, width):
+def test_masks_have_the_images_own_size(height, width):
     host, (_, latent) = model(local), encoded(1, height, width)
     mask, latent_mask, heat, _ = found(host, latent, maps=1)
     assert mask.shape == (1, height, width) and heat.shape == (1, height, width, 3)
@@ -169,13 +169,13 @@ def test_the_published_offset_ends_one_level_early(latent_pixels):
     assert not torch.equal(ours[..., outside], latent["samples"][..., outside])
 
 
-def test_the_decode_keeps_the_pictures_own_size(latent_pixels):
+def test_the_decode_keeps_the_images_own_size(latent_pixels):
     host, (_, latent) = model(local), encoded(1, 21, 19)
     edited = decoded(host, inverted(host, latent)[0], latent_pixels)
     assert call("DecodeLatent", latent=edited, vae=HeadlessVae(ToyCodec()))[0].shape == (1, 21, 19, 3)
 
 
-def test_one_picture_and_many_masks():
+def test_one_image_and_many_masks():
     host, (_, latent) = model(local), encoded()
     held, masks = (
         inverted(host, latent)[0],
@@ -306,10 +306,10 @@ def test_what_does_not_fit_the_trajectory_is_refused(latent_pixels):
         start = call("NoiseLatent", model=host, latent=latent, sigmas=sigmas(host, 5))[0]
         along(host, latent, held, start, latent_pixels, sigmas=sigmas(host, 5))
     other = encoded(seed=5)[1]
-    with pytest.raises(MismatchError, match="another picture than source_latent"):
+    with pytest.raises(MismatchError, match="another image than source_latent"):
         along(host, other, held, noised, latent_pixels)
     small = encoded(1, 16, 16)[1]
-    with pytest.raises(MismatchError, match="another picture than source_latent"):
+    with pytest.raises(MismatchError, match="another image than source_latent"):
         along(host, small, held, noised, latent_pixels)
     stranger = model(local)
     stranger.denoiser.fingerprint = "other"

@@ -83,7 +83,7 @@ def test_null_text_learns_and_says_so(scene, learned):
     assert (rebuilt["samples"] - source).norm() < (scene.sampled(scene.empty) - source).norm()
 
 
-def test_the_picture_s_size_stays_with_the_reconstruction(scene):
+def test_the_image_s_size_stays_with_the_reconstruction(scene):
     image = torch.rand(1, 45, 61, 3, generator=torch.Generator().manual_seed(0))
     latent = call("EncodeImage", image=image, vae=scene.vae)[0]
     trajectory, _ = scene.inverted(latent=latent)

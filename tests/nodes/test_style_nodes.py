@@ -188,7 +188,7 @@ def test_other_things_on_the_encoders_socket_are_refused(learn, loaded):
         learn(image_encoder=loaded[2])
 
 
-def test_another_prompt_picture_count_or_grid_is_refused(loaded, text, picture, learn, learned):
+def test_another_prompt_image_count_or_grid_is_refused(loaded, text, picture, learn, learned):
     with pytest.raises(MismatchError, match="prompt"):
         learn(positive=text(TARGET))
     with pytest.raises(ShapeError, match="image has 3"):
