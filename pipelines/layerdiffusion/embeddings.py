@@ -4,7 +4,7 @@
     e_opt      = alpha e_a + (1 - alpha) e_b
 
 The error of eps is (D - z_0) / sigma in sigma space, and the error of the velocity for flow models (docs/methods.md, sections
-0.2 and 10). The equations leave two things open: M is where the error counts (`EmbeddingOptions.region`), and [e_a, e_b] is
+0.2 and 10). The equations leave two points open: M is where the error counts (`EmbeddingOptions.region`), and [e_a, e_b] is
 how the network receives both embeddings (`EmbeddingOptions.join`).
 """
 

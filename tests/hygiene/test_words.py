@@ -59,7 +59,7 @@ RULES = {
     "network row": Rule(
         "forward pass, model call",
         "",
-        r"\b(network|model|bare|extra|more|costs? an?|of|\d|one|two|three|four) rows?(?= (per|of the network|a step|in every))"
+        r"\b(network|model|bare|extra|more|costs? an?|of|\d|one|two|three|four) rows?(?= (of the network|a step|in every))"
         r"|\b(network|model|bare) rows?\b|costs? (a|one|two|three|\d) rows?\b|rows per step\b|evaluates? \w+ rows?\b",
     ),
     "part of the run": Rule(
