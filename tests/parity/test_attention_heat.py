@@ -68,7 +68,7 @@ def test_what_cannot_be_mapped_is_refused():
     for levels, words in (([], [[1]]), (levels_of(1.0), []), (levels_of(1.0), [[]])):
         with pytest.raises(ParameterError, match="at least one word"):
             attention_maps(model, levels, prompt, words)
-    with pytest.raises(MismatchError, match="no cross-attention at the size"):
+    with pytest.raises(MismatchError, match="no cross-attention at the requested"):
         attention_maps(model, levels_of(1.0), prompt, [[1]], layers=LayerChoice((1,)))
     with pytest.raises(ShapeError, match="channels"):
         attention_maps(model, [(1.0, random_latent(1, 3, 8, 8))], prompt, [[1]])
