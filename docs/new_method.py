@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..locales.build import HEADINGS
+
 ROOT = Path(__file__).parent.parent
 TEMPLATES = Path(__file__).parent / "templates"
 NEW_FILES = {
@@ -20,7 +22,6 @@ NEW_FILES = {
     "tests/laws/test_@method@.py": "law.py.txt",
 }
 HELP = "web/docs/EditKit_@Method@.md"
-HEADINGS = ("What it does", "When to use it", "Example", "Inputs", "Outputs", "Limits", "Paper")
 
 
 class Refused(Exception):
