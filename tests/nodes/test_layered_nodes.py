@@ -121,7 +121,7 @@ def test_images_of_any_shape_are_scaled_to_cover():
     assert fitted_image(torch.rand(2, 9, 5, 3), 64, 64).shape == (2, 64, 64, 3)
 
 
-def test_a_thin_subject_keeps_the_cells_it_touches():
+def test_a_thin_object_keeps_the_latent_pixels_it_touches():
     mask = torch.zeros(2, 32, 32)
     mask[0, 8:24, 8:24] = 1
     mask[1, :, 3] = 1
