@@ -102,7 +102,7 @@ def changed_files(values: Mapping[str, str]) -> dict[str, str]:
             "tests/workflows/test_files.py", r"^(PROMISED = \{.*?)^\}", lambda found: f'{found[1]}    "{method}",\n}}'
         ),
         "docs/methods.md": replaced(
-            "docs/methods.md", r"^## 12\. ", lambda found: template("section.md.txt", values) + found[0]
+            "docs/methods.md", r"^## 12\. ", lambda found: template("section.md.txt", values) + "\n" + found[0]
         ),
         "docs/python.md": read("docs/python.md") + template("example.md.txt", values),
         "CHANGELOG.md": replaced(
