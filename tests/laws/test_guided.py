@@ -330,7 +330,9 @@ def test_saved_embeddings_come_back(kind, tmp_path):
     made = {
         "null-text": lambda: dataclasses.replace(learned(denoiser, path), base=pooled),
         "npi": lambda: negative_prompt(denoiser, path, SOURCE),
-        "prox": lambda: negative_prompt(denoiser, path, SOURCE, proximal=Proximal("hard", inversion_guidance=0.5, inversion_guidance_below=2.0)),
+        "prox": lambda: negative_prompt(
+            denoiser, path, SOURCE, proximal=Proximal("hard", inversion_guidance=0.5, inversion_guidance_below=2.0)
+        ),
     }[kind]()
     file = save_embeddings(made, tmp_path / "deep" / "x.safetensors")
     back = load_embeddings(file)

@@ -47,8 +47,10 @@ def test_t4_implicit_is_the_reciprocal_of_the_sampler():
     z, a = source(), 0.5
     path = invert(ToyDenoiser(linear(a)), z, prompt(), POWERS, options=EXACT)
     for index, (high, low) in enumerate([(8.0, 4.0), (4.0, 2.0), (2.0, 1.0), (1.0, 0.0)]):
-        assert torch.allclose(path.level(index), path.level(index + 1) / (a + (1 - a) * low / high), rtol=1e-9, atol=0)
-    assert torch.allclose(path.level(0), z / 0.2109375, rtol=1e-8, atol=0)
+        assert torch.allclose(
+            path.latent(index), path.latent(index + 1) / (a + (1 - a) * low / high), rtol=1e-9, atol=0
+        )
+    assert torch.allclose(path.latent(0), z / 0.2109375, rtol=1e-8, atol=0)
 
 
 def test_t4_current_leaves_a_known_residue():
@@ -65,7 +67,7 @@ def test_next_evaluates_the_rescaled_latent_at_the_next_level():
     path = invert(ToyDenoiser(linear(0.5)), z, prompt(), POWERS, options=InversionOptions("next"))
     for index, (low, high) in enumerate([(0.0, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0)], 1):
         factor *= 1 + (high - low) / high * 0.5 * math.sqrt((1 + high**2) / (1 + low**2))
-        assert torch.allclose(path.level(4 - index), z * factor, rtol=1e-9)
+        assert torch.allclose(path.latent(4 - index), z * factor, rtol=1e-9)
 
 
 @pytest.mark.parametrize("flow, factor", [(False, 1 + 0.5 * math.sqrt(1.25)), (True, 1.5)])
@@ -73,8 +75,8 @@ def test_the_step_from_level_zero_is_evaluated_above_it(flow, factor):
     """The clean latent at the scale of the level above; a flow network takes it as it is. D = z / 2, levels 0 and 0.5."""
     denoiser, z = ToyDenoiser(linear(0.5), flow=flow), source()
     path = invert(denoiser, z, prompt(), even(2, 1.0), options=InversionOptions("current"))
-    assert torch.allclose(path.level(1), z * factor, rtol=1e-9)
-    assert torch.allclose(path.level(0), z * factor * 1.5, rtol=1e-9)  # from 0.5 to 1, evaluated at 0.5
+    assert torch.allclose(path.latent(1), z * factor, rtol=1e-9)
+    assert torch.allclose(path.latent(0), z * factor * 1.5, rtol=1e-9)  # from 0.5 to 1, evaluated at 0.5
 
 
 @pytest.mark.parametrize("mode", ["next", "current", "implicit"])
@@ -91,10 +93,10 @@ def test_t2_a_point_mass_pulls_along_a_straight_line(mode):
     denoiser, sigmas = ToyDenoiser(point(mu)), even(6, 3.0, 0.5)
     path = invert(denoiser, z, prompt(), sigmas, options=InversionOptions(mode, iterations=60, tolerance=1e-12))
     for index, sigma in enumerate(sigmas.tolist()):
-        assert torch.allclose(path.level(index), mu + (z - mu) * sigma / 0.5, rtol=1e-9)
+        assert torch.allclose(path.latent(index), mu + (z - mu) * sigma / 0.5, rtol=1e-9)
     assert torch.allclose(reconstruct(denoiser, path, prompt()), z, rtol=1e-9)
     to_zero = torch.cat([sigmas, torch.zeros(1)])
-    ends = sample("euler", predictor(denoiser, EditPrompts(prompt(), None, 1.0)), path.level(0), to_zero)
+    ends = sample("euler", predictor(denoiser, EditPrompts(prompt(), None, 1.0)), path.latent(0), to_zero)
     assert torch.equal(ends, mu.expand_as(z))
 
 
@@ -106,7 +108,7 @@ def test_a_likely_picture_ends_with_the_spread_of_its_level(mode):
     path = invert(denoiser, z, prompt(), denoiser.schedule(200), options=options)
     for index in (0, 60, 120):
         expected = math.sqrt(1 + float(path.sigmas[index]) ** 2)
-        assert float(path.level(index).std()) == pytest.approx(expected, rel=0.05)
+        assert float(path.latent(index).std()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -177,9 +179,9 @@ def test_ratio_climbs_only_its_part_and_keeps_the_whole_grid():
     part = invert(denoiser, source(1), prompt(), sigmas, ratio=0.8)
     assert denoiser.rows == 40 and part.first == 10 and torch.equal(part.sigmas, sigmas)
     whole = invert(denoiser, source(1), prompt(), sigmas)
-    assert torch.equal(part.level(10), whole.level(10)) and torch.equal(part.source, whole.source)
-    with pytest.raises(MismatchError, match="levels 10 to 50 but level 9"):
-        part.level(9)
+    assert torch.equal(part.latent(10), whole.latent(10)) and torch.equal(part.source, whole.source)
+    with pytest.raises(MismatchError, match="latents 10 to 50 of its grid but number 9"):
+        part.latent(9)
 
 
 def test_implicit_stops_when_it_has_converged():
@@ -199,7 +201,7 @@ def test_damping_converges_where_the_plain_iteration_diverges():
     for damping in (1.0, 0.5):
         options = InversionOptions("implicit", iterations=80, damping=damping, tolerance=1e-10)
         path = invert(steep, source(), prompt(), torch.tensor([1.25, 0.625]), options=options)
-        assert torch.allclose(path.level(0), exact, rtol=1e-8)
+        assert torch.allclose(path.latent(0), exact, rtol=1e-8)
 
 
 @pytest.mark.parametrize("mode", ["next", "current", "implicit"])
@@ -220,7 +222,7 @@ def test_guided_inversion_uses_both_prompts():
         denoiser, z, prompt(1.0), even(4), negative=prompt(0.5), guidance_scale=3.0,
         options=InversionOptions("current"),
     )  # fmt: skip
-    assert torch.allclose(path.level(0), z + 2 * (0.5 + 3 * 0.5)) and denoiser.rows == 8
+    assert torch.allclose(path.latent(0), z + 2 * (0.5 + 3 * 0.5)) and denoiser.rows == 8
 
 
 def test_progress_counts_and_a_raise_cancels():
@@ -267,13 +269,13 @@ def test_a_trajectory_holds_every_level_and_the_source_bits():
     assert path.latents.shape == (9, B, C, H, W) and path.steps == 8 and path.first == 0 and path.batch == B
     assert torch.equal(path.source_latent, z) and torch.equal(path.source, denoiser.scale_in(z))
     for index, sigma in enumerate(path.sigmas.tolist()):
-        assert torch.equal(path.at(sigma), path.level(index))
+        assert torch.equal(path.at(sigma), path.latent(index))
 
 
 def test_between_levels_a_trajectory_is_the_line_of_the_step():
     _, path = trajectory()
     quarter = path.at(float(3 * path.sigmas[2] + path.sigmas[3]) / 4)
-    assert torch.allclose(quarter, (3 * path.level(2) + path.level(3)) / 4, atol=1e-6)
+    assert torch.allclose(quarter, (3 * path.latent(2) + path.latent(3)) / 4, atol=1e-6)
     with pytest.raises(MismatchError, match=r"2\.5"):
         path.at(2.5)
 
@@ -292,7 +294,7 @@ def test_other_models_grids_sizes_batches_and_prompts_are_refused_by_name():
     denoiser, path = trajectory()
     other = ToyDenoiser(curved)
     other.fingerprint = "with a LoRA"
-    z = path.level(0)
+    z = path.latent(0)
     with pytest.raises(MismatchError, match=r"another model.*with a LoRA"):
         path.fitted(other, path.sigmas, z)
     for wrong in (even(4), even(8, 3.0), path.sigmas[:-1], even(9)):
@@ -329,7 +331,7 @@ PROMPTS = EditPrompts(prompt(1.0), prompt(0.0), 3.0)
 
 def blended(denoiser, path, mask=None, z=None, sigmas=None, **kwargs):
     schedule = constant_schedule(box() if mask is None else mask)
-    z = path.level(0) if z is None else z
+    z = path.latent(0) if z is None else z
     sigmas = path.sigmas if sigmas is None else sigmas
     return blended_denoise(
         denoiser, z, path, sigmas, kwargs.pop("schedule", schedule), PROMPTS, seeds=[0] * len(z), **kwargs
@@ -341,8 +343,8 @@ def test_outside_is_on_the_trajectory_after_every_step():
     outside = (box()[:, None] == 0).expand(B, C, H, W)
     for end in range(1, 9):
         z = blended(denoiser, path, end=end)
-        assert torch.equal(z[outside], path.level(end)[outside])
-        assert not torch.equal(z[~outside], path.level(end)[~outside])
+        assert torch.equal(z[outside], path.latent(end)[outside])
+        assert not torch.equal(z[~outside], path.latent(end)[~outside])
 
 
 def test_a_trajectory_background_draws_no_noise(monkeypatch):
@@ -361,7 +363,7 @@ def test_ranges_and_parts_of_the_grid_compose():
 
 def test_a_single_trajectory_serves_a_batch_of_candidates():
     denoiser, path = trajectory(batch=1)
-    z = torch.cat([path.level(0), path.level(0) + 1])
+    z = torch.cat([path.latent(0), path.latent(0) + 1])
     both = blended(denoiser, path, z=z)
     assert torch.equal(both[:1], blended(denoiser, path)) and not torch.equal(both[:1], both[1:])
 
@@ -380,5 +382,5 @@ def test_any_sampler_can_blend_with_a_trajectory():
     predict = blended_predictor(predictor(denoiser, PROMPTS), path, schedule, path.sigmas)
     outside = (box()[:, None] == 0).expand(B, C, H, W)
     for name in ("euler", "dpmpp_2m"):
-        z = sample(name, predict, path.level(0), path.sigmas)
+        z = sample(name, predict, path.latent(0), path.sigmas)
         assert torch.equal(z[outside], path.source[outside])

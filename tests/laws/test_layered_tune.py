@@ -344,6 +344,10 @@ def test_refusals():
     for name in ("object_weight", "background_weight", "patience"):
         with pytest.raises(ParameterError, match=name):
             TuneOptions(**{name: -1})
-    for wrong, match in ((dict(kind="some"), "kind"), (dict(rank=0), "rank"), (dict(compute_dtype=torch.float16), "bfloat16")):
+    for wrong, match in (
+        (dict(kind="some"), "kind"),
+        (dict(rank=0), "rank"),
+        (dict(compute_dtype=torch.float16), "bfloat16"),
+    ):
         with pytest.raises(ParameterError, match=match):
             TunePlan(**wrong)

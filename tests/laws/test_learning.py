@@ -79,7 +79,9 @@ def test_the_need_of_a_copy_that_learns():
     unet = network().unet
     numbers = sum(value.numel() for value in unet.parameters())
     assert learning_need(unet, TunePlan()).total == numbers * 16
-    assert learning_need(unet, TunePlan(compute_dtype=torch.bfloat16)).total == numbers * 16  # what learns stays float32
+    assert (
+        learning_need(unet, TunePlan(compute_dtype=torch.bfloat16)).total == numbers * 16
+    )  # what learns stays float32
     low = TunePlan("lora", rank=2, compute_dtype=torch.bfloat16)
     clone = network().model_clone(low, (1, 4, 8, 8))
     learning = sum(value.numel() for value in clone.parameters)

@@ -37,7 +37,9 @@ def text(rows: int = 1):
 
 
 @QUICK
-@given(SIZES, SIZES, BATCHES, BATCHES, FILLS, DTYPES, st.booleans(), st.sampled_from(["equal steps", "equal log-sigma"]))
+@given(
+    SIZES, SIZES, BATCHES, BATCHES, FILLS, DTYPES, st.booleans(), st.sampled_from(["equal steps", "equal log-sigma"])
+)
 def test_the_whole_chain(height, width, images, masks, fill, dtype, same, parts):
     """Encode, mask, schedule, noise, blend, decode, tune, composite: sizes, batches, dtypes and contents of all kinds."""
     model, vae = sockets()

@@ -49,7 +49,7 @@ def test_next_equals_the_inverse_scheduler(prediction):
     path = invert(model, latent, cond, sigmas, options=InversionOptions("next"))
     for index, x in enumerate(reversed(theirs)):  # noisiest first
         z = x * (1 + float(sigmas[index]) ** 2) ** 0.5
-        assert (path.level(index) - z).abs().max() <= 1e-4 * z.abs().max()
+        assert (path.latent(index) - z).abs().max() <= 1e-4 * z.abs().max()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
