@@ -114,12 +114,14 @@ class NativeDecoderClone:
         self.blocks = own.chain()
 
     def prepare(self, latent: Tensor) -> Tensor:
-        """See `DecoderClone.prepare`; makes room for the optimisation first."""
+        """See `DecoderClone.prepare`; makes room for the optimisation first. Gradients reach a latent that learns."""
         latent = check_latent(latent, "latent", int(self._vae.latent_channels))
         need = TRAINING_MEMORY * self._vae.memory_used_decode(latent.shape, torch.float32)
+        learning = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.no_grad():
             management.load_models_gpu([self._patcher], memory_required=need, force_full_load=True)
-            return self._own.first(latent.to(self._vae.device, torch.float32).clone())
+            with torch.set_grad_enabled(learning):
+                return self._own.first(latent.to(self._vae.device, torch.float32).clone())
 
     def finish(self) -> NativeCodec:
         """See `DecoderClone.finish`. `codec.vae` is the patched VAE for native nodes; it encodes with the original."""

@@ -113,6 +113,16 @@ def test_a_tuned_vae_can_be_tuned_again(vae) -> None:
     assert torch.equal(twice.encode(image(), noise=noise), codec.encode(image(), noise=noise))
 
 
+def test_gradients_reach_a_latent_that_learns(vae) -> None:
+    clone = codec_of(vae).decoder_clone()
+    with torch.inference_mode(False), torch.enable_grad():
+        z = torch.randn(1, 4, 3, 2).requires_grad_(True)
+        through(clone, z).square().mean().backward()
+        assert z.grad is not None and z.grad.isfinite().all() and z.grad.abs().max() > 0
+        with torch.no_grad():
+            assert not clone.prepare(z).requires_grad
+
+
 def test_half_precision_learns_in_float32(vae) -> None:
     half = copy.copy(vae)
     half.first_stage_model = copy.deepcopy(vae.first_stage_model).bfloat16()
