@@ -113,6 +113,7 @@ def diffedit_mask(
     model's parameterisation does not matter: differences of denoised, eps and v predictions are proportional.
 
     Args:
+        denoiser: the model.
         latent: clean latent, unscaled, [B, C, h, w].
         source: prompt of what the image shows (or an empty prompt).
         target: prompt of what it should show.
@@ -234,6 +235,7 @@ def masked_decode(
     """Denoise an inverted image with the prompts inside the mask and along its trajectory outside; 2 r N forward passes.
 
     Args:
+        denoiser: the model.
         trajectory: inversion of the image with this model.
         schedule: mask on the latent grid (`constant_schedule` of DiffEdit's mask, or any other).
         prompts: positive, negative and guidance scale.
@@ -319,6 +321,7 @@ def diffedit(
     """Mask, inversion and masked decode: 2 n + r N + 2 r N forward passes per image (140 for n = 10, N = 50, r = 0.8).
 
     Args:
+        denoiser: the model.
         latent: clean latent, unscaled, [B, C, h, w].
         source: prompt of what the image shows.
         target: prompt of what it should show.

@@ -29,6 +29,7 @@ def sdedit(
     """Edit an image with a prompt alone.
 
     Args:
+        denoiser: the model.
         latent: clean source latent, unscaled, [B, C, h, w].
         prompts: positive, negative and guidance scale.
         seeds: one per image.

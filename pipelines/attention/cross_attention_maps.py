@@ -54,6 +54,7 @@ class MapCollector(Passive):
         return self.layers.has(site) and self.maps.wants(site.rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """See `AttentionControl.attend`. Records the maps and changes nothing."""
         self.orders.add(site.order)
         self.maps.add(q, k, site)
         return None

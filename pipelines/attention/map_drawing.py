@@ -41,9 +41,10 @@ def spread_steps(steps: int, count: int, start: float, end: float) -> list[int]:
     """At most `count` of `steps` steps, evenly spread from `start` to `end`, the first and the last included.
 
     Args:
-        steps: the steps of the whole grid.
-        count: how many to choose.
+        steps: the number of steps of the whole grid, at least 1.
+        count: how many to choose, at least 1.
         start, end: fractions of the steps, 0 (the first step) to 1 (the last).
+    Returns: numbers of steps from 0, rising; at most `count`, and fewer where the range has fewer steps.
     Raises: ParameterError for fractions outside 0 to 1, or a start after the end.
     """
     first = round(check_fraction("start", start) * (steps - 1))

@@ -100,9 +100,9 @@ class MasaCtrl(PairControl):
         return late and deep and any(row.role == "target" for row in site.rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """Attention(Q, K_s, V_s) in the target's rows, masked if there is an object; q, k, v are [rows, heads, N, d].
+        """See `AttentionControl.attend`. Attention(Q, K_s, V_s) in the target's rows, masked if there is an object.
 
-        Returns: [rows, heads, N, d]; None (plain attention) at cross-attention, whose maps are only recorded.
+        Cross-attention stays plain; its maps are only recorded.
         """
         if site.cross:
             if self._maps is not None:

@@ -56,7 +56,16 @@ def pair_context(source: Context, target: Context, images: int) -> Context:
 
 
 def trio_context(source: Context, cond: Context, uncond: Context, images: int) -> Context:
-    """One context [3 images, T, D] for the rows of `trio_rows`. Only for contexts that are `mergeable`."""
+    """One context for the rows of `trio_rows`. Only for contexts that are `mergeable`.
+
+    Args:
+        source: prompt of the source, tokens [1 or images, T, D].
+        cond: the target's prompt, of the same T and D; the result carries its text.
+        uncond: the negative prompt, of the same T and D.
+        images: images in the batch.
+    Returns: a context with tokens [3 images, T, D]: source, conditional and unconditional target of each image.
+    Raises: ShapeError for a context with another number of entries than 1 or `images`.
+    """
     return _interleaved((source, cond, uncond), images, cond)
 
 

@@ -71,6 +71,7 @@ def attention_edit(
     """Edit by Prompt-to-Prompt or P2Plus.
 
     Args:
+        denoiser: the model.
         edit: the aligned prompts.
         negative: a prompt, or null-text or negative-prompt embeddings; None only at scale 1.
         start: see `pair_edit`.
@@ -78,7 +79,9 @@ def attention_edit(
         guidance_scale: w, for source and target.
         options: step ranges and layers; None = the defaults of `P2POptions`.
         progress: called after each step.
-    Raises: as `pair_edit`.
+    Returns: source and target at the end of the grid, [B, C, h, w] each, model scale.
+    Raises: ParameterError for a latent without `sigmas`, or a scale other than 1 without a negative; else as `pair_edit`.
+    Source: docs/methods.md, sections 7 and 8.
     """
     prompts = PairPrompts(edit.source, edit.target, negative, guidance_scale)
     return pair_edit(denoiser, prompts, P2PControl(edit, _grid(start, sigmas), options), start, progress=progress)
@@ -104,7 +107,9 @@ def pair_edit(
             target start from.
         sigmas: the grid for a latent; None = the control's own, or its last part. A trajectory brings its own.
         progress: called after each step with the target's denoised latent.
-    Raises: MismatchError, ShapeError, ParameterError, FamilyError (no attention layers that can be controlled).
+    Returns: source and target at the end of the grid, [B, C, h, w] each, model scale.
+    Raises: MismatchError for a trajectory, control or negative of another model or grid; ShapeError for batch sizes that
+        differ; ParameterError for sigmas that do not fall; FamilyError for attention that cannot be controlled.
     """
     trajectory = start if isinstance(start, Trajectory) else None
     grid = _checked_grid(denoiser, prompts, control, start, sigmas)

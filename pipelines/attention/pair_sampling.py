@@ -50,6 +50,7 @@ class PairPlan:
             sampled: the sampler's grid, [N + 1].
             latent: the sampler's latents [2 B, C, h, w].
             positive: the tokens [2 or 2 B, T, D] of each part of the positive prompt.
+        Returns: the run, with its control and, for a real image, its trajectory.
         Raises: ShapeError for an odd batch, MismatchError for a prompt or a trajectory of another edit or model.
         """
         images = check_pairs(latent)

@@ -80,7 +80,7 @@ class PlugAndPlay(PairControl):
         return self._injects(self.options.attention_until, self.step(site.sigma))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """A^l_t V*: the source's queries and keys [rows, heads, N, d] over each row's own values."""
+        """See `AttentionControl.attend`. A^l_t V*: the source's queries and keys over each row's own values."""
         partners = self.partners(site.rows, BOTH, q.device)
         if partners is None:
             return None

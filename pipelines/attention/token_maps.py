@@ -18,14 +18,15 @@ SMALLEST_GRID = 8  # side of the smallest attention grid whose maps still show s
 
 
 def token_maps(q: Tensor, k: Tensor, tokens: Sequence[int], count: int) -> Tensor:
-    """The attention that goes to some of the keys, float32 [rows, heads, N, len(tokens)]; differentiable.
+    """The attention that goes to some of the keys (docs/methods.md, section 0.6); differentiable.
 
     Args:
         q: queries [rows, heads, N, d].
         k: keys [rows, heads, M, d]. M is `count`, or a multiple of it where a host has repeated a prompt to the length of
             another; the probabilities of the copies are then added.
-        tokens: which of the `count` text tokens.
+        tokens: which of the `count` text tokens, from 0.
         count: the tokens of the prompt, T.
+    Returns: probabilities, float32 [rows, heads, N, len(tokens)]. Over all tokens they sum to 1.
     Raises: MismatchError if M is no multiple of `count`.
     """
     check_tokens(k.shape[2], count)

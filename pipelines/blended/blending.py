@@ -92,6 +92,7 @@ def blended_denoise(
     """Run steps `start` to `end` of the blended loop (BLD, algorithm 1; docs/methods.md, section 1).
 
     Args:
+        denoiser: the model.
         z: latent at sigmas[start], [B, C, h, w], model scale.
         source: clean source latent, [B or 1, C, h, w], model scale; or its trajectory, whose latents then are the
             background at every sigma and no noise is drawn.

@@ -157,6 +157,7 @@ def sample_blended(
     """Noise a latent and run the whole blended loop over `sigmas` (BLD, algorithm 1).
 
     Args:
+        denoiser: the model.
         source: clean source latent, unscaled, [B, C, h, w].
         sigmas: grid [N + 1] that ends with 0.
         schedule: mask schedule on the latent grid, batch B or 1.

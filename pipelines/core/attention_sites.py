@@ -119,7 +119,15 @@ class AttentionControl(Protocol):
         """Replace the inputs of the key and the value projection, [rows, tokens, width] each, possibly one tensor."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """Attention of q [rows, heads, N, d] over k, v [rows, heads, M, d]: [rows, heads, N, d]; None = unchanged."""
+        """Replace the attention of one layer.
+
+        Args:
+            q: queries [rows, heads, N, d]; N = the latent pixels of the layer's grid.
+            k: keys [rows, heads, M, d]; M = N at self-attention, the text tokens at cross-attention.
+            v: values [rows, heads, M, d].
+            site: the layer, the sigma, and the meaning of every row.
+        Returns: the attention [rows, heads, N, d], before the output projection; None leaves the layer as it is.
+        """
 
     def wants_features(self, place: Place, block: int, blocks: int) -> bool:
         """Whether `features` acts on this block; asked once, when the hooks are placed."""
@@ -138,6 +146,7 @@ class Passive:
         return key, value
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """See `AttentionControl.attend`. Changes nothing."""
         return None
 
     def wants_features(self, place: Place, block: int, blocks: int) -> bool:

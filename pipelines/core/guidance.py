@@ -50,13 +50,15 @@ class Negative(Protocol):
         scale: float,
         contexts: Sequence[Context],
     ) -> Tensor:
-        """The guided denoised latent [B, C, h, w].
+        """Mix two predictions by the guidance of this negative.
 
         Args:
+            denoiser: the model; its `combine` is plain classifier-free guidance.
             z: the latent [B, C, h, w] at `sigma`, model scale.
             cond, uncond: the denoised latents [B, C, h, w] that the network predicts for `contexts`.
             scale: guidance scale; 1 = the conditional prediction.
             contexts: the positive, and the negative of `at_sigma`.
+        Returns: the guided denoised latent [B, C, h, w].
         """
 
 
@@ -68,15 +70,18 @@ def mix(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 def guided(
     denoiser: Denoiser, z: Tensor, sigma: float, positive: Positive, negative: Negative | None, scale: float
 ) -> Tensor:
-    """The guided denoised latent [B, C, h, w] (docs/methods.md, section 0.2).
+    """Predict with classifier-free guidance (docs/methods.md, section 0.2).
 
     Where the negative does not guide (scale 1), the unconditional forward pass is skipped.
 
     Args:
+        denoiser: the model.
         z: the latent [B, C, h, w] at `sigma`, model scale.
         sigma: above 0.
-        negative: None only at scale 1.
-        scale: guidance scale.
+        positive: the positive prompt.
+        negative: the negative prompt; None only at scale 1.
+        scale: guidance scale; 1 = the conditional prediction.
+    Returns: the guided denoised latent [B, C, h, w].
     Raises: ParameterError where a negative is needed and missing.
     """
     check_guidance(negative, scale)

@@ -49,16 +49,19 @@ class DownsampledMask:
 def downsample(
     mask: Tensor, height: int, width: int, mode: str = "max", threshold: float = 0.5, *, factor: int | None = None
 ) -> DownsampledMask:
-    """Downsample a mask to a latent grid of `height` x `width` latent pixels (docs/methods.md, section 0.4).
+    """Downsample a mask to a latent grid (docs/methods.md, section 0.4).
 
     Args:
         mask: MASK [B, H, W] in [0, 1], 1 = edit. If the grid belongs to a mask of this size (padded right and below to
             multiples of `factor`), every latent pixel covers an exact block. A mask of any other size is stretched.
+        height, width: of the grid, in latent pixels, at least 1.
         mode: "max" marks a latent pixel that the stroke touches, "area" one that it covers at least to `threshold`,
             "nearest" samples the mask at the centre (as published), "bilinear" interpolates there.
         threshold: a latent pixel becomes 1 at this value and above, in [0, 1]; 0 keeps soft values.
         factor: pixels per latent pixel, as the VAE says; None takes the smallest power of two that fits both sides.
-    Raises: ShapeError, ParameterError.
+    Returns: the mask on the grid, float32 [B, h, w] in [0, 1], and the fraction of each stroke that it keeps.
+    Raises: ShapeError for anything but a MASK, or an empty grid; ParameterError for an unknown mode or a threshold
+        outside 0 to 1.
     """
     mask = check_mask(mask, "mask")
     if mode not in MODES:
@@ -279,7 +282,9 @@ def dilation_schedule(
         scale_with_size: scale the kernels, which the paper tuned on 32 x 32 latent pixels, with the shorter side.
         spacing: "steps", "log-sigma" or "published", see `MaskSchedule`. "published" reproduces the official script,
             which also inverts after the dilation and so erodes (docs/methods.md, section 16, rows 6 and 7).
-    Raises: ShapeError, ParameterError.
+    Returns: a schedule with one mask [B, 1, h, w] per kernel, the largest first.
+    Raises: ShapeError for anything but a mask; ParameterError for an unknown spacing, or kernels that are even, rise or
+        do not end with 1.
     """
     if spacing not in SPACINGS:
         raise ParameterError(f"stages are spaced by {spacing!r}: choose one of {', '.join(SPACINGS)}")

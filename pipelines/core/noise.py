@@ -15,13 +15,14 @@ STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit s
 def seeded_noise(
     shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
 ) -> Tensor:
-    """Unit-variance noise [B, ...] in float32; that of image b depends only on `seeds[b]` and `draw`.
+    """Draw noise of unit variance; that of image b depends only on `seeds[b]` and `draw`.
 
     Args:
         shape: the shape of one image's noise, [C, h, w].
         seeds: one seed per image, 0 to 2**64 - 1.
-        device: where the noise is moved to.
+        device: where the noise is moved to; it is drawn on the CPU.
         draw: 0 is the initial noise of an edit; step i of a run that draws new noise uses i + 1.
+    Returns: float32 [B, C, h, w] with B = len(seeds).
     """
     noise = [torch.randn(tuple(shape), generator=_generator(seed, draw)) for seed in seeds]
     return torch.stack(noise).to(device)
@@ -30,9 +31,16 @@ def seeded_noise(
 def seeded_draw(
     shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """A uniform number in [0, 1) and noise for every image: float32 [B] and [B, ...]; arguments as in `seeded_noise`.
+    """Draw a uniform number and noise for every image: a loss over random sigmas needs both at every step.
 
-    A loss over random sigmas draws both at every step. The noise is not the one of `seeded_noise` with this `draw`.
+    The noise is not the one of `seeded_noise` with this `draw`.
+
+    Args:
+        shape: the shape of one image's noise, [C, h, w].
+        seeds: one seed per image, 0 to 2**64 - 1.
+        device: where both are moved to; they are drawn on the CPU.
+        draw: number of the draw, from 0.
+    Returns: numbers in [0, 1), float32 [B], and noise of unit variance, float32 [B, C, h, w], with B = len(seeds).
     """
     uniform = []
     noise = []
@@ -56,15 +64,17 @@ def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None)
 def start_latent(
     denoiser: Denoiser, source: Tensor, sigma: float, noise: Tensor, *, from_source: bool = True
 ) -> Tensor:
-    """The latent [B, C, h, w] that an edit starts from (BLD, algorithm 1).
+    """The latent that an edit starts from (BLD, algorithm 1).
 
     Args:
+        denoiser: noises the source.
         source: source latent [B, C, h, w], model scale.
         sigma: the first sigma of the run.
         noise: unit-variance noise of the same shape.
         from_source: True noises the source to `sigma`. False starts from pure noise as the published SD2 script does
             (docs/methods.md, section 16, row 3): unit variance in the network's own input scale at any sigma, so the
             first forward pass sees a latent with too little noise for its timestep.
+    Returns: the latent [B, C, h, w] at `sigma`, model scale.
     """
     if from_source:
         return denoiser.noise(source, noise, sigma)

@@ -24,7 +24,16 @@ def predictor(denoiser: Denoiser, prompts: EditPrompts) -> Predict:
 
 
 def euler(predict: Predict, z: Tensor, sigmas: Tensor, progress: Progress = silent) -> Tensor:
-    """First order, one prediction per step: DDIM with eta 0 for VP models. Arguments as in `sample`."""
+    """First order, one prediction per step: DDIM with eta 0 for VP models (docs/methods.md, section 0.2).
+
+    Args:
+        predict: the denoised latent for a latent and its sigma.
+        z: the latent [B, C, h, w] at `sigmas[0]`, model scale.
+        sigmas: the grid [N + 1], falling.
+        progress: called after every step.
+    Returns: the latent [B, C, h, w] at `sigmas[-1]`.
+    Raises: ParameterError for sigmas that do not fall.
+    """
     grid = check_sigmas(sigmas).tolist()
     steps = len(grid) - 1
     for i in range(steps):
@@ -37,7 +46,15 @@ def euler(predict: Predict, z: Tensor, sigmas: Tensor, progress: Progress = sile
 def dpmpp_2m(predict: Predict, z: Tensor, sigmas: Tensor, progress: Progress = silent) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, by the prediction of the step before.
 
-    One prediction per step; the first step and a last step to 0 are of first order. Arguments as in `sample`.
+    One prediction per step; the first step and a last step to 0 are of first order.
+
+    Args:
+        predict: the denoised latent for a latent and its sigma.
+        z: the latent [B, C, h, w] at `sigmas[0]`, model scale.
+        sigmas: the grid [N + 1], falling.
+        progress: called after every step.
+    Returns: the latent [B, C, h, w] at `sigmas[-1]`.
+    Raises: ParameterError for sigmas that do not fall.
     """
     grid = check_sigmas(sigmas).tolist()
     steps = len(grid) - 1

@@ -68,7 +68,16 @@ def _refuse_nan(value: Tensor, socket: str) -> None:
 
 
 def match_batch(value: Tensor, batch: int, socket: str, other: str) -> Tensor:
-    """`value` with exactly `batch` entries: 1 is repeated (as a view), anything else must be equal."""
+    """`value` with exactly `batch` entries; a single entry is repeated (as a view).
+
+    Args:
+        value: [1 or batch, ...].
+        batch: entries that are needed, at least 1.
+        socket: the input that `value` came from, for the message.
+        other: the input that sets `batch`, for the message.
+    Returns: [batch, ...].
+    Raises: ShapeError for any other number of entries.
+    """
     if value.shape[0] == batch:
         return value
     if value.shape[0] == 1:
@@ -88,7 +97,13 @@ def common_batch(**values: Tensor) -> int:
 
 
 def same_size(a: Tensor, b: Tensor, first: str, second: str) -> None:
-    """Raises unless two IMAGE or MASK tensors share height and width (dimensions 1 and 2)."""
+    """Check that two IMAGE or MASK tensors share height and width.
+
+    Args:
+        a, b: [B, H, W, 3] or [B, H, W].
+        first, second: the inputs that they came from, for the message.
+    Raises: ShapeError for sizes that differ.
+    """
     if a.shape[1:3] != b.shape[1:3]:
         raise ShapeError(
             f"{first} is {a.shape[2]} x {a.shape[1]} pixels but {second} is {b.shape[2]} x {b.shape[1]}: "

@@ -128,13 +128,15 @@ class Trajectory:
 def made_trajectory(
     denoiser: Denoiser, source_latent: Tensor, latents: Sequence[Tensor], sigmas: Tensor, context: Context
 ) -> Trajectory:
-    """The trajectory of an inversion.
+    """Collect the latents of an inversion in a trajectory.
 
     Args:
+        denoiser: the model that inverted; the trajectory records its family and fingerprint.
         source_latent: as the VAE gave it (unscaled), [B, C, h, w].
         latents: model scale, [B, C, h, w] each, the source first, at the last len(latents) sigmas in reverse.
-        sigmas: the whole grid [N + 1].
+        sigmas: the whole grid [N + 1], falling.
         context: the inversion prompt.
+    Returns: the trajectory, noisiest latent first.
     """
     return Trajectory(
         sigmas=sigmas.detach().float().cpu().clone(),

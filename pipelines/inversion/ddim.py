@@ -79,6 +79,7 @@ def invert(
     It takes one forward pass per step and image, up to `iterations` in mode "implicit".
 
     Args:
+        denoiser: the model.
         latent: clean latent, unscaled, [B, C, h, w].
         context: inversion prompt.
         sigmas: the whole grid [N + 1], falling. If it ends above 0, the latent is taken to be at that sigma already,
@@ -207,6 +208,7 @@ def reconstruct(
     reconstruction (sections 11.3 to 11.5).
 
     Args:
+        denoiser: the model.
         trajectory: inversion of the image with this model.
         positive: prompt.
         negative: negative prompt, or embeddings per step.

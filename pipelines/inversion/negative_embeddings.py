@@ -94,7 +94,7 @@ class Embeddings:
         scale: float,
         contexts: Sequence[Context],
     ) -> Tensor:
-        """See `guidance.Negative`; with `proximal`, proximal guidance."""
+        """See `Negative.combine`; with `proximal`, proximal guidance."""
         if self.proximal is None:
             return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
         return self.proximal.guide(

@@ -72,6 +72,7 @@ class StyleControl(PairControl):
         return key, self._with_value_embeddings(value, site) if site.cross else value
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
+        """See `AttentionControl.attend`. The other edit decides."""
         return self.inner.attend(q, k, v, site) if self.inner.wants(site) else None
 
     def wants_features(self, place: Place, block: int, blocks: int) -> bool:

@@ -78,7 +78,7 @@ class LearningControl(Passive):
         return key, self._of_rows(self.value, site).to(value.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor | None:
-        """Attention with an explicit map in compared layers, where the map is needed with gradients."""
+        """See `AttentionControl.attend`. Compared layers compute the map itself, because it needs gradients."""
         if not self._compares(site):
             return None
         maps = torch.softmax(q.float() @ (k.float() * q.shape[-1] ** -0.5).mT, dim=-1)

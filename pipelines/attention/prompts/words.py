@@ -123,7 +123,15 @@ def occurrences(words: Sequence[Word], name: str, socket: str) -> list[tuple[int
 
 
 def missing(words: Sequence[Word], name: str, socket: str, prompt: str) -> ParameterError:
-    """The error for a word that a prompt does not have."""
+    """The error for a word that a prompt does not have.
+
+    Args:
+        words: the words that the prompt has; the message lists them.
+        name: the word that was asked for.
+        socket: the input that asked for it.
+        prompt: "source" or "target".
+    Returns: the error, for the caller to raise.
+    """
     return ParameterError(f"{socket}: {name.strip()!r} is not in the {prompt} prompt, {listed(words)}")
 
 
