@@ -7,9 +7,8 @@ for eps and v models and 1 - sigma for flow models.
 from __future__ import annotations
 
 import logging
-from collections import UserDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -69,21 +68,54 @@ def _signal(sampling: Any, sigma: float, device: torch.device) -> float:
     return float(sampling.noise(one, torch.zeros_like(one), sigma)) if sampling.flow else 1.0
 
 
-class DeviceLatent(UserDict):
-    """A LATENT whose "samples" may lie on the compute device.
+if TYPE_CHECKING:
+    _ReadByItem = dict[str, Any]
+else:
 
-    It stores a `DeviceTensor` under "samples". Every reading goes through `__getitem__` and gives an ordinary tensor on
-    the host's intermediate device. Writing "samples" replaces the `DeviceTensor`, as in any dict. Copies share the
-    `DeviceTensor`; deep copies and pickles are ordinary dicts.
+    class _ReadByItem(MutableMapping, dict):
+        """A dict of which every method reads through `__getitem__`: those of `dict` itself do not.
 
-    It is a `UserDict`, because `dict` reads its storage past `__getitem__` in `get`, `items`, `copy` and others.
+        CPython reads `{**d}`, `dict(d)` and `f(**d)` through `__getitem__` too, because `__iter__` is overridden.
+        """
+
+        def __iter__(self):
+            return dict.__iter__(self)
+
+        __getitem__ = dict.__getitem__
+        __setitem__ = dict.__setitem__
+        __delitem__ = dict.__delitem__
+        __len__ = dict.__len__
+        __contains__ = dict.__contains__
+        __reversed__ = dict.__reversed__
+        __ne__ = object.__ne__
+        clear = dict.clear
+
+        def popitem(self):
+            if not self:
+                raise KeyError("popitem(): dictionary is empty")
+            key = next(reversed(self))
+            return key, self.pop(key)
+
+
+class DeviceLatent(_ReadByItem):
+    """A LATENT whose "samples" may lie on the compute device; a `dict`, as the nodes of other packs expect.
+
+    It stores a `DeviceTensor` under "samples". Every reading gives an ordinary tensor on the host's intermediate device.
+    Writing "samples" replaces the `DeviceTensor`, as in any dict. Copies share the `DeviceTensor`; deep copies and
+    pickles are ordinary dicts.
     """
 
     def __getitem__(self, key: str) -> Any:
-        value = super().__getitem__(key)
+        value = dict.__getitem__(self, key)
         return value.on_host() if isinstance(value, DeviceTensor) else value
 
-    copy = UserDict.__copy__  # UserDict.copy would read the samples
+    def copy(self) -> DeviceLatent:
+        return DeviceLatent(dict.items(self))
+
+    __copy__ = copy
+
+    def __or__(self, other: Any) -> Any:
+        return DeviceLatent([*dict.items(self), *other.items()]) if isinstance(other, Mapping) else NotImplemented
 
     def __reduce__(self) -> tuple:
         return dict, ({**self},)
@@ -91,7 +123,7 @@ class DeviceLatent(UserDict):
     @property
     def device_tensor(self) -> DeviceTensor | None:
         """None once "samples" was overwritten."""
-        value = self.data.get(SAMPLES)
+        value = dict.get(self, SAMPLES)
         return value if isinstance(value, DeviceTensor) else None
 
     @property

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+from collections import ChainMap, OrderedDict
 from collections.abc import Callable
+from operator import itemgetter
 
 import pytest
 import torch
@@ -45,13 +48,20 @@ def keyword(**latent: object) -> object:
     return latent["samples"]
 
 
+def matched(latent: DeviceLatent) -> object:
+    match latent:
+        case {"samples": samples, **rest} if rest:
+            return samples
+    return None
+
+
 READERS: dict[str, Callable[[DeviceLatent], object]] = {
     "index": lambda d: d["samples"],
     "get": lambda d: d.get("samples"),
     "items": lambda d: dict(d.items())["samples"],
     "values": lambda d: next(iter(list(d.values()))) if next(iter(d)) == "samples" else list(d.values())[-1],
     "pop": lambda d: d.pop("samples"),
-    "popitem": lambda d: d.popitem()[1],
+    "popitem": lambda d: [d.pop("noise_mask"), d.popitem()[1]][1],
     "setdefault": lambda d: d.setdefault("samples", 0),
     "copy": lambda d: d.copy()["samples"],
     "copy.copy": lambda d: copy.copy(d)["samples"],
@@ -62,6 +72,14 @@ READERS: dict[str, Callable[[DeviceLatent], object]] = {
     "or": lambda d: (d | {"x": 1})["samples"],
     "ror": lambda d: ({"x": 1} | d)["samples"],
     "keywords": lambda d: keyword(**d),
+    "dict with keywords": lambda d: dict(d, x=1)["samples"],
+    "dict.update": lambda d: [e := {}, dict.update(e, d)][0]["samples"],
+    "dict.copy": lambda d: dict.copy(d)["samples"],
+    "in-place or": lambda d: {}.__ior__(d)["samples"],
+    "chain": lambda d: ChainMap(d)["samples"],
+    "ordered": lambda d: OrderedDict(d)["samples"],
+    "itemgetter": lambda d: itemgetter("samples")(d),
+    "pattern": matched,
 }
 
 
@@ -73,6 +91,43 @@ def test_every_way_to_read_gives_the_hosts_tensor(reads: list[str], reader: str)
     assert value.device.type == "meta"
     assert value.shape == (2, 4, 6, 5)
     assert len(reads) == 1
+
+
+def test_it_is_a_dict_like_any_other() -> None:
+    latent = latent_out(random_z(), toy(), SIGMA, {"a": 1})
+    samples = latent["samples"]
+    plain = {"samples": samples, "a": 1}
+    assert isinstance(latent, dict)
+    assert latent == plain
+    assert plain == latent
+    assert (latent != plain) is False
+    assert (plain != latent) is False
+    assert latent != {}
+    assert {} != latent  # noqa: SIM300  # the other way round is another method
+    assert (list(latent), list(reversed(latent)), len(latent), bool(latent)) == (list(plain), ["a", "samples"], 2, True)
+    assert latent.popitem() == ("a", 1)
+    assert latent.popitem()[1] is samples
+    with pytest.raises(KeyError):
+        latent.popitem()
+
+
+def test_json_reads_what_is_there() -> None:
+    latent = latent_out(random_z(), toy(), SIGMA, {"a": 1})
+    assert json.loads(json.dumps(latent, default=lambda value: list(value.shape))) == {"samples": [2, 4, 6, 5], "a": 1}
+    with pytest.raises(TypeError, match="Tensor is not JSON serializable"):
+        json.dumps(latent)
+
+
+def test_what_asks_no_value_reads_nothing(reads: list[str]) -> None:
+    latent = latent_out(random_z(), toy(), SIGMA, {"a": 1})
+    assert "samples" in latent
+    assert [*latent, *latent.keys()] == ["samples", "a"] * 2
+    assert "DeviceTensor" in f"{latent}"
+    latent.copy().clear()
+    del copy.copy(latent)["samples"]
+    assert (latent | {"samples": 0})["samples"] == 0
+    assert latent.z is not None
+    assert reads == []
 
 
 @pytest.mark.parametrize("flow", [False, True])
