@@ -32,17 +32,22 @@ class Host(Protocol):
     def sampling(self, model: Any) -> Any: ...
     def open_denoiser(
         self, model: Any, batch_shape: Sequence[int], contexts: Sequence[Context], sigmas: Tensor | None, learning: bool
-    ) -> AbstractContextManager[Denoiser]: ...
+    ) -> AbstractContextManager[Denoiser]:
+        """See `host.open_denoiser`."""
+
     def batch_that_fits(self, model: Any, shape: Sequence[int]) -> int | None: ...
     def tunable(self, model: Any, contexts: Sequence[Context]) -> TunableDenoiser: ...
     def tuned_model(self, model: Any, changes: Mapping[str, Tensor]) -> Any: ...
 
-    def blended_model(
-        self, model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None
-    ) -> Any: ...
+    def blended_model(self, model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
+        """See `host.blended_model`."""
+
     def paired_model(self, model: Any, plan: PairPlan) -> Any: ...
-    def embeddings_guider(self, model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any: ...
-    def iterative_guider(self, model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any: ...
+    def embeddings_guider(self, model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any:
+        """See `host.embeddings_guider`."""
+
+    def iterative_guider(self, model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any:
+        """See `host.iterative_guider`."""
 
     def codec(self, vae: Any) -> LatentCodec: ...
     def vae(self, codec: LatentCodec) -> Any: ...
@@ -122,6 +127,7 @@ def open_denoiser(
             hooks and no ControlNet.
         sigmas: sigma grid of the run [N + 1]; hooks that act during a fraction of the steps need it.
         learning: gradients may pass through the model, never to its weights. Memory for them is made free first.
+    Returns: a context manager that gives the denoiser.
     Raises: FamilyError for a model that cannot edit still images; ParameterError for a MODEL whose patches (blending, an
         attention edit) act only in a native sampler.
     """

@@ -172,8 +172,9 @@ def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) 
     Args:
         z: model-scaled [B, C, h, w].
         denoiser: the denoiser that made `z`, or its `sampling_of`.
-        sigma: of `z`.
+        sigma: of `z`, 0 or above.
         like: a LATENT whose other entries the result inherits.
+    Returns: a LATENT that reads as `z` unscaled, and for EditKit's own nodes as `z` itself.
     """
     without_weights = getattr(denoiser, "without_weights", None)
     sampling = denoiser if without_weights is None else without_weights()

@@ -82,6 +82,7 @@ def controlled_options(options: dict, controlled: Controlled, layers: Layers, si
         controlled: its contexts are counted as the conditions of the model call.
         layers: of the MODEL.
         sigma: of the model call.
+    Returns: the options for one model call; `options` does not change.
     """
 
     def network(

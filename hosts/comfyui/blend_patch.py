@@ -26,10 +26,18 @@ Wrappers = comfy.patcher_extension.WrappersMP
 
 
 def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
-    """See `blended_model`.
+    """A clone of MODEL that blends in every native sampler (`hosts.host.blended_model`; docs/methods.md, section 1).
 
     A sampler that adds no noise of its own (KSamplerAdvanced's second stage) starts from a noised LATENT: then `source`
     is required, and the background's noise is read off that LATENT (or redrawn, where its seed is the sampler's own).
+
+    Args:
+        model: MODEL.
+        schedule: mask schedule on the latent grid, batch B or 1.
+        source: unscaled latent [B or 1, C, h, w]; None takes the latent that the sampler is given.
+        sigmas: grid [N + 1] on which the schedule's steps are counted; None takes the sampler's own.
+    Returns: MODEL.
+    Raises: ParameterError for a MODEL that already blends; FamilyError for one that cannot edit still images.
     """
     family_of(model)
     if blends(model):

@@ -113,13 +113,14 @@ def set_groups(module: torch.nn.Module, groups: int) -> None:
 
 
 def load(module: torch.nn.Module, weights: dict[str, Tensor], name: str, *, may_lack: tuple[str, ...] = ()) -> None:
-    """Load every weight. Raises LoadError for a file with missing, extra or wrong weights.
+    """Load every weight of a file into a network.
 
     Args:
         module: the network.
         weights: its state dict.
         name: for messages.
         may_lack: beginnings of names that the file may leave out.
+    Raises: LoadError for a file with missing, extra or wrong weights.
     """
     try:
         result = module.load_state_dict(weights, strict=False)

@@ -35,7 +35,17 @@ GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_p
 def native_denoiser(
     model: Any, shape: tuple[int, ...], contexts: list[Context], sigmas: Tensor | None, learning: bool = False
 ) -> Iterator[NativeDenoiser]:
-    """See `open_denoiser`."""
+    """Load a MODEL to predict (`hosts.host.open_denoiser`).
+
+    Args:
+        model: MODEL.
+        shape: latent shape [B, C, h, w] of the largest batch to come, for the memory estimate.
+        contexts: every prompt to come.
+        sigmas: sigma grid of the run [N + 1], for hooks that act during a fraction of the steps; None = all training sigmas.
+        learning: gradients may pass through the model, never to its weights.
+    Returns: a context manager that gives the denoiser and unloads it at the end.
+    Raises: FamilyError for a model that cannot edit still images.
+    """
     sampling = NativeModelSampling(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}

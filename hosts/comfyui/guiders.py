@@ -49,7 +49,17 @@ class EmbeddingsGuider(samplers.CFGGuider):
     def sample(
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        """See `CFGGuider.sample`. Raises MismatchError for another model, and for sigmas of another grid."""
+        """Sample as ComfyUI's guider does, with the embeddings checked first.
+
+        Args:
+            noise: [B, C, h, w] on the CPU, unit variance; zeros where the latent is noised already.
+            latent_image: the latent to start from, [B, C, h, w], unscaled.
+            sampler: SAMPLER.
+            sigmas: the grid of the run [N + 1], falling.
+            rest, named: the other arguments of ComfyUI's `CFGGuider.sample` (mask, callback, seed), passed on.
+        Returns: the sampled latent [B, C, h, w], unscaled.
+        Raises: MismatchError for embeddings of another model, and for sigmas of another grid.
+        """
         embeddings = self._embeddings
         embeddings.check(NativeModelSampling(self.model_patcher))  # type: ignore[arg-type]  # all of a Denoiser that it reads
         if len(sigmas) > 1:
@@ -67,7 +77,15 @@ class EmbeddingsGuider(samplers.CFGGuider):
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
     ) -> Tensor:
-        """The guided denoised latent (ComfyUI calls it noise)."""
+        """The guided denoised latent (ComfyUI calls it noise), with the negative prompt of the step.
+
+        Args:
+            x: the latent [B, C, h, w] at `timestep`, model scale.
+            timestep: sigma [B], the same for every image.
+            model_options: options of the run.
+            seed: of the run, for ComfyUI's hooks.
+        Returns: the denoised latent [B, C, h, w].
+        """
         options = model_options or {}
         sigma = float(timestep.flatten()[0])
         proximal = self._embeddings.proximal
@@ -107,7 +125,17 @@ class IterativeGuider(samplers.CFGGuider):
     def sample(
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        """See `CFGGuider.sample`. Raises MismatchError for sigmas of another grid."""
+        """Sample as ComfyUI's guider does, with the grid checked first.
+
+        Args:
+            noise: [B, C, h, w] on the CPU, unit variance; zeros where the latent is noised already.
+            latent_image: the latent to start from, [B, C, h, w], unscaled.
+            sampler: SAMPLER.
+            sigmas: the grid of the run [N + 1], falling.
+            rest, named: the other arguments of ComfyUI's `CFGGuider.sample` (mask, callback, seed), passed on.
+        Returns: the sampled latent [B, C, h, w], unscaled.
+        Raises: MismatchError for sigmas of another grid.
+        """
         self._guidance.check_sigmas(sigmas)
         # A copy of the sigmas, because uni_pc writes into them.
         return super().sample(noise, latent_image, sampler, sigmas.clone(), *rest, **named)
@@ -115,14 +143,32 @@ class IterativeGuider(samplers.CFGGuider):
     def inner_sample(
         self, noise: Tensor, latent_image: Tensor, device: Any, sampler: Any, sigmas: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        """See `CFGGuider.inner_sample`; the dry run comes first."""
+        """Sample a noised run, after a dry run of the sampler that records its model calls.
+
+        Args:
+            noise: [B, C, h, w], unit variance.
+            latent_image: the latent to start from, [B, C, h, w], unscaled.
+            device: where the network runs.
+            sampler: SAMPLER.
+            sigmas: the grid of the run [N + 1], falling.
+            rest, named: the other arguments of ComfyUI's `CFGGuider.inner_sample`, passed on.
+        Returns: the sampled latent [B, C, h, w], unscaled.
+        """
         self._calls_to_come = dry_run(self, sampler, sigmas)
         return super().inner_sample(noise, latent_image, device, sampler, sigmas, *rest, **named)
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
     ) -> Tensor:
-        """The guided denoised latent (ComfyUI calls it noise)."""
+        """The guided denoised latent (ComfyUI calls it noise), with the positive prompt of the step.
+
+        Args:
+            x: the latent [B, C, h, w] at `timestep`, model scale.
+            timestep: sigma [B], the same for every image.
+            model_options: options of the run.
+            seed: of the run, for ComfyUI's hooks.
+        Returns: the denoised latent [B, C, h, w].
+        """
         chosen = self._guidance.at_sigma(self._start_of_step(float(timestep.flatten()[0])))
         positive = self.conds["object" if chosen is self._guidance.object else "positive"]
         options = model_options or {}

@@ -42,6 +42,7 @@ class ComfyUIHost:
     def open_denoiser(
         self, model: Any, batch_shape: Sequence[int], contexts: Sequence[Context], sigmas: Tensor | None, learning: bool
     ) -> AbstractContextManager[Denoiser]:
+        """See `host.open_denoiser`."""
         refuse_patched(blended=blends(model), paired=has_attention_edit(model))
         return native_denoiser(model, tuple(batch_shape), list(contexts), sigmas, learning)
 
@@ -55,15 +56,18 @@ class ComfyUIHost:
         return native_tuned_model(model, changes)
 
     def blended_model(self, model: Any, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None) -> Any:
+        """See `host.blended_model`."""
         return native_blended_model(model, schedule, source, sigmas)
 
     def paired_model(self, model: Any, plan: PairPlan) -> Any:
         return native_paired_model(model, plan)
 
     def embeddings_guider(self, model: Any, positive: Context, embeddings: Embeddings, scale: float) -> Any:
+        """See `host.embeddings_guider`."""
         return EmbeddingsGuider(model, positive, embeddings, scale)
 
     def iterative_guider(self, model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> Any:
+        """See `host.iterative_guider`."""
         refuse_patched(blended=False, paired=has_attention_edit(model))
         return IterativeGuider(model, guidance, negative, scale)
 

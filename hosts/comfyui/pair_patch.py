@@ -100,7 +100,19 @@ class NativePairRun:
     def call_model(
         self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict, *rest: Any
     ) -> Any:
-        """Around every model call, including those of other nodes' guidance (PAG, ...)."""
+        """Control the attention of every model call, including those of other nodes' guidance (PAG, ...).
+
+        Args:
+            executor: ComfyUI's next wrapper, or its evaluation of conditions.
+            model: the loaded network (`BaseModel`).
+            conds: prepared conditions, one list of parts for each prediction.
+            x: the latents [2 B, C, h, w], source and target side by side, model scale.
+            timestep: sigma [2 B], the same for every latent.
+            options: model options of the run.
+            rest: further arguments of the wrapper, passed on.
+        Returns: what `executor` gives: a denoised latent [2 B, C, h, w] for each prediction.
+        Raises: ShapeError for an odd batch.
+        """
         check_pairs(x)
         self.model_calls += 1
         controlled = self.run.controlled(len(x), tuple(self._branch(parts) for parts in conds))

@@ -82,7 +82,7 @@ class HeadlessHost:
         sigmas: Tensor | None,
         learning: bool,
     ) -> Iterator[Denoiser]:
-        """The network is loaded already, so only the patches are checked."""
+        """See `host.open_denoiser`. The network is loaded already, so only the patches are checked."""
         refuse_patched(blended=model.blend is not None, paired=model.pairs is not None)
         yield model.denoiser
 
@@ -99,6 +99,7 @@ class HeadlessHost:
     def blended_model(
         self, model: HeadlessModel, schedule: MaskSchedule, source: Tensor | None, sigmas: Tensor | None
     ) -> HeadlessModel:
+        """See `host.blended_model`."""
         refuse_second_blend(blended=model.blend is not None)
         return replace(model, blend=Blend(schedule, source, sigmas))
 
@@ -109,11 +110,13 @@ class HeadlessHost:
     def embeddings_guider(
         self, model: HeadlessModel, positive: Context, embeddings: Embeddings, scale: float
     ) -> HeadlessGuider:
+        """See `host.embeddings_guider`."""
         return HeadlessGuider(model, EditPrompts(positive, embeddings, scale))
 
     def iterative_guider(
         self, model: HeadlessModel, guidance: IterativeGuidance, negative: Context, scale: float
     ) -> HeadlessGuider:
+        """See `host.iterative_guider`."""
         refuse_patched(blended=False, paired=model.pairs is not None)
         return HeadlessGuider(model, EditPrompts(guidance, negative, scale))
 

@@ -89,14 +89,16 @@ def rank_by_text(
 
 
 def text_scores(images: Tensor, text: str, ranker: Ranker, *, chunk: int = 16) -> Tensor:
-    """Cosine similarity of each whole image and a text, -1 to 1, float32 [B].
+    """Cosine similarity of each whole image and a text (docs/methods.md, section 4).
 
     Args:
         images: IMAGE [B, H, W, 3] in [0, 1].
         text: unchanged, without a template.
         ranker: embeds images and text.
         chunk: images per call of the ranker, at least 1.
-    Raises: ShapeError, ParameterError; EditError if the ranker returns NaN.
+    Returns: scores from -1 to 1, float32 [B], on the device of `images`.
+    Raises: ShapeError for anything but an IMAGE; ParameterError for an empty text or a chunk below 1; EditError if the
+        ranker returns NaN.
     """
     images = check_image(images, "images")
     _check(text, "keep", 0, chunk)

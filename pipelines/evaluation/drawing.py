@@ -85,12 +85,13 @@ def _scaled(image: Tensor, longest: int) -> Any:
 
 
 def curve(values: Sequence[float], title: str, *, width: int = 480, height: int = 240) -> Tensor:
-    """The losses of an optimisation as a curve on a logarithmic axis, [1, height, width, 3].
+    """Draw the losses of an optimisation as a curve on a logarithmic axis.
 
     Args:
         values: losses, above 0, oldest first; none gives an empty frame.
         title: stands above the frame.
         width, height: of the image in pixels.
+    Returns: IMAGE [1, height, width, 3], float32 in [0, 1].
     """
     from PIL import Image, ImageDraw
 

@@ -48,7 +48,16 @@ def psnr(
 def psnr_outside(
     image: Tensor, source: Tensor, mask: Tensor, *, cap: float = PSNR_CAP, over_frame: bool = False
 ) -> Tensor:
-    """PSNR [B] of `image` against `source` outside the MASK (1 = edit); NaN if the mask is 1 everywhere. See `psnr`."""
+    """PSNR of an edit against its source outside a mask, in dB (docs/methods.md, section 12).
+
+    Args:
+        image, source: IMAGEs [B, H, W, 3] in [0, 1].
+        mask: MASK [1 or B, H, W] in [0, 1], 1 = edit; 1 - mask weights the error.
+        cap: the largest value, also that of equal images, in dB.
+        over_frame: average the error over the whole frame instead, see `psnr`.
+    Returns: float32 [B]; NaN for an image whose mask is 1 everywhere.
+    Raises: ShapeError for anything but IMAGEs and a MASK, and for sizes or batches that differ.
+    """
     return psnr(image, source, 1 - check_mask(mask, "mask"), cap=cap, over_frame=over_frame)
 
 

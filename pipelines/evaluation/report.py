@@ -76,13 +76,14 @@ class Measures:
 def measure_edit(
     source: Tensor, edited: Tensor, *, mask: Tensor | None = None, text: str = "", ranker: Ranker | None = None
 ) -> Measures:
-    """Compare edited images with their source, and with a text.
+    """Compare edited images with their source, and with a text (docs/methods.md, section 12).
 
     Args:
         source, edited: IMAGEs [B, H, W, 3] in [0, 1] of one size; a batch of 1 is repeated.
         mask: MASK [1 or B, H, W], 1 = edit; adds the metrics inside, outside and at the border of it.
         text: what the edited image should show, unchanged; adds the metrics of `ranker`. Each needs the other.
         ranker: embeds images and text.
+    Returns: one row per metric with a value per image, and the IMAGEs and the MASK at one batch size, on the CPU.
     Raises: ShapeError for sizes and batches that differ; ParameterError for a text without a ranker or the reverse.
     """
     source, edited = check_image(source, "source").cpu(), check_image(edited, "edited").cpu()

@@ -108,8 +108,9 @@ def layered_embeddings(
         seeds: one per image.
         options: see `EmbeddingOptions`.
         progress: called after every step; raising there cancels.
-    Raises: ShapeError; ParameterError; FamilyError for low_memory with an unknown network; EditError where the loss overflows
-        or a step does not fit into memory.
+    Returns: the learned embeddings, as long as their prompts, their mix, and the losses.
+    Raises: ShapeError for latent, mask, prompts or seeds that do not fit together; ParameterError for a region without a
+        mask; FamilyError for low_memory with an unknown network; EditError where the loss overflows or memory is short.
     Source: Li et al. 2023, "LayerDiffusion", section 3.2.1. The paper does not say how both embeddings enter the network.
     """
     options = options or EmbeddingOptions()

@@ -48,7 +48,8 @@ def fit(
         what: the optimisation's name, for errors.
         denoiser: the model that the loss evaluates.
         progress: called after every step; raising there cancels.
-    Raises: EditError before the first step if a step does not fit into memory.
+    Returns: the losses, and how many steps were taken. The parameters have learned in place.
+    Raises: EditError before the first step if a step does not fit into memory, and where the loss overflows.
     """
     check_step_memory(parameters, lambda: loss(0), denoiser, what)
     stop = MeanPlateau(options.patience) if options.patience else None

@@ -127,6 +127,7 @@ def learn_per_step(
         memory_name: a name for the error about too little memory. None = do not estimate the memory; the estimate costs
             one evaluation of the loss.
         progress: called after every update and every sampling step, in units of these; raising there cancels.
+    Returns: where sampling ends, [B, C, h, w] in model scale, and the last loss and the updates of each step.
     Raises: EditError where an update does not fit into memory or the loss is no longer a number; what the learner raises.
     """
     indices = range(trajectory.first, trajectory.steps)

@@ -76,7 +76,10 @@ def style_edit(
         options: tau_v and P2Plus.
         start: SDEdit's start; None = the inversion. Fractions of the steps refer to the whole grid in both cases.
         progress: called after every step; raising there cancels.
-    Raises: MismatchError, ShapeError, ParameterError, FamilyError.
+    Returns: source and target at the end of the grid, [B, C, h, w] each, model scale.
+    Raises: MismatchError for another model, source prompt or grid, or a start before the first learned step; ShapeError
+        for prompts of another length, or seeds that are not one per image; ParameterError for a scale other than 1
+        without a negative; FamilyError for attention that cannot be controlled.
     Source: Li et al. 2023, section 3.4; docs/methods.md, sections 8 and 9.
     """
     options = options or StyleEditOptions()
@@ -142,7 +145,10 @@ def style_transfer(
         guidance_scale: None = the scale of the style's inversion.
         options: layers and fractions of the steps of the injection.
         progress: called after every step; raising there cancels.
-    Raises: MismatchError, ShapeError, ParameterError, FamilyError.
+    Returns: the content's own latents and the result at the end of the grid, [B, C, h, w] each, model scale.
+    Raises: MismatchError for another model or grid, or a content trajectory that starts before the first learned step;
+        ShapeError for a prompt of another length; ParameterError for a scale other than 1 without a negative;
+        FamilyError for attention that cannot be controlled.
     Source: Li et al. 2023, section 5.2.7 and figure 20; no code was published.
     """
     embeddings.check(denoiser, content.sigmas)
