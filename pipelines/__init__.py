@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .core.samplers import predictor, sample
     from .core.shapes import crop_to, pad_to_factor
     from .core.trajectory import Trajectory
+    from .core.tune_plan import TunePlan
     from .diffedit import (
         DiffEditMask,
         DiffEditResult,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
     from .layerdiffusion.iterative_guidance import IterativeGuidance
     from .layerdiffusion.reference_background import object_latent_mask, reference_from_text
-    from .learning.weight_deltas import TunePlan, load_changes, save_changes
+    from .learning.weight_deltas import load_changes, save_changes
     from .sdedit import sdedit
     from .stylediffusion.edit import NoisedStart, StyleEditOptions, style_edit, style_transfer
     from .stylediffusion.inversion import StyleOptions, StyleResult, image_features, style_invert
@@ -221,7 +222,8 @@ _HOMES = {
     ".layerdiffusion.iterative_guidance": "IterativeGuidance",
     ".layerdiffusion.finetune": "LayeredTuning TuneOptions layered_tune",
     ".layerdiffusion.reference_background": "object_latent_mask reference_from_text",
-    ".learning.weight_deltas": "TunePlan load_changes save_changes",
+    ".core.tune_plan": "TunePlan",
+    ".learning.weight_deltas": "load_changes save_changes",
     ".sdedit": "sdedit",
     ".stylediffusion.edit": "NoisedStart StyleEditOptions style_edit style_transfer",
     ".stylediffusion.inversion": "StyleOptions StyleResult image_features style_invert",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .core.progress import Progress, StagedProgress, silent
 from .core.protocols import Context, Denoiser, TunableDenoiser
+from .core.tune_plan import TunePlan
 from .layerdiffusion.embeddings import (
     EmbeddingOptions,
     LayeredEmbeddings,
@@ -25,7 +26,6 @@ from .layerdiffusion.embeddings import (
     mix_embeddings,
 )
 from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
-from .learning.weight_deltas import TunePlan
 
 EMBEDDINGS = EmbeddingOptions(steps=1000, lr=2e-3, region="none")
 PUBLISHED = TuneOptions(steps=1500, lr=5e-7, object_weight=1.0, background_weight=0.0)
@@ -72,7 +72,8 @@ def imagic(
         embeddings: options of step 1.
         tuning: options of step 2.
         progress: called after every step of both; raising there cancels.
-    Raises: as `layered_embeddings` and `layered_tune`.
+    Returns: the prompt to sample with, and the results of both steps.
+    Raises: ParameterError for an eta outside 0 to 1; else as `layered_embeddings` and `layered_tune`.
     Source: Kawar et al. 2023, "Imagic", section 3. The object's weight 1 and the background's 0 leave the plain loss.
     """
     check_share(eta, "eta")

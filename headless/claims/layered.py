@@ -33,6 +33,7 @@ from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.guidance import EditPrompts, Positive
 from ...pipelines.core.noise import seeded_noise
 from ...pipelines.core.samplers import predictor, sample
+from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.evaluation.metrics import wilson_interval
 from ...pipelines.layerdiffusion.embeddings import (
     EmbeddingOptions,
@@ -43,7 +44,6 @@ from ...pipelines.layerdiffusion.embeddings import (
 from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from ...pipelines.layerdiffusion.reference_background import object_latent_mask
-from ...pipelines.learning.weight_deltas import TunePlan
 from . import trials as t
 from .blended import Claim, print_claims
 from .rowwise import RowwiseDenoiser, rowwise

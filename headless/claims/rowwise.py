@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ...hosts.diffusers.denoiser import DiffusersDenoiser
 from ...hosts.diffusers.finetune import network_blocks
-from ...pipelines.learning.weight_deltas import TunePlan, attention_layers
+from ...pipelines.core.tune_plan import TunePlan
+from ...pipelines.learning.weight_deltas import attention_layers
 
 
 class RowLowRank(nn.Module):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ...pipelines.core.errors import FamilyError, MismatchError
 from ...pipelines.core.protocols import Context
-from ...pipelines.learning.weight_deltas import SUFFIXES, Learner, TunePlan, learning_need
+from ...pipelines.core.tune_plan import TunePlan
+from ...pipelines.learning.weight_deltas import SUFFIXES, Learner, learning_need
 from .denoiser import native_denoiser
 from .gradients import network_blocks
 from .model_sampling import NativeModelSampling

@@ -19,9 +19,9 @@ from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.guidance import mix
 from ...pipelines.core.protocols import Context
-from ...pipelines.core.sigmas import leading_sigmas
+from ...pipelines.core.sigmas import spaced_sigmas
+from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.learning.loss_scaling import LossScaling
-from ...pipelines.learning.weight_deltas import TunePlan
 from .attention_hooks import ControlledCall, attention_hooks
 from .finetune import DiffusersClone, network_blocks, with_changes
 
@@ -38,10 +38,11 @@ class DiffusersDenoiser:
         unet: the network, in any floating dtype; latents outside it are float32.
         table: sigma of every training timestep, ascending float32 [T].
         prediction: "epsilon" or "v_prediction".
-        family: one of FAMILIES, or "bundled".
+        family: one of FAMILIES, "bundled", or the width of a text that none of them has.
         scaling_factor: VAE latent to model scale.
         factor: VAE factor, for SDXL's size embedding.
         max_rows: largest batch of one network call; None = no limit. It is halved when memory runs out.
+        spacing: of the grids' timesteps, one of `sigmas.SPACINGS`.
     """
 
     unet: Any  # diffusers modules: their attributes are not typed
@@ -52,6 +53,7 @@ class DiffusersDenoiser:
     factor: int
     max_rows: int | None = None
     flow: bool = False
+    spacing: str = "leading"
     _fingerprint: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class DiffusersDenoiser:
         return self._fingerprint
 
     def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
-        return leading_sigmas(self.table, steps, strength)
+        return spaced_sigmas(self.table, steps, strength, self.spacing)
 
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         return clean + sigma * noise
@@ -89,6 +91,7 @@ class DiffusersDenoiser:
     def combine(
         self, z: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor, scale: float, contexts: Sequence[Context]
     ) -> Tensor:
+        """See `Denoiser.combine`: plain classifier-free guidance."""
         return mix(cond, uncond, scale)
 
     def scale_in(self, latent: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...pipelines.learning.weight_deltas import Learner, TunePlan, apply_changes, copied, learning_need
+from ...pipelines.core.tune_plan import TunePlan
+from ...pipelines.learning.weight_deltas import Learner, apply_changes, copied, learning_need
 
 PREFIX = "lora_unet_"
 

@@ -9,9 +9,10 @@ from ...hosts.host import progress_bar, tunable, tuned_model
 from ...hosts.latent import unnoised_samples
 from ...hosts.sockets import context_of
 from ...pipelines.core.noise import image_seeds
+from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.evaluation.drawing import curve
 from ...pipelines.layerdiffusion.finetune import LIGHT, PUBLISHED, TuneOptions, layered_tune
-from ...pipelines.learning.weight_deltas import TunePlan, save_changes
+from ...pipelines.learning.weight_deltas import save_changes
 from .._api import LoraSocket, io, schema, show_text
 from .._inputs import latent_input, model_input, seed_input
 from .embeddings import (
@@ -114,7 +115,7 @@ class LayeredTune(io.ComfyNode):
                     step=0.1,
                     tooltip="Weight of the background's loss (lambda 2), 0 to 100. 0 = off, needs no reference.",
                 ),
-                seed_input("Seed of the noise and of the LoRA's initial weights. Image b of the batch uses seed + b."),
+                seed_input("Seed of the noise and of the LoRA's initial weights. Every image of the batch has its own noise."),
                 io.Latent.Input(
                     "reference",
                     optional=True,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..learning.weight_deltas import TunePlan
     from .attention_sites import Controlled
+    from .tune_plan import TunePlan
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Context:
         scale: float,
         contexts: Sequence[Context],
     ) -> Tensor:
-        """The denoiser's classifier-free guidance. Arguments as in `guidance.Negative.combine`."""
+        """See `Negative.combine`; the denoiser's classifier-free guidance."""
         return denoiser.combine(z, sigma, cond, uncond, scale, contexts)
 
 
@@ -105,13 +105,14 @@ class Denoiser(Protocol):
     def denoise(
         self, z: Tensor, sigma: float | Tensor, contexts: Sequence[Context], control: Controlled | None = None
     ) -> Tensor:
-        """Denoised latents, one per context: float32 [len(contexts), B, C, h, w].
+        """Predict the noise-free latent under each context.
 
         Args:
             z: the latent [B, C, h, w] at `sigma`, model scale.
-            sigma: above 0.
+            sigma: above 0, one number or [B].
             contexts: the prompts.
             control: attention hooks for this call only.
+        Returns: denoised latents, one per context: float32 [len(contexts), B, C, h, w].
         Raises: FamilyError where the attention of the network cannot be controlled (joint-attention transformers).
         """
 
@@ -122,6 +123,7 @@ class Denoiser(Protocol):
 
         Args:
             z: the latent [B, C, h, w] at `sigma`, model scale.
+            sigma: above 0, one number or [B].
             cond, uncond: denoised latents [B, C, h, w].
             scale: guidance scale.
             contexts: the prompts of the predictions: positive and negative, or the positive alone without guidance.

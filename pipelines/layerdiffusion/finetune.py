@@ -19,9 +19,9 @@ from ..core.errors import ParameterError, ShapeError
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser, DenoiserClone, TunableDenoiser
 from ..core.shapes import check_latent, common_batch, match_batch
+from ..core.tune_plan import TunePlan
 from ..learning.denoising_loss import NoiseError, masked_mean
 from ..learning.optimise import OptimiseResult, autocast, learning_mode, own, own_context
-from ..learning.weight_deltas import TunePlan
 from .fitting import check_patience, fit, on_grid, recompute
 
 REFERENCE_SEED = 0x5851F42D4C957F2D  # added to the image's seed: the reference draws its own sigmas and noise

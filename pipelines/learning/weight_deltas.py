@@ -12,7 +12,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import FamilyError, LoadError, MismatchError, ParameterError
-from ..core.noise import STEP_STRIDE
+from ..core.errors import FamilyError, LoadError, MismatchError
+from ..core.noise import STEP_STRIDE, folded_seed
+from ..core.tune_plan import TunePlan
 from .memory import OPTIMISER_BYTES, MemoryNeed
 
-KINDS = ("full", "lora")
 ATTENTION = (re.compile(r"attn\d*\."), re.compile(r"attention"))  # the first pattern that matches a layer decides
 SUFFIXES = (".lora_up.weight", ".lora_down.weight", ".alpha", ".diff", ".diff_b")
-
-
-@dataclass(frozen=True)
-class TunePlan:
-    """Which weights of a network learn.
-
-    Attributes:
-        kind: "full", every weight and bias; "lora", low-rank additions to the attention projections (LoRA).
-        rank: of the additions, >= 1.
-        seed: of the initial `down` matrices; `up` starts at 0, so the additions start at 0.
-        compute_dtype: of the arithmetic: None = float32; torch.bfloat16 halves memory. The learned weights are float32 in
-            both cases.
-    """
-
-    kind: str = "full"
-    rank: int = 16
-    seed: int = 0
-    compute_dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ParameterError(f"kind is {self.kind!r}: choose one of {', '.join(KINDS)}")
-        if self.rank < 1:
-            raise ParameterError(f"rank is {self.rank}: give 1 or more (16 is usual)")
-        if self.compute_dtype not in (None, torch.bfloat16):
-            raise ParameterError(
-                f"precision is {self.compute_dtype}, in which small gradients underflow to 0: choose bfloat16 or float32"
-            )
-
-    @property
-    def frozen_dtype(self) -> torch.dtype:
-        """The type of the copy's weights."""
-        return torch.float32 if self.compute_dtype is None or self.kind == "full" else self.compute_dtype
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The type for `optimise.autocast`: a full fine-tune keeps float32 weights and may compute in bfloat16."""
-        return self.compute_dtype if self.kind == "full" else None
 
 
 class LowRank(nn.Module):
@@ -193,7 +154,7 @@ def _add_low_rank(network: nn.Module, plan: TunePlan, layer_name: Callable[[str]
     added: dict[str, LowRank] = {}
     for name, layer in attention_layers(network).items():
         number = zlib.crc32(layer_name(name).encode())
-        generator = torch.Generator("cpu").manual_seed((plan.seed + number * STEP_STRIDE) % 2**64)
+        generator = torch.Generator("cpu").manual_seed((folded_seed(plan.seed) + number * STEP_STRIDE) % 2**64)
         added[name] = LowRank(layer, plan.rank, generator)
     for name, around in added.items():
         parent, _, child = name.rpartition(".")

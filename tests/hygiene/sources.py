@@ -67,9 +67,9 @@ class Source:
         """Every call with the dotted name that it calls (`torch.randn`, `x.cuda`); others have an empty name."""
         return ((dotted(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call))
 
-    def imports(self) -> Iterator[Import]:
-        """Every import but those that only a type checker sees."""
-        for node, inside in _statements(self.tree, inside_function=False):
+    def imports(self, *, types: bool = False) -> Iterator[Import]:
+        """Every import; those that only a type checker sees with `types`."""
+        for node, inside in _statements(self.tree, inside_function=False, types=types):
             if isinstance(node, ast.Import):
                 yield from (Import(alias.name, node.lineno, not inside, relative=False) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -98,12 +98,13 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def _statements(tree: ast.AST, *, inside_function: bool) -> Iterator[tuple[ast.AST, bool]]:
+def _statements(tree: ast.AST, *, inside_function: bool, types: bool) -> Iterator[tuple[ast.AST, bool]]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING"):
+        if not types and isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING"):
             continue
         yield node, inside_function
-        yield from _statements(node, inside_function=inside_function or isinstance(node, FunctionNode | ast.Lambda))
+        inner = inside_function or isinstance(node, FunctionNode | ast.Lambda)
+        yield from _statements(node, inside_function=inner, types=types)
 
 
 @cache

@@ -133,7 +133,7 @@ def test_methods_stand_on_shared_maths_and_on_what_their_paper_builds_on():
     for source in sources("pipelines"):
         own = part(source.name)
         allowed = SHARED.get(own, {*SHARED, *BUILDS_ON.get(own, ())}) | {own}
-        for found in source.imports():
+        for found in source.imports(types=True):
             target = part(found.module[1:]) if found.relative and found.root == "pipelines" else ""
             if target and own and target not in allowed:
                 problems.append(f"{source.path}:{found.line} imports {found.module}: {own} may use {sorted(allowed)}")
@@ -143,7 +143,7 @@ def test_methods_stand_on_shared_maths_and_on_what_their_paper_builds_on():
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_circles(folder):
     graph = {
-        source.name: {found.module[1:] for found in source.imports() if found.relative} - {source.name}
+        source.name: {found.module[1:] for found in source.imports(types=True) if found.relative} - {source.name}
         for source in sources(folder)
     }
     assert graph, f"{folder} has no modules"

@@ -10,10 +10,11 @@ import torch
 from editkit.pipelines.core.errors import FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.samplers import predictor, sample
+from editkit.pipelines.core.tune_plan import TunePlan
 from editkit.pipelines.layerdiffusion.finetune import REFERENCE_SEED, TuneOptions, layered_tune
 from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance, takes_object
 from editkit.pipelines.learning.denoising_loss import NoiseError, masked_mean
-from editkit.pipelines.learning.weight_deltas import TunePlan, apply_changes, attention_layers, copied
+from editkit.pipelines.learning.weight_deltas import apply_changes, attention_layers, copied
 from editkit.tests.toy_layered import digest, network, network_text, object_mask
 from editkit.tests.toys import ToyDenoiser, pointwise, prompt, random_latent
 

@@ -13,13 +13,14 @@ from torch import nn
 from editkit.pipelines.blended.decoder_tuning import DecoderSettings, tune_decoder
 from editkit.pipelines.core.errors import EditError, ParameterError
 from editkit.pipelines.core.progress import LossProgress, StagedProgress, silent
+from editkit.pipelines.core.tune_plan import TunePlan
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.learning import memory as module
 from editkit.pipelines.learning.early_stopping import MeanPlateau
 from editkit.pipelines.learning.memory import MemoryNeed, measured
 from editkit.pipelines.learning.optimise import OBSERVE_EVERY, autocast, optimise, recomputing
-from editkit.pipelines.learning.weight_deltas import TunePlan, learning_need
+from editkit.pipelines.learning.weight_deltas import learning_need
 from editkit.tests.toy_codec import ToyCodec, box, smooth_image
 from editkit.tests.toy_layered import digest, network, network_text, object_mask, patched
 from editkit.tests.toys import random_latent

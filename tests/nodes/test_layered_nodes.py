@@ -13,11 +13,12 @@ from editkit.hosts.diffusers.loading import load_bundled
 from editkit.hosts.host import text_encoder_of, tuned_model
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import LoadError, MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.tune_plan import TunePlan
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import LIGHT, layered_tune
 from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from editkit.pipelines.layerdiffusion.reference_background import fitted_image, object_latent_mask
-from editkit.pipelines.learning.weight_deltas import TunePlan, load_changes
+from editkit.pipelines.learning.weight_deltas import load_changes
 from editkit.tests.nodes.graph import call
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from editkit.headless.claims.rowwise import rowwise
+from editkit.pipelines.core.tune_plan import TunePlan
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
-from editkit.pipelines.learning.weight_deltas import TunePlan, attention_layers
+from editkit.pipelines.learning.weight_deltas import attention_layers
 from editkit.tests.toy_layered import network, network_text, object_mask
 from editkit.tests.toys import random_latent
 

@@ -25,11 +25,11 @@ from editkit.hosts.host import iterative_guider, open_denoiser, progress_bar, sa
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.pipelines.core.progress import silent
+from editkit.pipelines.core.tune_plan import TunePlan
 from editkit.pipelines.imagic import imagic
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance, takes_object
-from editkit.pipelines.learning.weight_deltas import TunePlan
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 
 LORA, FULL = TunePlan("lora", rank=3), TunePlan()
