@@ -55,6 +55,7 @@ class Negative(Protocol):
         Args:
             denoiser: the model; its `combine` is plain classifier-free guidance.
             z: the latent [B, C, h, w] at `sigma`, model scale.
+            sigma: above 0.
             cond, uncond: the denoised latents [B, C, h, w] that the network predicts for `contexts`.
             scale: guidance scale; 1 = the conditional prediction.
             contexts: the positive, and the negative of `at_sigma`.

@@ -1,7 +1,8 @@
 """What a docstring owes its reader: a function with many parameters explains each, and names the paper behind it.
 
-Asked of public functions and methods with four or more parameters in `pipelines/`, `hosts/` and `headless/`: `Args`, and
-`Returns` and `Raises` where the function returns or raises. A module that implements a paper names its source.
+Asked of public functions and methods with four or more parameters in `pipelines/`, `hosts/` and `headless/`: `Args` with every
+parameter, and `Returns` and `Raises` where the function returns or raises. A method may point at the one that declares it
+instead ("See `Denoiser.denoise`"). A module that implements a paper names its source.
 """
 
 from __future__ import annotations
@@ -32,61 +33,10 @@ SUPPORT = {
     "widget_syntax",
     "words",
 }
+# An entry of `Args`: one or more names before a colon.
+ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): ", re.MULTILINE)
 # Stand-ins take the inputs of ComfyUI's own nodes.
 STAND_INS = "headless/stock_nodes.py"
-# Functions whose docstrings are still to be completed: this list may only shrink.
-OWED = {
-    "hosts/comfyui/attention_hooks.py controlled_options",
-    "hosts/comfyui/blend_patch.py native_blended_model",
-    "hosts/comfyui/bundled.py load",
-    "hosts/comfyui/denoiser.py native_denoiser",
-    "hosts/comfyui/guiders.py predict_noise",
-    "hosts/comfyui/pair_patch.py call_model",
-    "hosts/host.py blended_model",
-    "hosts/host.py embeddings_guider",
-    "hosts/host.py iterative_guider",
-    "hosts/host.py open_denoiser",
-    "hosts/latent.py latent_out",
-    "pipelines/attention/map_drawing.py spread_steps",
-    "pipelines/attention/pair_batch.py trio_context",
-    "pipelines/attention/pair_loop.py attention_edit",
-    "pipelines/attention/pair_loop.py pair_edit",
-    "pipelines/attention/prompts/words.py missing",
-    "pipelines/attention/token_maps.py token_maps",
-    "pipelines/blended/background_loss.py background_loss",
-    "pipelines/blended/blending.py unscale_over_source",
-    "pipelines/blended/composite.py composite_source",
-    "pipelines/blended/decoder_tuning.py tune_latent",
-    "pipelines/blended/prediction.py blended_predictor",
-    "pipelines/core/attention_sites.py attend",
-    "pipelines/core/guidance.py guided",
-    "pipelines/core/masks.py dilation_schedule",
-    "pipelines/core/masks.py downsample",
-    "pipelines/core/noise.py seeded_draw",
-    "pipelines/core/noise.py seeded_noise",
-    "pipelines/core/noise.py start_latent",
-    "pipelines/core/protocols.py combine",
-    "pipelines/core/samplers.py dpmpp_2m",
-    "pipelines/core/samplers.py euler",
-    "pipelines/core/shapes.py match_batch",
-    "pipelines/core/shapes.py same_size",
-    "pipelines/core/trajectory.py made_trajectory",
-    "pipelines/diffedit.py heat_image",
-    "pipelines/diffedit.py mask_in_pixels",
-    "pipelines/evaluation/clip_ranking.py text_scores",
-    "pipelines/evaluation/drawing.py curve",
-    "pipelines/evaluation/metrics.py psnr_outside",
-    "pipelines/evaluation/report.py measure_edit",
-    "pipelines/imagic.py imagic",
-    "pipelines/layerdiffusion/embeddings.py layered_embeddings",
-    "pipelines/layerdiffusion/fitting.py fit",
-    "pipelines/learning/per_step.py learn_per_step",
-    "pipelines/stylediffusion/edit.py style_edit",
-    "pipelines/stylediffusion/edit.py style_transfer",
-    "pipelines/stylediffusion/networks.py made_networks",
-}
-# Types that say nothing about shape, unit or meaning. A type of ours has a docstring of its own.
-PLAIN = re.compile(r"\b(Tensor|int|float|str|bool|tuple|list|dict|Sequence|Mapping|Callable|Any|object)\b|^$")
 METHODS = ("attention", "blended", "inversion", "layerdiffusion", "stylediffusion")
 
 
@@ -107,10 +57,6 @@ def parameters(function: FunctionNode, method: bool) -> list[ast.arg]:
     return own[1 if bound else 0 :] + function.args.kwonlyargs
 
 
-def is_plain(parameter: ast.arg) -> bool:
-    return bool(PLAIN.search(ast.unparse(parameter.annotation) if parameter.annotation else ""))
-
-
 def own_nodes(function: FunctionNode) -> Iterator[ast.AST]:
     """The nodes of a function without those of the functions inside it."""
     waiting: list[ast.AST] = list(function.body)
@@ -121,8 +67,11 @@ def own_nodes(function: FunctionNode) -> Iterator[ast.AST]:
 
 
 def returns(function: FunctionNode) -> bool:
+    """Whether it gives a value; a method that a protocol only declares has no return statement."""
     annotated = function.returns is not None and ast.unparse(function.returns) not in {"None", "NoReturn"}
-    return annotated and any(isinstance(node, ast.Return) and node.value is not None for node in own_nodes(function))
+    declared = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in function.body)
+    returned = any(isinstance(node, ast.Return) and node.value is not None for node in own_nodes(function))
+    return annotated and (declared or returned)
 
 
 def raises(function: FunctionNode) -> bool:
@@ -130,40 +79,39 @@ def raises(function: FunctionNode) -> bool:
 
 
 @cache
-def declared() -> frozenset[str]:
-    """Methods of protocols: the protocol explains them, and whoever implements one need not."""
-    protocols = [
-        node
-        for source in sources("pipelines/core", "hosts")
-        for node in source.tree.body
-        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases)
-    ]
-    return frozenset(inner.name for node in protocols for inner in node.body if isinstance(inner, FunctionNode))
+def explained() -> frozenset[str]:
+    """What a docstring may point at: `Class.method` and `module.function` with `Args`."""
+    found = set()
+    for source in sources("pipelines/core", "hosts"):
+        for node in source.tree.body:
+            members = node.body if isinstance(node, ast.ClassDef) else [node]
+            owner = node.name if isinstance(node, ast.ClassDef) else source.name.rpartition(".")[2]
+            found |= {
+                f"{owner}.{member.name}"
+                for member in members
+                if isinstance(member, FunctionNode) and "Args:" in (ast.get_docstring(member) or "")
+            }
+    return frozenset(found)
 
 
-def declares(source: Source) -> bool:
-    return any(
-        isinstance(n, ast.ClassDef) and any("Protocol" in ast.unparse(b) for b in n.bases) for n in source.tree.body
-    )
-
-
-def delegates(text: str) -> bool:
-    """The docstring of something that overrides points at what it overrides."""
-    return bool(re.search(r"\bSee `\w+\.\w+`", text))
+def delegates(function: FunctionNode) -> bool:
+    """Whether it points at a method or function of the same name that explains the parameters."""
+    pointer = re.match(r"See `(\w+\.(\w+))`", ast.get_docstring(function) or "")
+    return pointer is not None and pointer[2] == function.name and pointer[1] in explained()
 
 
 def missing(function: FunctionNode, method: bool) -> list[str]:
-    """The sections that the docstring lacks."""
+    """The sections and parameters that the docstring lacks."""
     found = parameters(function, method)
     text = ast.get_docstring(function) or ""
-    if len(found) < MANY or delegates(text):
+    if len(found) < MANY or (method and delegates(function)):
         return []
     wanted = {"Args": True, "Returns": returns(function), "Raises": raises(function)}
     gaps = [name for name, needed in wanted.items() if needed and not re.search(rf"\b{name}:", text)]
     if "Args" not in gaps:
-        explained = text.partition("Args:")[2]
-        names = [parameter.arg for parameter in found if is_plain(parameter)]
-        gaps += [f"the parameter {name}" for name in names if not re.search(rf"\b{name}\b", explained)]
+        args = re.split(r"^(?:Returns|Raises|Source):", text.partition("Args:")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        entries = {name for line in ENTRY.findall(args) for name in line.split(", ")}
+        gaps += [f"the parameter {parameter.arg}" for parameter in found if parameter.arg not in entries]
     return gaps
 
 
@@ -173,8 +121,7 @@ def test_many_parameters_are_explained(folder):
         f"{source.path}:{function.lineno} {function.name}: the docstring lacks {', '.join(gaps)}"
         for source in sources(folder)
         for function, method in public(source)
-        if source.path != STAND_INS and not (method and function.name in declared() and not declares(source))
-        if (gaps := missing(function, method)) and f"{source.path} {function.name}" not in OWED
+        if source.path != STAND_INS and (gaps := missing(function, method))
     ])  # fmt: skip
 
 
@@ -203,16 +150,44 @@ def first_function(text: str) -> FunctionNode:
     return node
 
 
+def documented(signature: str, *lines: str) -> FunctionNode:
+    text = "".join(f"    {line}\n" for line in ("Do it.", "", *lines))
+    return first_function(f"{signature}\n    '''\n{text}    '''\n    if a: raise E()\n    return 1")
+
+
+FOUR = "def f(a, b, c, d) -> int:"
+ALL = ("Args:", "    a, b, c, d: x.", "Returns: y.", "Raises: E.")
+
+
 def test_gaps_are_noticed():
-    silent = first_function("def f(a, b, c, d) -> int:\n    if a: raise E()\n    return 1")
-    assert missing(silent, False) == ["Args", "Returns", "Raises"]
-    partly = first_function(
-        "def f(a, b, c, d) -> int:\n    '''Args:\n    a, b: x.\n    c: y.\n    Returns: z.'''\n    return 1"
-    )
-    assert missing(partly, False) == ["the parameter d"]
+    assert missing(first_function(f"{FOUR}\n    if a: raise E()\n    return 1"), False) == ["Args", "Returns", "Raises"]
+    assert missing(documented(FOUR, "Args:", "    a, b: x.", "    c: d.", *ALL[2:]), False) == ["the parameter d"]
+    assert missing(documented(FOUR, *ALL[:3]), False) == ["Raises"]
+    assert not missing(documented(FOUR, *ALL), False)
 
 
-def test_short_and_delegating_functions_owe_nothing():
+def test_types_do_not_replace_an_entry():
+    typed = "def f(a: Tensor, b: Tensor, c: int, denoiser: Denoiser) -> int:"
+    assert missing(documented(typed, "Args:", "    a, b, c: x.", *ALL[2:]), False) == ["the parameter denoiser"]
+
+
+def test_a_name_in_a_sentence_is_no_entry():
+    lines = ("Args:", "    a, b, c: as", "        d: x.", *ALL[2:])
+    assert missing(documented(FOUR, *lines), False) == ["the parameter d"]
+
+
+def test_declared_methods_owe_their_result():
+    declared = "def f(a, b, c, d) -> int:\n    '''Do it.\n\n    Args:\n        a, b, c, d: x.\n    '''"
+    assert missing(first_function(declared), False) == ["Returns"]
+
+
+def test_short_functions_owe_nothing():
     assert not missing(first_function("def f(self, a, b, c) -> int: return 1"), True)
-    assert not missing(first_function("def f(a, b, c, d):\n    'See `Denoiser.denoise`.'"), False)
-    assert not missing(first_function("def f(a, b, c, d):\n    '''Args:\n    a, b, c, d: x.'''"), False)
+
+
+def test_methods_may_point_at_their_declaration():
+    text = "def denoise(self, z, sigma, contexts, control):\n    'See `%s`.'"
+    assert not missing(first_function(text % "Denoiser.denoise"), True)
+    for elsewhere in ("Denoiser.combine", "Nobody.denoise", "denoise"):
+        assert missing(first_function(text % elsewhere), True) == ["Args"]
+    assert missing(first_function(text % "Denoiser.denoise"), False) == ["Args"]
