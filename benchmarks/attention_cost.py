@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..hosts.diffusers.denoiser import DiffusersDenoiser
-from ..hosts.diffusers.loading import sigma_table
+from ..hosts.diffusers.schedules import sigma_table
 from ..pipelines.attention.local_blend import LocalBlendOptions
 from ..pipelines.attention.p2p import P2PControl, P2POptions
 from ..pipelines.attention.pair_control import PairControl

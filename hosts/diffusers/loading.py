@@ -14,6 +14,7 @@ import torch
 from ...pipelines.core.errors import FamilyError, LoadError
 from ..bundled import tiny_folder
 from .denoiser import FAMILIES, DiffusersDenoiser
+from .schedules import sigma_table, timestep_spacing
 from .text_encoder import ClipBpe, ClipTextEncoder, ClipTower, TransformersTokenizer
 from .vae import DiffusersCodec
 
@@ -163,24 +164,8 @@ def _denoiser(folder: Path, unet: Any, codec: DiffusersCodec) -> DiffusersDenois
         family=family,
         scaling_factor=float(codec.vae.config["scaling_factor"]),
         factor=codec.factor,
+        spacing=timestep_spacing(scheduler),
     )
-
-
-def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
-    """Sigma of every training timestep, ascending float32 [T], from a diffusers scheduler config."""
-    steps = int(scheduler.get("num_train_timesteps", 1000))
-    start, end = float(scheduler.get("beta_start", 0.00085)), float(scheduler.get("beta_end", 0.012))
-    kind = scheduler.get("beta_schedule", "scaled_linear")
-    if kind == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    elif kind == "linear":
-        betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    else:
-        raise FamilyError(
-            f"noise schedule {kind!r} is not supported: Stable Diffusion models have scaled_linear or linear"
-        )
-    abar = torch.cumprod(1 - betas, 0)
-    return ((1 - abar) / abar).sqrt().float()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import ParameterError
 
 SIGMA_TOLERANCE = 1e-5  # relative; a sampler may pass a sigma on in another precision
+SPACINGS = ("leading", "trailing", "linspace")  # of a grid's timesteps, by diffusers' names
 JUST_ABOVE = 1 + 3e-5  # sigma * JUST_ABOVE belongs to the step that ended at sigma, beyond the tolerance
 
 
@@ -29,6 +30,9 @@ def executed_steps(steps: int, strength: float) -> int:
 def leading_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
     """DDIM's leading grid with offset 1, as Stable Diffusion was published: timesteps 981, 961, ..., 1 for 50 steps.
 
+    The spacing is rounded down. Above T / 10 steps that can leave a large share of the noisiest timesteps out (of 501
+    steps the half); such grids are spaced evenly from the last timestep down (`even_sigmas`).
+
     Args:
         table: sigma of every training timestep, ascending [T].
         steps: steps of the full grid, at most T.
@@ -37,6 +41,9 @@ def leading_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
     """
     size = _check_table(table, steps)
     spacing = size // steps
+    left_out = size - steps * spacing
+    if steps > size // 10 and left_out >= max(2, spacing):
+        return even_sigmas(table, steps, strength)
     offset = 1 if 1 + (steps - 1) * spacing < size else 0
     index = torch.arange(steps - 1, -1, -1, device=table.device) * spacing + offset
     return _last_steps(table[index], steps, strength)
@@ -50,6 +57,24 @@ def even_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
     size = _check_table(table, steps)
     index = size - 1 - torch.arange(steps, device=table.device) * size // steps
     return _last_steps(table[index], steps, strength)
+
+
+def spaced_sigmas(table: Tensor, steps: int, strength: float = 1.0, spacing: str = "leading") -> Tensor:
+    """The grid whose timesteps are spaced as diffusers' DDIM scheduler does by the setting `spacing`.
+
+    "leading" is `leading_sigmas`; "trailing" starts at the last timestep; "linspace" also ends at the first. Other
+    arguments and result as in `leading_sigmas`. Raises: ParameterError.
+    """
+    if spacing == "leading":
+        return leading_sigmas(table, steps, strength)
+    size = _check_table(table, steps)
+    if spacing == "trailing":
+        index = torch.arange(steps, 0, -1, dtype=torch.float64).mul(size).div(steps).round().long() - 1
+    elif spacing == "linspace":
+        index = torch.linspace(0, size - 1, steps, dtype=torch.float64).round().long().flip(0)
+    else:
+        raise ParameterError(f"timestep spacing is {spacing!r}: choose one of {', '.join(SPACINGS)}")
+    return _last_steps(table[index.to(table.device)], steps, strength)
 
 
 def _check_table(table: Tensor, steps: int) -> int:

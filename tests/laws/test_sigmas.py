@@ -36,11 +36,28 @@ def test_leading_grid_is_the_published_one():
     assert torch.equal(leading_sigmas(table, 30)[:-1], table[torch.arange(958, 0, -33)])
 
 
+@pytest.mark.parametrize("steps", [334, 450, 499, 501, 750, 998, 999, 101, 150, 251])
+def test_a_dense_grid_starts_at_the_last_training_timestep(steps):
+    table = sd_table()
+    assert leading_sigmas(table, steps)[0] == table[-1]
+
+
+@pytest.mark.parametrize(
+    "steps", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000, 30, 60, 99, 333, 999]
+)
+def test_a_grid_that_divides_the_training_timesteps_is_diffusers_leading_one(steps):
+    """And so is every grid of up to T / 10 steps."""
+    table, spacing = sd_table(), 1000 // steps
+    timesteps = [i * spacing + (steps < 1000) for i in reversed(range(steps))]
+    assert torch.equal(leading_sigmas(table, steps)[:-1], table[timesteps])
+
+
 def test_strength_keeps_the_last_part_of_the_same_grid():
     table = sd_table()
     full = leading_sigmas(table, 50)
     assert executed_steps(50, 0.75) == 38
     assert torch.equal(leading_sigmas(table, 50, 0.75), full[12:])
+    assert executed_steps(50, 0.28) == 14, "(1 - 0.28) x 50 is 35.999... in floating point"
     assert [executed_steps(10, s) for s in (1.0, 0.9, 0.5, 0.1, 0.05)] == [10, 9, 5, 1, 1]
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
-from editkit.hosts.diffusers.loading import sigma_table
+from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.pipelines.core.protocols import Context
 from editkit.tests.parity.tiny import SCHEDULER, randomise
 from editkit.tests.toys import random_latent

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
-from editkit.hosts.diffusers.loading import sigma_table
+from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.diffedit import diffedit_mask, strength_sigma

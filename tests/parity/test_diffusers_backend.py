@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
-from editkit.hosts.diffusers.loading import load_folder, sigma_table
+from editkit.hosts.diffusers.loading import load_folder
+from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.hosts.diffusers.text_encoder import ClipBpe, ClipTextEncoder, ClipTower
 from editkit.hosts.diffusers.vae import DiffusersCodec
 from editkit.pipelines.blended.blending import blended_denoise

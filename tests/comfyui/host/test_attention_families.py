@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 
 from editkit.hosts.comfyui import bundled as _host_native
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
-from editkit.hosts.diffusers.loading import sigma_table
+from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.hosts.host import open_denoiser, paired_model
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.attention.local_blend import LocalBlendOptions
