@@ -38,8 +38,8 @@ class LatentMask(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="max",
-                    tooltip="max: every latent pixel the stroke touches. area: latent pixels covered up to the threshold. "
-                    "nearest: the pixel at the centre. bilinear: interpolated at the centre.",
+                    tooltip="How a latent pixel gets its value. max: the largest value in it, so thin strokes stay. area: the "
+                    "mean, its coverage. nearest: the pixel at the centre. bilinear: interpolated at the centre.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -47,7 +47,8 @@ class LatentMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Edit latent pixels with at least this coverage, 0 to 1. 0 keeps soft values.",
+                    tooltip="Edit latent pixels with at least this value, 0 to 1. Softer strokes are lost in every mode. "
+                    "0 keeps soft values.",
                 ),
             ],
             outputs=[
@@ -57,7 +58,7 @@ class LatentMask(io.ComfyNode):
                 io.Float.Output(
                     "kept",
                     display_name="stroke kept",
-                    tooltip="Share of the stroke's pixels under the latent mask, 0 to 1, smallest of the batch.",
+                    tooltip="Share of the stroke under the latent mask, 0 to 1, smallest of the batch. Below 1 some of it is lost.",
                 ),
             ],
         )
@@ -65,14 +66,18 @@ class LatentMask(io.ComfyNode):
     @classmethod
     def execute(cls, mask, latent=None, vae=None, mode="max", threshold=0.5) -> io.NodeOutput:
         codec = None if vae is None else codec_of(vae)
-        height, width, factor = latent_grid(check_mask(mask, "mask"), latent, codec)
+        mask = check_mask(mask, "mask")
+        height, width, factor = latent_grid(mask, latent, codec)
         result = downsample(mask, height, width, mode, threshold, factor=factor)
         for index in result.lost:
             log.warning(
-                "EditKit_LatentMask: mask %d is empty on the %d x %d latent grid: use mode 'max' or a thicker stroke",
+                "EditKit_LatentMask: mask %d is empty on the %d x %d latent grid: its largest value is %.2g and the threshold is "
+                "%.2g; use mode 'max', a lower threshold or a thicker stroke",
                 index,
                 width,
                 height,
+                float(mask[index].max()),
+                threshold,
             )
         return io.NodeOutput(to_host(result.mask), float(result.kept.min()))
 

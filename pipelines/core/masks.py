@@ -6,6 +6,7 @@ A mask is 1 where the image may change. Every method whose editable set depends 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from torch import Tensor
 from .errors import ParameterError, ShapeError
 from .shapes import check_mask, match_batch, pad_to_factor, padded_length
 from .sigmas import step_of_sigma
+
+log = logging.getLogger("editkit")
 
 MODES = ("max", "area", "nearest", "bilinear")
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # pixels of the image per latent pixel that a VAE may have
@@ -34,7 +37,8 @@ class DownsampledMask:
 
     Attributes:
         mask: float32 [B, h, w] in [0, 1].
-        kept: fraction of each image's stroke that lies under the latent mask, float32 [B]; 1 where there is no stroke.
+        kept: fraction of each image's stroke that lies under the latent mask, float32 [B]; a pixel of a soft stroke
+            counts by its value. 1 where there is no stroke.
     """
 
     mask: Tensor
@@ -55,9 +59,11 @@ def downsample(
         mask: MASK [B, H, W] in [0, 1], 1 = edit. If the grid belongs to a mask of this size (padded right and below to
             multiples of `factor`), every latent pixel covers an exact block. A mask of any other size is stretched.
         height, width: of the grid, in latent pixels, at least 1.
-        mode: "max" marks a latent pixel that the stroke touches, "area" one that it covers at least to `threshold`,
-            "nearest" samples the mask at the centre (as published), "bilinear" interpolates there.
-        threshold: a latent pixel becomes 1 at this value and above, in [0, 1]; 0 keeps soft values.
+        mode: "max" takes the largest value in a latent pixel, so that every stroke of at least `threshold` is kept;
+            "area" takes the mean, its coverage; "nearest" samples the mask at the centre (as published); "bilinear"
+            interpolates there.
+        threshold: a latent pixel becomes 1 at this value and above, in [0, 1]; 0 keeps soft values. A soft stroke whose
+            values lie below it is lost in every mode.
         factor: pixels per latent pixel, as the VAE says; None takes the smallest power of two that fits both sides.
     Returns: the mask on the grid, float32 [B, h, w] in [0, 1], and the fraction of each stroke that it keeps.
     Raises: ShapeError for anything but a MASK, or an empty grid; ParameterError for an unknown mode or a threshold
@@ -97,11 +103,11 @@ def _reduce(mask: Tensor, height: int, width: int, mode: str) -> Tensor:
 
 
 def _kept(mask: Tensor, latent_mask: Tensor) -> Tensor:
-    """Fraction [B] of the stroke's pixels whose latent pixel is marked."""
-    stroke = (mask >= 0.5).float()
+    """Fraction [B] of the stroke whose latent pixels are marked; a pixel counts by its value."""
+    stroke = mask.float()
     cover = F.interpolate(latent_mask[:, None], mask.shape[1:], mode="nearest-exact")[:, 0]
     total = stroke.sum(dim=(1, 2))
-    fraction = (stroke * (cover > 0)).sum(dim=(1, 2)) / total.clamp(min=1)
+    fraction = (stroke * (cover > 0)).sum(dim=(1, 2)) / total
     return torch.where(total > 0, fraction, torch.ones_like(fraction))
 
 
@@ -216,6 +222,11 @@ class MaskSchedule:
         masks = match_batch(self.masks.transpose(0, 1), batch, "schedule", "the latent").transpose(0, 1)
         return replace(self, masks=masks)
 
+    def with_sources(self, sources: Sequence[int] | None) -> MaskSchedule:
+        """The schedule for candidates, each with the mask of its source; see `candidates.with_sources`."""
+        masks = with_sources(self.masks.transpose(0, 1), sources, "schedule", "latent").transpose(0, 1)
+        return replace(self, masks=masks)
+
     def preview(self, zoom: int = 8) -> Tensor:
         """An image [1, H, W, 3] of the schedule: one row per image, one column per stage, grey gaps.
 
@@ -288,7 +299,7 @@ def dilation_schedule(
     """
     if spacing not in SPACINGS:
         raise ParameterError(f"stages are spaced by {spacing!r}: choose one of {', '.join(SPACINGS)}")
-    mask = (check_mask(mask, "mask") >= 0.5).float()
+    mask = _binarised(check_mask(mask, "mask"))
     sizes = check_kernels(kernels)
     if scale_with_size:
         sizes = tuple(scaled_kernel(kernel, min(mask.shape[1:])) for kernel in sizes)
@@ -298,6 +309,19 @@ def dilation_schedule(
     if invert and spacing == "published":
         masks = [1 - dilated for dilated in masks]
     return MaskSchedule(torch.stack(masks)[:, :, None], spacing)
+
+
+def _binarised(mask: Tensor) -> Tensor:
+    """The mask [B, h, w] with 1 at values of 0.5 and above; a warning names soft masks that vanish."""
+    solid = (mask >= 0.5).float()
+    gone = (solid.sum(dim=(1, 2)) == 0) & (mask.sum(dim=(1, 2)) > 0)
+    for index in gone.nonzero().flatten().tolist():
+        log.warning(
+            "mask %d of the dilation schedule is empty: all its values lie below 0.5, where a dilation has no meaning; "
+            "use 'Soft Mask Schedule (Differential Diffusion)' or a stronger mask",
+            index,
+        )
+    return solid
 
 
 def check_kernels(kernels: Sequence[int]) -> tuple[int, ...]:

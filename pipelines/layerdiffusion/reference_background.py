@@ -42,7 +42,9 @@ def object_latent_mask(mask: Tensor, height: int, width: int, factor: int | None
     log.warning(
         "the mask covers no latent pixel by half in image %s: every latent pixel that it touches is used", covered.lost
     )
-    touched = downsample(mask, height, width, "max", 0.5, factor=factor).mask
+    peak = mask.amax(dim=(1, 2), keepdim=True)
+    solid = torch.where((peak > 0) & (peak < 0.5), mask / peak, mask)  # a soft object counts by its own largest value
+    touched = downsample(solid, height, width, "max", 0.5, factor=factor).mask
     lost = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     lost[covered.lost] = True
     return torch.where(lost.view(-1, 1, 1), touched, covered.mask)

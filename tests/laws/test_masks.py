@@ -141,6 +141,38 @@ def test_max_never_loses_a_stroke_that_others_lose():
     assert downsample(mask, 8, 8, "area", threshold=0.25).kept.item() == 1.0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_soft_stroke_below_the_threshold_is_lost_and_reported(mode):
+    mask = torch.full((1, 64, 64), 0.45)
+    soft = downsample(mask, 8, 8, mode)
+    assert soft.mask.sum() == 0 and soft.kept.item() == 0 and soft.lost == [0]
+    for threshold in (0.4, 0.0):  # the threshold says what counts
+        assert downsample(mask, 8, 8, mode, threshold).kept.item() == 1.0
+
+
+def test_kept_counts_a_soft_stroke_by_its_values():
+    mask = torch.zeros(1, 64, 64)
+    mask[0, :8, :8], mask[0, 32:40, 32:40] = 1, 0.25
+    assert downsample(mask, 8, 8, "max").kept.item() == pytest.approx(0.8)
+    assert downsample(mask, 8, 8, "max", 0.25).kept.item() == 1.0
+
+
+def test_a_dilation_schedule_warns_of_a_soft_mask_that_vanishes(caplog):
+    masks = torch.stack([line()[0], 0.45 * line()[0], 0 * line()[0]])
+    schedule = dilation_schedule(masks)
+    assert schedule.masks[:, 1:].sum() == 0
+    assert [record.args for record in caplog.records] == [(1,)] and "below 0.5" in caplog.text
+
+
+def test_nearest_mode_samples_the_centre_of_a_latent_pixel():
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 8 + 4, 16 + 4] = 1  # row and column 4 of a latent pixel of 8, just behind its centre
+    assert downsample(mask, 4, 4, "nearest").mask[0].nonzero().tolist() == [[1, 2]]
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 8, 16] = 1  # its corner
+    assert downsample(mask, 4, 4, "nearest").mask.sum() == 0
+
+
 def test_area_is_the_exact_coverage():
     mask = torch.zeros(1, 16, 16)
     mask[0, :8, :6] = 1
