@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ...pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Place, Row, Site
 from ...pipelines.core.errors import FamilyError, MismatchError, ParameterError
+from .patch_keys import ATTENTION_KEY
 
-KEY = "editkit_attention"
 NETWORK = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 PLACES: dict[str, Place] = {"input": "down", "middle": "mid", "output": "up"}
 Layer = tuple[str, int, int]  # ComfyUI's name of the place, the block's number, the transformer layer in the block
@@ -103,7 +103,7 @@ def controlled_options(options: dict, controlled: Controlled, layers: Layers, si
 
     to = options.get("transformer_options", {})
     wrappers = to.get("wrappers", {})
-    wrappers = {**wrappers, NETWORK: {**wrappers.get(NETWORK, {}), KEY: [network]}}
+    wrappers = {**wrappers, NETWORK: {**wrappers.get(NETWORK, {}), ATTENTION_KEY: [network]}}
     return {**options, "transformer_options": {**to, "wrappers": wrappers}}
 
 

@@ -20,8 +20,8 @@ from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.masks import MaskSchedule
 from ...pipelines.core.shapes import check_latent, match_batch
 from .model_sampling import family_of, sigma_tensor
+from .patch_keys import BLEND_KEY, blends
 
-KEY = "editkit_blend"
 Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -69,13 +69,9 @@ def native_blended_model(model: Any, schedule: MaskSchedule, source: Tensor | No
         return run.outside.blend_denoised(denoised, sigma)
 
     clone = model.clone()
-    clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, outer_sample)
-    clone.add_wrapper_with_key(Wrappers.PREDICT_NOISE, KEY, predict_noise)
+    clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, BLEND_KEY, outer_sample)
+    clone.add_wrapper_with_key(Wrappers.PREDICT_NOISE, BLEND_KEY, predict_noise)
     return clone
-
-
-def blends(model: Any) -> bool:
-    return bool(model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY))
 
 
 class BlendedRun:

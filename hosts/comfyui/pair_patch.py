@@ -22,8 +22,9 @@ from ...pipelines.attention.pair_batch import interleave, separate
 from ...pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs, shared_noise
 from ...pipelines.core.attention_sites import Branch
 from ...pipelines.core.errors import MismatchError, ParameterError
-from .attention_hooks import KEY, Layers, attention_layers, controlled_options
+from .attention_hooks import Layers, attention_layers, controlled_options
 from .model_sampling import NativeModelSampling, sigma_tensor
+from .patch_keys import ATTENTION_KEY, has_attention_edit
 
 Wrappers = comfy.patcher_extension.WrappersMP
 BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers that draw from a Brownian tree by default
@@ -49,12 +50,8 @@ def native_paired_model(model: Any, plan: PairPlan) -> Any:
             return run.finished(executor(noise, latent, sampler, sigmas, *rest, **named))
 
     clone = model.clone()
-    clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, outer_sample)
+    clone.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, ATTENTION_KEY, outer_sample)
     return clone
-
-
-def has_attention_edit(model: Any) -> bool:
-    return bool(model.get_wrappers(Wrappers.OUTER_SAMPLE, KEY))
 
 
 class NativePairRun:
@@ -79,12 +76,12 @@ class NativePairRun:
     def __enter__(self) -> None:
         for kind, wrapper in ((Wrappers.PREDICT_NOISE, self.predict), (Wrappers.CALC_COND_BATCH, self.call_model)):
             comfy.patcher_extension.add_wrapper_with_key(
-                kind, KEY, wrapper, self.guider.model_options, is_model_options=True
+                kind, ATTENTION_KEY, wrapper, self.guider.model_options, is_model_options=True
             )
 
     def __exit__(self, *_: object) -> None:
         for wrappers in self.guider.model_options["transformer_options"]["wrappers"].values():
-            wrappers.pop(KEY, None)
+            wrappers.pop(ATTENTION_KEY, None)
         self.run.release()
 
     def predict(self, executor: Any, x: Tensor, timestep: Tensor, *rest: Any, **named: Any) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def _boot(path: str) -> None:
         import comfy.utils
     finally:
         sys.argv = arguments
-    comfy.utils.set_progress_bar_enabled(False)
+    with suppress(AttributeError):  # later versions have the server decide
+        comfy.utils.set_progress_bar_enabled(False)
     logging.getLogger().setLevel(logging.WARNING)
 
 

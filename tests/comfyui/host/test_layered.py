@@ -341,10 +341,10 @@ def test_the_rehearsal_changes_no_result(model):
 
 
 def test_attention_edits_and_alternation_do_not_mix(model):
-    from editkit.hosts.comfyui.pair_patch import KEY, Wrappers
+    from editkit.hosts.comfyui.patch_keys import ATTENTION_KEY, OUTER_SAMPLE
 
     edited = model.clone()
-    edited.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, lambda executor, *rest, **named: executor(*rest, **named))
+    edited.add_wrapper_with_key(OUTER_SAMPLE, ATTENTION_KEY, lambda executor, *rest, **named: executor(*rest, **named))
     guidance = IterativeGuidance(*contexts(), sampling_of(model).schedule(4))
     with pytest.raises(ParameterError):
         iterative_guider(edited, guidance, contexts()[0], 3.0)
