@@ -11,6 +11,7 @@ from ...pipelines.evaluation.drawing import curve
 from ...pipelines.inversion.negative_prompt import negative_prompt
 from ...pipelines.inversion.null_text import NullTextOptions, NullTextResult, null_text
 from ...pipelines.inversion.proximal import SHRINK, TARGETS, Proximal
+from ...pipelines.learning.per_step import progress_units
 from .._api import EmbeddingsSocket, io, reproduction_switch, schema, show_text
 from .._inputs import (
     PATCHES_STAY,
@@ -93,9 +94,9 @@ class NullText(io.ComfyNode):
         options = NullTextOptions(cfg, inner_steps, lr, tolerance, tolerance_growth)
         inverted = trajectory_in(trajectory)
         contexts = [context_of(positive, "positive"), context_of(negative, "negative")]
-        updates = (len(inverted.latents) - 1) * max(1, inner_steps)
+        progress = progress_bar(progress_units(options.updates, inverted), model)
         with open_denoiser(model, inverted.source.shape, contexts, sigmas=inverted.sigmas, learning=True) as denoiser:
-            found = null_text(denoiser, inverted, *contexts, options=options, progress=progress_bar(updates, model))
+            found = null_text(denoiser, inverted, *contexts, options=options, progress=progress)
             rebuilt = denoiser.scale_out(found.rebuilt)
         text, plot = _report(found, inner_steps), curve(found.losses, "null-text inversion: loss of every step")
         latent = finished_out(rebuilt, like=trajectory_rest(trajectory))

@@ -12,6 +12,7 @@ from ...hosts.sockets import context_of
 from ...hosts.trajectory import trajectory_in, trajectory_rest
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.evaluation.drawing import curve
+from ...pipelines.learning.per_step import progress_units
 from ...pipelines.stylediffusion.inversion import (
     PRESETS,
     TARGETS,
@@ -84,7 +85,7 @@ class StyleInvert(io.ComfyNode):
                     step=0.1,
                     tooltip="Weight of the loss that keeps the cross-attention maps of the inversion. 0 = off.",
                 ),
-                seed_input("Seed of the networks' initial weights. Image b of the batch uses seed + b."),
+                seed_input("Seed of the networks' initial weights. Every image of the batch has its own."),
                 *_learning_inputs(),
             ],
             outputs=[
@@ -149,7 +150,7 @@ class StyleInvert(io.ComfyNode):
                 features,
                 seeds=image_seeds(seed, inverted.batch, rest.get("batch_index")),
                 options=options,
-                progress=progress_bar(len(inverted.latents) - 1, model),
+                progress=progress_bar(progress_units(options.updates, inverted), model),
             )
             latent = finished_out(denoiser.scale_out(found.rebuilt), like=rest)
         text, plot = _report(found), curve(found.losses, "StyleDiffusion: loss of every step")

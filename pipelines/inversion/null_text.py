@@ -45,6 +45,10 @@ class NullTextOptions:
         if not self.lr > 0:
             raise ParameterError(f"lr is {self.lr}: give a learning rate above 0 (0.01 as published)")
 
+    def updates(self, step: int) -> int:
+        """Most updates in `step`; 0 at scale 1, where the unconditional prediction cancels out of guidance."""
+        return 0 if self.guidance_scale == 1 else self.inner
+
     def rate(self, step: int, steps: int) -> float:
         """Adam's step size in `step` of a grid of `steps`."""
         return self.lr * (1 - step / (2 * steps))
@@ -141,9 +145,7 @@ class _EmbeddingLearner:
 
     def settings(self, index: int) -> StepSettings:
         options = self.options
-        # at scale 1 the unconditional prediction cancels out of guidance, so there is nothing to learn
-        updates = 0 if options.guidance_scale == 1 else options.inner
-        return StepSettings(updates, options.rate(index, self.steps), options.threshold(index))
+        return StepSettings(options.updates(index), options.rate(index, self.steps), options.threshold(index))
 
     def begin(self, step: TrajectoryStep) -> None:
         """Predict under the source prompt once: this prediction does not depend on the embedding."""

@@ -12,7 +12,7 @@ A method states what it learns and with which loss: it is a `StepLearner`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -131,7 +131,7 @@ def learn_per_step(
     Raises: EditError where an update does not fit into memory or the loss is no longer a number; what the learner raises.
     """
     indices = range(trajectory.first, trajectory.steps)
-    total = sum(learner.settings(index).updates + 1 for index in indices)
+    total = progress_units(lambda index: learner.settings(index).updates, trajectory)
     done, z = 0, own(trajectory.latents[0])
     losses: list[float] = []
     updates: list[int] = []
@@ -150,6 +150,11 @@ def learn_per_step(
         done += learner.settings(index).updates + 1
         progress(done, total, denoised)
     return PerStepResult(z, losses, updates)
+
+
+def progress_units(updates: Callable[[int], int], trajectory: Trajectory) -> int:
+    """The total that `learn_per_step` reports to its progress, where step i makes at most `updates(i)` updates."""
+    return sum(updates(index) + 1 for index in range(trajectory.first, trajectory.steps))
 
 
 def _step(denoiser: Denoiser, trajectory: Trajectory, index: int, z: Tensor) -> TrajectoryStep:
@@ -175,4 +180,4 @@ def _learn(learner: StepLearner, index: int, before: int, total: int, progress: 
     return result
 
 
-__all__ = ["PerStepResult", "StepLearner", "StepSettings", "TrajectoryStep", "learn_per_step"]
+__all__ = ["PerStepResult", "StepLearner", "StepSettings", "TrajectoryStep", "learn_per_step", "progress_units"]

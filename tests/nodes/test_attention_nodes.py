@@ -245,7 +245,7 @@ def test_misfits_are_refused_by_name(loaded, text, sigmas, image):
         call("MasaCtrl", model=model, source=negative, target=negative)
     with pytest.raises(ParameterError, match="native samplers"):
         whole_edit((model, *loaded[1:]), edit, negative, latent=empty(), sigmas=sigmas)
-    with pytest.raises(EditError, match="edit is a list: connect the prompt edit of 'Align prompts'"):
+    with pytest.raises(EditError, match="edit is a list: connect the prompt edit of 'Align Prompts"):
         call("P2Plus", model=loaded[0], edit=negative)
     with pytest.raises(ParameterError, match="trajectory"):
         whole_edit(loaded, edit, negative)
