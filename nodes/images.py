@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..hosts.bundled.example_images import EXAMPLES, load_example
 from ..hosts.host import codec_of, to_host
 from ..hosts.latent import finished_out, samples_of
-from ..pipelines.core.noise import image_seeds, seeded_noise
-from ..pipelines.core.shapes import check_image, check_latent, crop_to, pad_to_factor
+from ..pipelines.core.images import decode_image, encode_image
+from ..pipelines.core.noise import image_seeds
+from ..pipelines.core.shapes import check_image, check_latent
 from ._api import io, preview, reproduction_switch, schema
 from ._inputs import latent_input, seed_input
 
@@ -78,12 +79,7 @@ class EncodeImage(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae, posterior="mean", seed=0) -> io.NodeOutput:
         image, codec = check_image(image, "image"), codec_of(vae)
-        padded = pad_to_factor(image, codec.factor)
-        noise = None
-        if posterior == "sample":
-            shape = (codec.channels, padded.shape[1] // codec.factor, padded.shape[2] // codec.factor)
-            noise = seeded_noise(shape, image_seeds(seed, len(image)), codec.device)
-        latent = codec.encode(padded, noise=noise)
+        latent = encode_image(codec, image, seeds=image_seeds(seed, len(image)) if posterior == "sample" else None)
         size = (image.shape[1], image.shape[2])
         return io.NodeOutput(finished_out(latent, like={"editkit_size": size, "editkit_factor": codec.factor}))
 
@@ -107,9 +103,7 @@ class DecodeLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, vae) -> io.NodeOutput:
         samples = check_latent(samples_of(latent), "latent")
-        image = codec_of(vae).decode(samples)
-        height, width = latent.get("editkit_size", image.shape[1:3])
-        return io.NodeOutput(to_host(crop_to(image, height, width)))
+        return io.NodeOutput(to_host(decode_image(codec_of(vae), samples, latent.get("editkit_size"))))
 
 
 NODES = [LoadExample, EncodeImage, DecodeLatent]

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.guidance import EditPrompts
+from ..core.images import encode_image
 from ..core.masks import downsample
 from ..core.noise import seeded_noise
 from ..core.progress import Progress, silent
-from ..core.protocols import Denoiser
+from ..core.protocols import Denoiser, LatentCodec
 from ..core.samplers import predictor, sample
 from ..core.shapes import check_image, check_mask
 
@@ -61,6 +62,18 @@ def fitted_image(image: Tensor, height: int, width: int) -> Tensor:
     top = (size[0] - height) // 2
     left = (size[1] - width) // 2
     return scaled[:, :, top : top + height, left : left + width].movedim(1, -1).clamp(0, 1).contiguous()
+
+
+def reference_from_image(codec: LatentCodec, image: Tensor, height: int, width: int) -> Tensor:
+    """Encode an image as the reference background of an image of `height` x `width` pixels.
+
+    Args:
+        codec: the VAE.
+        image: [B, H, W, 3] in [0, 1] of any size; scaled and cropped to fit.
+        height, width: in pixels.
+    Returns: clean latents [B, C, h, w], unscaled.
+    """
+    return encode_image(codec, fitted_image(image, height, width))
 
 
 @torch.no_grad()
