@@ -6,6 +6,8 @@ to guidance (Han et al. 2024; section 11.5).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,8 @@ def negative_prompt(
         trajectory: the inversion.
         source: the prompt of the inversion, [1 or B, T, D].
         null: the empty prompt, [1 or B, T, D]; needed for an interpolation above 0.
-        interpolation: from the source prompt (0) to `null` (1) along a great circle (`npi_interp` in the published code).
+        interpolation: from the source prompt (0) to `null` (1) along a great circle (`npi_interp` in the published
+            code); SDXL's pooled vector moves with the tokens.
         proximal: the proximal step of ProxNPI; None = plain NPI.
     Returns: embeddings that serve every step.
     Raises: MismatchError for another model or prompt than the trajectory's; ParameterError; ShapeError.
@@ -49,7 +52,7 @@ def negative_prompt(
             raise ParameterError(
                 f"interpolation is {interpolation} but there is no negative prompt: connect an empty one"
             )
-        base = source.with_tokens(slerp(source.tokens, null.tokens, interpolation))
+        base = _between(source, null, interpolation)
     return Embeddings(
         base,
         None,
@@ -60,6 +63,14 @@ def negative_prompt(
         proximal=proximal,
         trajectory=trajectory if proximal is not None and proximal.inversion_guidance > 0 else None,
     )
+
+
+def _between(source: Context, null: Context, share: float) -> Context:
+    """`source` with tokens and pooled vector moved towards `null`; share 1 is the empty prompt's."""
+    pooled = source.pooled
+    if pooled is not None and null.pooled is not None:
+        pooled = slerp(pooled[:, None], null.pooled[:, None], share)[:, 0]
+    return replace(source, tokens=slerp(source.tokens, null.tokens, share), pooled=pooled)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -13,6 +13,7 @@ from editkit.pipelines.core.guidance import EditPrompts, guided
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.core.samplers import predictor, sample
+from editkit.pipelines.core.trajectory import context_digest
 from editkit.pipelines.diffedit import masked_decode
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
@@ -229,6 +230,24 @@ def test_npi_moves_on_the_great_circle_towards_the_empty_prompt():
         negative_prompt(denoiser, path, SOURCE, interpolation=0.5)
     with pytest.raises(ShapeError, match="token count"):
         slerp(a, b[:, :1], 0.5)
+
+
+def test_npi_moves_the_pooled_vector_with_the_tokens():
+    denoiser, path = inverted()
+    pooled = random_latent(2, 8, seed=5)
+    null = dataclasses.replace(NULL, pooled=pooled[1:])
+    for share in (0.0, 0.3, 1.0):
+        source = dataclasses.replace(SOURCE, pooled=pooled[:1])
+        assert npi_base(denoiser, path, SOURCE, null, share).pooled is None, "a prompt without one stays without"
+        made = npi_base(denoiser, path, source, null, share)
+        expected = slerp(pooled[:1, None], pooled[1:, None], share)[:, 0]
+        assert torch.allclose(made.pooled, expected, atol=1e-6)
+    assert torch.equal(made.pooled, null.pooled) and torch.equal(made.tokens, null.tokens)
+
+
+def npi_base(denoiser, path, source, null, share):
+    path = dataclasses.replace(path, prompt=context_digest(source))
+    return negative_prompt(denoiser, path, source, null=null, interpolation=share).base
 
 
 # embeddings wherever a negative is
