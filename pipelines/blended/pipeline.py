@@ -27,6 +27,10 @@ from .decoder_tuning import DecoderSettings, tune_decoder
 
 log = logging.getLogger("editkit")
 
+LOST_STROKE = (
+    "the stroke of mask %d is gone on the latent grid: use mask mode 'max', a lower mask threshold or a thicker stroke"
+)
+
 
 @dataclass(frozen=True)
 class EditSettings:
@@ -123,11 +127,7 @@ def edit_latents(
     height, width = source.shape[-2:]
     latent_pixels = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
     for index in latent_pixels.lost:
-        log.warning(
-            "the stroke of mask %d is gone on the latent grid: use mask mode 'max', a lower mask threshold or a thicker "
-            "stroke",
-            index,
-        )
+        log.warning(LOST_STROKE, index)
     schedule = dilation_schedule(
         latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, spacing=settings.stage_spacing
     )

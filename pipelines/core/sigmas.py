@@ -62,8 +62,13 @@ def even_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
 def spaced_sigmas(table: Tensor, steps: int, strength: float = 1.0, spacing: str = "leading") -> Tensor:
     """The grid whose timesteps are spaced as diffusers' DDIM scheduler does by the setting `spacing`.
 
-    "leading" is `leading_sigmas`; "trailing" starts at the last timestep; "linspace" also ends at the first. Other
-    arguments and result as in `leading_sigmas`. Raises: ParameterError.
+    Args:
+        table: sigma of every training timestep, ascending [T].
+        steps: steps of the full grid, at most T.
+        strength: fraction of the steps to keep, the last ones, in (0, 1].
+        spacing: "leading" is `leading_sigmas`; "trailing" starts at the last timestep; "linspace" also ends at the first.
+    Returns: float32 [n + 1], descending, ending with 0.
+    Raises: ParameterError.
     """
     if spacing == "leading":
         return leading_sigmas(table, steps, strength)

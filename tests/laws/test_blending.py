@@ -173,6 +173,43 @@ def test_fresh_noise_changes_the_way_but_not_the_end_outside():
     assert not torch.equal(fixed[outside], fresh[outside]) and torch.equal(done[outside], source[outside])
 
 
+def drawn(mask_value: float, step: int, **options) -> torch.Tensor:
+    """The unit noise that `step` draws for every latent pixel, with the source and every prediction at 0."""
+    side, zero = 64, torch.zeros(1, C, 64, 64)
+    z = blended_denoise(
+        ToyDenoiser(point(zero[0])),
+        zero,
+        zero,
+        SIGMAS,
+        constant_schedule(torch.full((1, side, side), mask_value)),
+        EditPrompts(prompt(), None, 1.0),
+        seeds=[3],
+        start=step,
+        end=step + 1,
+        options=BlendOptions(**options),
+    )
+    return (z / z.std()).flatten()
+
+
+def test_fresh_noise_is_new_at_every_step():
+    fresh = torch.stack([drawn(0.0, step, background_noise="fresh") for step in range(3)])
+    fixed = torch.stack([drawn(0.0, step) for step in range(3)])
+    assert torch.allclose(torch.corrcoef(torch.cat([fresh, fixed[:1]])), torch.eye(4), atol=0.05)
+    assert torch.allclose(torch.corrcoef(fixed), torch.ones(3, 3))
+
+
+def test_the_noise_of_eta_is_not_that_of_the_background():
+    noises = [drawn(1.0, step, eta=1.0) for step in range(3)]
+    noises += [drawn(0.0, step, background_noise="fresh") for step in range(3)] + [drawn(0.0, 0)]
+    assert torch.allclose(torch.corrcoef(torch.stack(noises)), torch.eye(7), atol=0.05)
+
+
+def test_restore_source_keeps_soft_latent_pixels():
+    latent, source = torch.full((1, C, 1, 3), 5.0), torch.full((1, C, 1, 3), 2.0)
+    schedule = constant_schedule(torch.tensor([[[0.0, 0.5, 1.0]]]))
+    assert restore_source(latent, source, schedule, SIGMAS)[0, 0, 0].tolist() == [2.0, 5.0, 5.0]
+
+
 def test_soft_masks_mix_and_blend_is_exact_at_the_ends():
     a, b = torch.tensor([1.0, float("inf"), 3.0]), torch.tensor([5.0, 6.0, float("inf")])
     assert torch.equal(blend(a, b, torch.tensor([0.25, 0.0, 1.0])), torch.tensor([4.0, 6.0, 3.0]))

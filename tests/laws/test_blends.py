@@ -46,6 +46,9 @@ def test_linear_light_mixes_light():
     black, white, mask = torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 3), torch.full((1, 1, 1), 0.5)
     assert float(blend_pixels(white, black, mask).max()) == 0.5
     assert float(blend_pixels(white, black, mask, linear_light=True).max()) == pytest.approx(0.7353570, abs=1e-5)
+    quarter = torch.full((1, 1, 1), 0.25)  # a quarter of the edit's light, not of the source's
+    assert float(blend_pixels(white, black, quarter, linear_light=True).max()) == pytest.approx(0.5370987, abs=1e-5)
+    assert float(blend_pixels(black, white, quarter, linear_light=True).max()) == pytest.approx(0.8808250, abs=1e-5)
     values = torch.linspace(-0.5, 1.5, 101)
     torch.testing.assert_close(from_linear(to_linear(values)), values, atol=1e-5, rtol=0)
 

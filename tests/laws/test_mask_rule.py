@@ -24,6 +24,12 @@ def test_the_published_rule_is_one_and_a_half_means():
     assert heat.max() == 1 and heat.min() >= 0 and 0 < mask.mean() < 1
 
 
+def test_a_latent_pixel_at_the_threshold_stays():
+    """The published rule is map <= 0.5 -> 0: heat 1.5 / (3 x 1) is the threshold itself."""
+    mask, heat = MaskRule()(torch.tensor([[[1.5, 0.5]]]))
+    assert heat[0, 0, 0] == 0.5 and mask.sum() == 0
+
+
 def test_each_image_has_its_own_threshold_unless_published():
     g = random_latent(2, 8, 8, seed=2).abs() * torch.tensor([1.0, 50.0]).view(2, 1, 1)
     together, alone = MaskRule()(g)[0], MaskRule()(g[:1])[0]

@@ -40,6 +40,22 @@ def test_t3_second_order_beats_twice_the_euler_steps():
     assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
 
 
+def test_dpmpp_2m_is_second_order_on_unequal_log_steps():
+    """Steps of log sigma that grow and shrink by 1.5: the ratio of two neighbours must not be turned over."""
+
+    def error(levels: int) -> float:
+        high, low = sd_table().double()[[999, 0]].tolist()
+        lengths = [1.5 ** (1 if i % 2 else -1) for i in range(levels - 1)]
+        places = [sum(lengths[:i]) / sum(lengths) for i in range(levels)]
+        grid = torch.tensor([high * (low / high) ** place for place in places], dtype=torch.float64)
+        start = torch.tensor([math.sqrt(1 + high**2)], dtype=torch.float64)
+        end = float(dpmpp_2m(lambda z, sigma: z / (1 + sigma**2), start, grid))
+        return abs(1 - end / math.sqrt(1 + low**2))
+
+    errors = [error(n) for n in (21, 41, 81, 161)]
+    assert all(a / b > 3.3 for a, b in zip(errors, errors[1:], strict=False)), errors
+
+
 @pytest.mark.parametrize("flow", [False, True])
 def test_euler_through_the_predictor_is_the_blended_loop(flow):
     denoiser, source = ToyDenoiser(neighbourly(), flow=flow), random_latent(2, 4, 12, 12, seed=1)
