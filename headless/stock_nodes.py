@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from ..hosts.bundled.example_images import load_image as read_image
 from ..hosts.bundled.example_images import load_mask
+from ..hosts.files import path_inside, save_counted
 from ..hosts.host import codec_of, open_denoiser, progress_bar, text_encoder_of, to_host
 from ..hosts.latent import finished_out, latent_in, latent_out, samples_of
 from ..hosts.sockets import HeadlessGuider, HeadlessModel, conditioning_of, context_of
@@ -19,7 +21,6 @@ from ..pipelines.blended.blending import Background, unscale_over_source
 from ..pipelines.blended.prediction import blended_predictor
 from ..pipelines.core.errors import LoadError, ParameterError
 from ..pipelines.core.guidance import EditPrompts, constant_positive
-from ..pipelines.core.noise import seeded_noise
 from ..pipelines.core.samplers import Predict, predictor, sample
 from ..pipelines.core.shapes import check_image, check_latent, match_batch
 from ..pipelines.core.sigmas import check_sigmas, executed_steps
@@ -69,12 +70,12 @@ def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
 
 @stock_node("SaveImage")
 def save_image(run: Run, images: Any, filename_prefix: str = "editkit") -> tuple[Any, ...]:
-    base = run.output_folder / filename_prefix
-    if not base.resolve().is_relative_to(run.output_folder.resolve()):
-        raise ParameterError(f"filename_prefix is {filename_prefix!r}: it may not leave the output folder")
-    for index, image in enumerate(check_image(images, "images")):
-        path = base.with_name(f"{base.name}_{index + 1:05d}.png")
-        run.saved.append(write_image(image, path))
+    """Saved under the next free number, as in ComfyUI; a prefix without a name ("", ".", "folder/") has a number only."""
+    path = path_inside(run.output_folder, filename_prefix)
+    named = filename_prefix.rpartition("/")[2] not in ("", ".", "..")
+    folder, name = (path.parent, path.name) if named else (path, "")
+    for image in check_image(images, "images"):
+        run.saved.append(save_counted(folder, name, ".png", partial(write_image, image)))
     return ()
 
 
@@ -289,8 +290,8 @@ def _sample(
     samples: Any,
 ) -> Any:
     """Sample, blended where the MODEL says so; the unscaled result."""
-    seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed
-    noise = seeded_noise(source.shape, [seed], source.device)[0]
+    seeds = [seed] * len(source)  # ComfyUI draws one noise for the whole batch from one seed, as PyTorch takes it
+    noise = torch.randn(source.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(source.device)
     predict, pairs = _predictor(model, denoiser, prompts, source, sigmas)
     wish = model.blend
     noise = _each_noise(model, noise)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...hosts.embeddings import embeddings_out, learned_in, load_learned, save_learned
-from ...hosts.files import embedding_files, embedding_name, embedding_path, new_embedding_path
+from ...hosts.files import embedding_files, embedding_name, embedding_path, save_embedding_file
 from .._api import EmbeddingsSocket, io, schema
 from .._inputs import embeddings_input
 
@@ -38,7 +38,8 @@ class SaveEmbeddings(io.ComfyNode):
 
     @classmethod
     def execute(cls, embeddings, filename_prefix) -> io.NodeOutput:
-        file = embedding_name(save_learned(learned_in(embeddings), new_embedding_path(filename_prefix)))
+        learned = learned_in(embeddings)
+        file = embedding_name(save_embedding_file(filename_prefix, lambda path: save_learned(learned, path)))
         return io.NodeOutput(file, ui={"text": [f"saved {file}"]})
 
 

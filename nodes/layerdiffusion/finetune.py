@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...hosts.files import new_lora_path
+from ...hosts.files import save_lora_file
 from ...hosts.host import progress_bar, tunable, tuned_model
 from ...hosts.latent import unnoised_samples
 from ...hosts.sockets import context_of
@@ -219,7 +219,7 @@ class SaveLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
-        path = str(save_changes(lora, new_lora_path(filename_prefix)))
+        path = str(save_lora_file(filename_prefix, lambda file: save_changes(lora, file)))
         return io.NodeOutput(path, ui={"text": [path]})
 
 
