@@ -74,9 +74,7 @@ def invert(
     guidance_scale: float = 1.0,
     progress: Progress = silent,
 ) -> Trajectory:
-    """The trajectory of a clean latent from the end of the grid to its start.
-
-    It takes one forward pass per step and image, up to `iterations` in mode "implicit".
+    """Invert a clean latent; one forward pass per step and image, up to `iterations` in mode "implicit".
 
     Args:
         denoiser: the model.
@@ -89,7 +87,7 @@ def invert(
         negative: negative prompt; needed only where `guidance_scale` is not 1.
         guidance_scale: 1 as published; above it inversion diverges (docs/methods.md, section 16, row 13).
         progress: called after every step with the denoised prediction.
-    Returns: the trajectory, source included.
+    Returns: the trajectory from the end of the grid to its start, source included.
     Raises: ShapeError, ParameterError, FamilyError for mode "next" with a flow model.
     """
     options = options or InversionOptions()
