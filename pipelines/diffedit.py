@@ -241,7 +241,7 @@ def masked_decode(
         prompts: positive, negative and guidance scale.
         ratio: encoding ratio r in (0, 1]: fraction of the steps to decode. A larger ratio changes more.
         legacy_offset: put back the trajectory one step too late, as diffusers does (docs/methods.md, section 16,
-            row 12): the outside then ends one step before the source.
+            row 12): the outside then ends with the variance-preserving latent one step before the source.
         progress: called after every step.
     Returns: clean latent [B, C, h, w], unscaled; outside the mask the bits of the trajectory's source latent.
     Raises: MismatchError, ShapeError, ParameterError.
@@ -257,7 +257,7 @@ def masked_decode(
         prompts,
         seeds=[0] * batch,
         start=start,
-        options=BlendOptions(background_level="previous" if legacy_offset else "aligned"),
+        options=BlendOptions(background_level="previous (DDIM)" if legacy_offset else "aligned"),
         progress=progress,
     )
     if legacy_offset:

@@ -268,11 +268,11 @@ def _variant_inputs() -> list:
             io.Combo,
             "background_level",
             display_name="background sigma",
-            options=["aligned", "previous"],
+            options=["aligned", "previous", "previous (DDIM)"],
             default="aligned",
             optional=True,
-            tooltip="aligned: background at the sigma just reached. previous: at the sigma before it, as in the SD2 and SDXL "
-            "scripts; noise stays outside the mask.",
+            tooltip="aligned: background at the sigma just reached. previous: at the sigma before it, as in the SDXL script; "
+            "noise stays outside the mask. previous (DDIM): the same in DDIM's scale, as in the SD2 script.",
         ),
         reproduction_switch(
             io.Combo,

@@ -28,8 +28,9 @@ class BlendOptions:
     Attributes:
         blend: "after" each step, ending at the clean source (the paper); "before" the model call without a last blend,
             as the LDM script does, whose background is the model's last prediction.
-        background_level: "aligned": noised to the sigma that the step reached; "previous": one step too noisy, as in
-            the SD2 and SDXL scripts, whose result keeps noise outside the mask.
+        background_level: "aligned": noised to the sigma that the step reached. The published scripts put the latent of
+            the sigma before the step there, so that noise is left outside the mask: "previous" as it is (SDXL's, which
+            samples with Euler), "previous (DDIM)" in the variance-preserving scale of DDIM (SD2's, and DiffEdit's).
         background_noise: "fixed" for the whole run (the outside stays on one ODE trajectory, and ranges compose
             exactly); "fresh" at every step, as published.
         eta: stochasticity of the DDIM step, [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
@@ -42,7 +43,7 @@ class BlendOptions:
 
     CHOICES = {
         "blend": ("after", "before"),
-        "background_level": ("aligned", "previous"),
+        "background_level": ("aligned", "previous", "previous (DDIM)"),
         "background_noise": ("fixed", "fresh"),
     }
 
@@ -122,8 +123,8 @@ def blended_denoise(
         denoised = guided(denoiser, z, values[i], prompts.positive, prompts.negative, prompts.guidance_scale)
         z = _ddim_step(denoiser, z, denoised, values, i, eta=options.eta, seeds=seeds)
         if options.blend == "after":
-            sigma = values[i + 1] if options.background_level == "aligned" else values[i]
-            z = blend(z, background.at(sigma, i), mask)
+            outside = _background_after(denoiser, background, values, i, options.background_level)
+            z = blend(z, outside, mask)
         progress(i + 1 - first, last - first, denoised)
     return z
 
@@ -149,6 +150,23 @@ def _background(
             f"latent is {list(z.shape)} but source latent is {list(source.shape)}: encode both at one size"
         )
     return Background(denoiser, match_batch(source, z.shape[0], "source latent", "latent").to(z), seeds, fresh=fresh)
+
+
+def _background_after(
+    denoiser: Denoiser, background: Background | SourceTrajectory, sigmas: list[float], step: int, level: str
+) -> Tensor:
+    """The background that is blended in after `step`.
+
+    DDIM's scripts take x = z / sqrt(1 + sigma^2) of the sigma before the step for that of the sigma after it. Flow
+    models have no other scale.
+    """
+    sigma, target = sigmas[step], sigmas[step + 1]
+    if level == "aligned":
+        return background.at(target, step)
+    outside = background.at(sigma, step)
+    if level == "previous" or denoiser.flow:
+        return outside
+    return outside * ((1 + target * target) / (1 + sigma * sigma)) ** 0.5
 
 
 def _ddim_step(

@@ -1,0 +1,112 @@
+"""Options that are named after published code, against that code's own equations in the scale it is written in.
+
+Each loop below is transcribed from the script or paper that its docstring names (docs/methods.md says where), in DDIM's
+variance-preserving latent x = z / sqrt(1 + sigma^2) and with predictions of eps, on a network that is a formula.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
+from editkit.pipelines.core.guidance import EditPrompts
+from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.noise import seeded_noise
+from editkit.pipelines.core.sigmas import leading_sigmas
+from editkit.pipelines.diffedit import masked_decode
+from editkit.pipelines.inversion.ddim import InversionOptions, invert
+from editkit.tests.toys import ToyDenoiser, prompt, random_latent, sd_table
+
+SHAPE = (1, 4, 8, 8)
+SCALE = 3.0
+SEEDS = [5]
+MASK = torch.zeros(1, 8, 8)
+MASK[:, 2:6, 3:7] = 1
+PROMPTS = EditPrompts(prompt(1.0), prompt(0.0), SCALE)
+
+
+def eps_of(x: Tensor, sigma: float, value: float) -> Tensor:
+    """A network: it sees the variance-preserving latent, and every latent pixel depends on all."""
+    return torch.sin(2 * x + x.mean(dim=(1, 2, 3), keepdim=True)) * (0.5 + 0.1 * sigma / (1 + sigma)) + 0.3 * value
+
+
+def guided_eps(x: Tensor, sigma: float) -> Tensor:
+    cond, uncond = eps_of(x, sigma, 1.0), eps_of(x, sigma, 0.0)
+    return uncond + SCALE * (cond - uncond)
+
+
+def denoiser() -> ToyDenoiser:
+    return ToyDenoiser(lambda z, sigma, value: z - sigma * eps_of(z / (1 + sigma * sigma) ** 0.5, sigma, value))
+
+
+def abar(sigma: float) -> float:
+    return 1 / (1 + sigma * sigma)
+
+
+def ddim(x: Tensor, eps: Tensor, sigma: float, target: float) -> Tensor:
+    """DDIMScheduler.step with eta 0."""
+    a, b = abar(sigma), abar(target)
+    clean = (x - (1 - a) ** 0.5 * eps) / a**0.5
+    return b**0.5 * clean + (1 - b) ** 0.5 * eps
+
+
+def grid(steps: int = 12, strength: float = 0.75, *, ends_at_zero: bool = False) -> Tensor:
+    """The grid of the scripts, which ends at the first training sigma."""
+    sigmas = leading_sigmas(sd_table(), steps, strength)
+    return sigmas if ends_at_zero else torch.cat([sigmas[:-1], sd_table()[:1]])
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("ends_at_zero", [False, True])
+def test_background_of_the_sd2_script(ends_at_zero):
+    """Blended Latent Diffusion's SD2 script: DDIM, then add_noise of the source at the timestep before the step."""
+    sigmas, source = grid(ends_at_zero=ends_at_zero), random_latent(*SHAPE, seed=1)
+    values = sigmas.tolist()
+    x = noise = seeded_noise(SHAPE[1:], SEEDS)
+    for i, (sigma, target) in enumerate(zip(values, values[1:], strict=False)):
+        x = ddim(x, guided_eps(x, sigma), sigma, target)
+        fresh = seeded_noise(SHAPE[1:], SEEDS, draw=2 * i + 1)
+        x = x * MASK + (abar(sigma) ** 0.5 * source + (1 - abar(sigma)) ** 0.5 * fresh) * (1 - MASK)
+    options = BlendOptions(background_level="previous (DDIM)", background_noise="fresh")
+    start = noise * (1 + values[0] ** 2) ** 0.5
+    z = blended_denoise(
+        denoiser(), start, source, sigmas, constant_schedule(MASK), PROMPTS, seeds=SEEDS, options=options
+    )
+    assert error(z / (1 + values[-1] ** 2) ** 0.5, x) < 1e-5
+
+
+def test_background_of_the_sdxl_script():
+    """Its SDXL script: EulerDiscreteScheduler, whose latent and add_noise are source + sigma x noise."""
+    sigmas, source = grid(), random_latent(*SHAPE, seed=1)
+    values = sigmas.tolist()
+    z = source + values[0] * seeded_noise(SHAPE[1:], SEEDS)
+    start = z
+    for i, (sigma, target) in enumerate(zip(values, values[1:], strict=False)):
+        z = z + (target - sigma) * guided_eps(z / (1 + sigma * sigma) ** 0.5, sigma)
+        fresh = seeded_noise(SHAPE[1:], SEEDS, draw=2 * i + 1)
+        z = z * MASK + (source + sigma * fresh) * (1 - MASK)
+    options = BlendOptions(background_level="previous", background_noise="fresh")
+    ours = blended_denoise(
+        denoiser(), start, source, sigmas, constant_schedule(MASK), PROMPTS, seeds=SEEDS, options=options
+    )
+    assert error(ours, z) < 1e-5
+
+
+def test_legacy_offset_of_diffedit():
+    """diffusers' StableDiffusionDiffEditPipeline: after step i the outside is image_latents[i], noisiest first."""
+    model, ratio = denoiser(), 0.8
+    latent, sigmas = random_latent(*SHAPE, seed=1), grid(10, 1.0, ends_at_zero=True)
+    path = invert(model, latent, prompt(0.5), sigmas, options=InversionOptions("next"), ratio=ratio)
+    values = path.sigmas.tolist()[path.first :]
+    image_latents = [path.latent(path.first + i) / (1 + sigma * sigma) ** 0.5 for i, sigma in enumerate(values[:-1])]
+    x = image_latents[0]
+    for i, (sigma, target) in enumerate(zip(values, values[1:], strict=False)):
+        x = ddim(x, guided_eps(x, sigma), sigma, target)
+        x = x * MASK + image_latents[i] * (1 - MASK)
+    ours = masked_decode(model, path, constant_schedule(MASK), PROMPTS, ratio=ratio, legacy_offset=True)
+    assert error(ours, x) < 1e-5
