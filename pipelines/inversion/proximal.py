@@ -33,13 +33,25 @@ def hard(delta: Tensor, threshold: Tensor) -> Tensor:
 
 
 def published_l1(delta: Tensor, threshold: Tensor) -> Tensor:
-    """The published mode "l1", whose chained cases shrink twice and turn the sign of small negative differences."""
+    """The published mode "l1", whose chained cases shrink twice and turn the sign of small negative differences.
+
+    It is not odd, and the published code applies it to differences of eps; `shrink_as_published` applies it to others.
+    """
     delta = soft(delta, threshold)
     delta = torch.where(delta > 0, delta - threshold, delta)
     return torch.where(delta < 0, delta + threshold, delta)
 
 
-SHRINK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"soft": soft, "hard": hard, "published l1": published_l1}
+def shrink_as_published(delta: Tensor, threshold: Tensor) -> Tensor:
+    """`published_l1` for differences of denoised predictions, which are -sigma times those of eps."""
+    return -published_l1(-delta, threshold)
+
+
+SHRINK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft": soft,
+    "hard": hard,
+    "published l1": shrink_as_published,
+}
 
 
 def quantile(values: Tensor, fraction: float) -> Tensor:
@@ -146,11 +158,14 @@ class Proximal:
     def _distance(self, z: Tensor, sigma: float, denoised: Tensor, trajectory: Trajectory) -> Tensor:
         """The distance of the denoised prediction from the target of inversion guidance.
 
-        For the trajectory it is measured on the latent after the step: subtracting a fraction of the result from the
-        prediction removes the same fraction of the distance there (one first-order step).
+        The published updates move the latent after the step: by a fraction of its distance from the trajectory, or of
+        the prediction's distance from the source while the noise stays as predicted. A change of the prediction moves the
+        latent after a first-order step by 1 - target / sigma of it, which the distance is divided by.
         """
-        if self.inversion_guidance_target == "source":
-            return denoised - trajectory.source
         step = step_of_sigma(sigma, trajectory.sigmas)
         target = float(trajectory.sigmas[step + 1])
-        return (euler_step(z, denoised, sigma, target) - trajectory.latent(step + 1)) / (1 - target / sigma)
+        if self.inversion_guidance_target == "source":
+            distance = denoised - trajectory.source
+        else:
+            distance = euler_step(z, denoised, sigma, target) - trajectory.latent(step + 1)
+        return distance / (1 - target / sigma)

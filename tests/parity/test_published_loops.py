@@ -12,11 +12,13 @@ from torch import Tensor
 
 from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
 from editkit.pipelines.core.guidance import EditPrompts
-from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.masks import constant_schedule, dilate
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.sigmas import leading_sigmas
 from editkit.pipelines.diffedit import masked_decode
-from editkit.pipelines.inversion.ddim import InversionOptions, invert
+from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
+from editkit.pipelines.inversion.negative_prompt import negative_prompt
+from editkit.pipelines.inversion.proximal import Proximal
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent, sd_table
 
 SHAPE = (1, 4, 8, 8)
@@ -110,3 +112,52 @@ def test_legacy_offset_of_diffedit():
         x = x * MASK + image_latents[i] * (1 - MASK)
     ours = masked_decode(model, path, constant_schedule(MASK), PROMPTS, ratio=ratio, legacy_offset=True)
     assert error(ours, x) < 1e-5
+
+
+def published_prox(mode: str, delta: Tensor, threshold: Tensor) -> Tensor:
+    """ptp_utils.diffusion_step: "l0" shrinks once; "l1" shrinks what is left once more, by its sign."""
+    delta = delta - delta.clamp(-threshold, threshold)
+    if mode == "l1":
+        delta = torch.where(delta > 0, delta - threshold, delta)
+        delta = torch.where(delta < 0, delta + threshold, delta)
+    return delta
+
+
+@pytest.mark.parametrize("target", ["path", "source"])
+@pytest.mark.parametrize("mode, ours", [("l0", "soft"), ("l1", "published l1")])
+def test_proximal_guidance_of_the_published_code(mode, ours, target):
+    """ProxNPI (phymhan/prompt-to-prompt): proximal step on eps, then inversion or reconstruction guidance with rate 0.1.
+
+    Source and target are one batch there: the quantile runs over both, and the source's difference is 0.
+    """
+    model, rate, quantile, below = denoiser(), 0.1, 0.7, 2.0
+    latent, sigmas = random_latent(*SHAPE, seed=1), grid(10, 1.0, ends_at_zero=True)
+    path = invert(model, latent, prompt(0.0), sigmas, options=InversionOptions("next"))
+    values = sigmas.tolist()
+    x = path.latent(0) / (1 + values[0] ** 2) ** 0.5
+    for i, (sigma, following) in enumerate(zip(values, values[1:], strict=False)):
+        uncond = eps_of(x, sigma, 0.0)
+        delta = eps_of(x, sigma, 1.0) - uncond
+        threshold = torch.cat([torch.zeros_like(delta), delta]).abs().quantile(quantile)
+        delta = published_prox(mode, delta, threshold)
+        eps = uncond + SCALE * delta
+        stays = 1 - dilate((delta.abs() > threshold).float(), 3) if sigma < below else torch.zeros_like(delta)
+        a, b = abar(sigma), abar(following)
+        clean = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        if target == "source":
+            clean = clean - rate * (clean - path.source) * stays
+        x = b**0.5 * clean + (1 - b) ** 0.5 * eps
+        if target == "path":
+            x = x - rate * (x - path.latent(i + 1) / (1 + following**2) ** 0.5) * stays
+    proximal = Proximal(
+        ours,
+        quantile,
+        batch_quantile=True,
+        mask_of_shrunk=True,
+        inversion_guidance=rate,
+        inversion_guidance_below=below,
+        inversion_guidance_target=target,
+    )
+    negative = negative_prompt(model, path, prompt(0.0), proximal=proximal)
+    z = reconstruct(model, path, prompt(1.0), negative=negative, guidance_scale=SCALE)
+    assert error(z, x) < 1e-5
