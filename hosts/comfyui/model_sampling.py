@@ -60,6 +60,13 @@ class NativeModelSampling:
         self.device: torch.device = model.load_device
         self.fingerprint = f"{name_of(model.model)}-{name_of(self.sampling)}-{model.patches_uuid}"
 
+    @property
+    def training_sigmas(self) -> Tensor:
+        """Sigma of every training timestep, ascending float32 [T]. Raises FamilyError for a model without timesteps."""
+        if self.flow or not isinstance(self.sampling, comfy.model_sampling.ModelSamplingDiscrete):
+            raise FamilyError("this model has no training timesteps: leave offset, end and rounding as they are")
+        return self.sampling.sigmas.detach().float().cpu()
+
     def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
         """See `Denoiser.schedule`: DDIM's leading grid for discrete VP models, even table entries for all others."""
         table = self.sampling.sigmas.detach().float().cpu()

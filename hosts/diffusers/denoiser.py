@@ -82,6 +82,11 @@ class DiffusersDenoiser:
             self._fingerprint = f"{self.family}-{self.prediction}-{weights_digest(self.unet)}"
         return self._fingerprint
 
+    @property
+    def training_sigmas(self) -> Tensor:
+        """Sigma of every training timestep, ascending float32 [T]."""
+        return self.table
+
     def schedule(self, steps: int, strength: float = 1.0) -> Tensor:
         return spaced_sigmas(self.table, steps, strength, self.spacing)
 

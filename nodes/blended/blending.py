@@ -17,7 +17,7 @@ from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import MaskSchedule, constant_schedule
 from ...pipelines.core.noise import image_seeds, seeded_noise, start_latent
 from ...pipelines.core.shapes import check_latent, common_batch, match_batch
-from ...pipelines.core.sigmas import check_sigmas
+from ...pipelines.core.sigmas import ENDS, ROUNDINGS, PublishedGrid, check_sigmas
 from ...pipelines.core.trajectory import Trajectory
 from .._api import io, reproduction_switch, schema
 from .._inputs import (
@@ -62,6 +62,7 @@ class EditSigmas(io.ComfyNode):
                     "Fraction of the steps that run, 0 to 1. 0.75 of 50 steps runs the last 38 and keeps the rough layout; "
                     "1 starts from pure noise.",
                 ),
+                *_published_grid_inputs(),
             ],
             outputs=[
                 io.Sigmas.Output(
@@ -71,8 +72,43 @@ class EditSigmas(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, steps, strength) -> io.NodeOutput:
-        return io.NodeOutput(sampling_of(model).schedule(steps, strength).cpu())
+    def execute(cls, model, steps, strength, end=ENDS[0], offset=1, rounding=ROUNDINGS[0]) -> io.NodeOutput:
+        sampling, published = sampling_of(model), PublishedGrid(offset, end, rounding)
+        if published == PublishedGrid():
+            return io.NodeOutput(sampling.schedule(steps, strength).cpu())
+        return io.NodeOutput(published.sigmas(sampling.training_sigmas, steps, strength).cpu())
+
+
+def _published_grid_inputs() -> list:
+    """The grids of the published scripts (docs/methods.md, section 0.3)."""
+    return [
+        reproduction_switch(
+            io.Combo,
+            "end",
+            options=list(ENDS),
+            default=ENDS[0],
+            optional=True,
+            tooltip="The last sigma. 0 (denoised): the image itself. first training sigma: as in the published scripts, which "
+            "end at the noise of timestep 0.",
+        ),
+        reproduction_switch(
+            io.Int,
+            "offset",
+            default=1,
+            min=0,
+            max=1,
+            optional=True,
+            tooltip="Offset of the timesteps. 1: 981 to 1 of 50 steps. 0: 980 to 0, as in the SD2 script.",
+        ),
+        reproduction_switch(
+            io.Combo,
+            "rounding",
+            options=list(ROUNDINGS),
+            default=ROUNDINGS[0],
+            optional=True,
+            tooltip="Rounding of steps x strength. up: 38 of 50 steps at 0.75. down: 37, as diffusers counts.",
+        ),
+    ]
 
 
 class NoiseLatent(io.ComfyNode):

@@ -7,6 +7,7 @@ VP models in their variance-exploding variable and for flow models (docs/methods
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from .errors import ParameterError
 
 SIGMA_TOLERANCE = 1e-5  # relative; a sampler may pass a sigma on in another precision
+ENDS = ("0 (denoised)", "first training sigma")
+ROUNDINGS = ("up", "down")
 SPACINGS = ("leading", "trailing", "linspace")  # of a grid's timesteps, by diffusers' names
 JUST_ABOVE = 1 + 3e-5  # sigma * JUST_ABOVE belongs to the step that ended at sigma, beyond the tolerance
 
@@ -47,6 +50,53 @@ def leading_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
     offset = 1 if 1 + (steps - 1) * spacing < size else 0
     index = torch.arange(steps - 1, -1, -1, device=table.device) * spacing + offset
     return _last_steps(table[index], steps, strength)
+
+
+@dataclass(frozen=True)
+class PublishedGrid:
+    """Choices in which published scripts and `leading_sigmas` differ (docs/methods.md, section 0.3).
+
+    Attributes:
+        offset: of the timesteps: 1 (981 ... 1 of 50 steps), or 0 (980 ... 0, the SD2 script of BLD).
+        end: the last sigma: 0, or that of the first training timestep (`set_alpha_to_one=False`, every script here).
+        rounding: of steps x strength: "up", or "down" as diffusers counts.
+    """
+
+    offset: int = 1
+    end: str = ENDS[0]
+    rounding: str = ROUNDINGS[0]
+
+    def __post_init__(self) -> None:
+        if self.offset not in (0, 1) or self.end not in ENDS or self.rounding not in ROUNDINGS:
+            raise ParameterError(
+                f"offset is {self.offset}, end is {self.end!r} and rounding is {self.rounding!r}: give 0 or 1, one of "
+                f"{', '.join(ENDS)} and one of {', '.join(ROUNDINGS)}"
+            )
+
+    def sigmas(self, table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
+        """The grid.
+
+        Args:
+            table: sigma of every training timestep, ascending [T].
+            steps: steps of the full grid, at most T.
+            strength: fraction of the steps to keep, the last ones, in (0, 1].
+        Returns: float32 [n + 1], descending. Offset 0 and the end at the first training sigma leave out the last step of
+            the script, which goes from that sigma to itself and changes nothing.
+        Raises: ParameterError.
+        """
+        count = executed_steps(steps, strength)
+        if self.rounding == "down":
+            count = int(steps * strength)
+            if count < 1:
+                raise ParameterError(f"strength is {strength}: of {steps} steps none is left; give a higher strength")
+        full = leading_sigmas(table, steps)
+        if self.offset == 0:
+            spacing = len(table) // steps
+            full = torch.cat([table[torch.arange(steps - 1, -1, -1, device=table.device) * spacing].float(), full[-1:]])
+        kept = full[steps - count :]
+        if self.end == ENDS[0]:
+            return kept
+        return check_sigmas(torch.cat([kept[kept > table[0]], table[:1].float()]))
 
 
 def even_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
+from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilate
 from editkit.pipelines.core.noise import seeded_noise
-from editkit.pipelines.core.sigmas import leading_sigmas
+from editkit.pipelines.core.sigmas import ENDS, PublishedGrid, leading_sigmas
 from editkit.pipelines.diffedit import masked_decode
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.pipelines.inversion.negative_prompt import negative_prompt
@@ -161,3 +163,44 @@ def test_proximal_guidance_of_the_published_code(mode, ours, target):
     negative = negative_prompt(model, path, prompt(0.0), proximal=proximal)
     z = reconstruct(model, path, prompt(1.0), negative=negative, guidance_scale=SCALE)
     assert error(z, x) < 1e-5
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("strength, rounding", [(1.0, "up"), (0.75, "up"), (0.75, "down"), (0.29, "down")])
+def test_grids_of_the_published_scripts(offset, strength, rounding):
+    """DDIMScheduler with set_alpha_to_one=False; a fractional strength as diffusers' get_timesteps counts it."""
+    steps = 100 if strength == 0.29 else 50
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=offset
+    )
+    scheduler.set_timesteps(steps)
+    count = min(int(steps * strength), steps) if rounding == "down" else steps - int(steps * (1 - strength))
+    timesteps = scheduler.timesteps[steps - count :].tolist()
+    table = sd_table()
+    for end in ENDS:
+        sigmas = PublishedGrid(offset, end, rounding).sigmas(table, steps, strength)
+        last = [0.0] if end == ENDS[0] else [float(table[0])] if offset else []  # offset 0 is at that sigma already
+        assert sigmas.tolist() == [float(table[t]) for t in timesteps] + last
+
+
+def test_sd2_script_on_its_own_grid():
+    """980 ... 0 from timestep 740 on, unit noise; the last step of the script goes from abar[0] to itself."""
+    sigmas, table = PublishedGrid(0, ENDS[1]).sigmas(sd_table(), 50, 0.75), sd_table()
+    timesteps, noise = list(range(740, -1, -20)), seeded_noise(SHAPE[1:], SEEDS)
+    x = noise
+    for t in timesteps:
+        sigma, target = float(table[t]), float(table[max(t - 20, 0)])
+        x = ddim(x, guided_eps(x, sigma), sigma, target)
+    start = noise * (1 + float(sigmas[0]) ** 2) ** 0.5
+    full = constant_schedule(torch.ones(1, 8, 8))
+    z = blended_denoise(denoiser(), start, random_latent(*SHAPE), sigmas, full, PROMPTS, seeds=SEEDS)
+    assert len(sigmas) == len(timesteps) and error(z / (1 + float(table[0]) ** 2) ** 0.5, x) < 1e-5
+
+
+def test_a_published_grid_without_steps_or_with_unknown_words_is_refused():
+    with pytest.raises(ParameterError, match="none is left"):
+        PublishedGrid(rounding="down").sigmas(sd_table(), 50, 0.01)
+    for wrong in ({"offset": 2}, {"end": "1"}, {"rounding": "even"}):
+        with pytest.raises(ParameterError, match="offset is"):
+            PublishedGrid(**wrong)
+    assert torch.equal(PublishedGrid().sigmas(sd_table(), 50, 0.75), leading_sigmas(sd_table(), 50, 0.75))
