@@ -91,7 +91,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--candidates", type=int, default=default.candidates, help="results to draw and rank (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="candidate b uses seed + b (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="the first candidate's seed; the others' are mixed from it (%(default)s)")
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument(
         "--kernels",

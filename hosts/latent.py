@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..pipelines.blended.candidates import Candidates
 from ..pipelines.core.errors import MismatchError, ParameterError, ShapeError
-from ..pipelines.core.shapes import check_latent, padded_length
+from ..pipelines.core.shapes import Sources, check_latent, checked_sources, padded_length
 from .host import intermediate_device, keep_on_device
 
 log = logging.getLogger("editkit")
 SAMPLES = "samples"
+SOURCES = "editkit_source"  # for every candidate the index of its source image
+IMAGES = "editkit_images"  # the number of source images
 
 
 class DeviceTensor:
@@ -186,15 +189,51 @@ def finished_out(latent: Tensor, like: Mapping[str, Any]) -> DeviceLatent:
     return _device_latent(DeviceTensor(latent), like)
 
 
+def candidates_out(found: Candidates, denoiser: Any, sigma: float, like: Mapping[str, Any]) -> DeviceLatent:
+    """A LATENT of noised candidates, which carries the sources of its entries.
+
+    Args:
+        found: the candidates at `sigma`.
+        denoiser: the denoiser that made them, or its `sampling_of`.
+        sigma: of the candidates, 0 or above.
+        like: a LATENT whose other entries the result inherits; its batch indices give way to those of `found`.
+    Returns: a LATENT [images x copies, C, h, w].
+    """
+    rest = {key: like[key] for key in like if key not in (SAMPLES, "batch_index")}
+    if found.batch_index is not None:
+        rest["batch_index"] = found.batch_index
+    return latent_out(
+        found.z, denoiser, sigma, like={**rest, SOURCES: found.sources.index, IMAGES: found.sources.images}
+    )
+
+
+def sources_of(latent: Mapping[str, Any], socket: str) -> Sources | None:
+    """The sources of a LATENT's candidates; None if it carries none.
+
+    Raises: ShapeError where a node changed the batch after 'Noise Latent to Sigma'.
+    """
+    tensor, index = _device_tensor(latent), latent.get(SOURCES)
+    if not index:
+        return None
+    batch = (samples_of(latent) if tensor is None else tensor).shape[0]
+    return checked_sources(Sources(list(index), latent.get(IMAGES, max(index) + 1)), batch, socket)
+
+
+def without_sources(latent: Mapping[str, Any]) -> dict[str, Any]:
+    """The other entries of a LATENT that becomes the source of new edits itself."""
+    return {key: latent[key] for key in latent if key not in (SAMPLES, SOURCES, IMAGES)}
+
+
 def reordered(latent: Mapping[str, Any], ranking: Any) -> DeviceLatent:
-    """A noise-free LATENT in the order of a `Ranking`, with its images' noise masks and batch indices."""
+    """A noise-free LATENT in the order of a `Ranking`, with the noise masks, batch indices and sources of its images."""
     rest = {key: latent[key] for key in latent if key not in (SAMPLES, "batch_index")}
     mask = rest.get("noise_mask")
     if isinstance(mask, Tensor) and len(mask) == ranking.count > 1:
         rest["noise_mask"] = ranking.apply(mask)
-    index = latent.get("batch_index")
-    if index is not None and len(index) == ranking.count:
-        rest["batch_index"] = [index[i] for i in ranking.order.tolist()]
+    for key in ("batch_index", SOURCES):
+        index = latent.get(key)
+        if index is not None and len(index) == ranking.count:
+            rest[key] = [index[i] for i in ranking.order.tolist()]
     return DeviceLatent({SAMPLES: DeviceTensor(ranking.apply(samples_of(latent))), **rest})
 
 

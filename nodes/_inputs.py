@@ -48,7 +48,7 @@ def cfg_input(
 
 
 def seed_input(
-    tooltip: str = "Seed of the noise. Image b of the batch uses seed + b.",
+    tooltip: str = "Seed of the noise. Every image of the batch has its own noise.",
     *,
     optional: bool = False,
     control: bool = True,

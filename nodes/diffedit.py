@@ -163,7 +163,7 @@ class DiffEditMaskNode(io.ComfyNode):
                 latent_input(),
                 *_prompts(),
                 *_mask_inputs(),
-                seed_input("Seed of the noises. Image b of the batch uses seed + b."),
+                seed_input("Seed of the noises. Every image of the batch has its own."),
                 *_rule_inputs(),
                 io.Float.Input(
                     "sigma",
@@ -301,7 +301,7 @@ class DiffEdit(io.ComfyNode):
                 steps_input(),
                 _encoding_ratio(),
                 *_mask_inputs(),
-                seed_input("Seed of the mask's noises. Image b of the batch uses seed + b."),
+                seed_input("Seed of the mask's noises. Every image of the batch has its own."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),

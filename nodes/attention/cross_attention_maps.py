@@ -9,7 +9,7 @@ from ...pipelines.attention.cross_attention_maps import LayerChoice, attention_m
 from ...pipelines.attention.map_drawing import chosen_words, map_images, normalised, spread_steps
 from ...pipelines.core.attention_sites import Place
 from ...pipelines.core.errors import ParameterError
-from ...pipelines.core.noise import image_seeds, seeded_noise
+from ...pipelines.core.noise import image_seeds, noised_latents
 from ...pipelines.core.shapes import check_image
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import io, preview, schema
@@ -89,7 +89,7 @@ class AttentionMaps(io.ComfyNode):
                 sigmas_input("Without a trajectory: the sigmas.", optional=True),
                 # A new seed at every run would evaluate the model each time.
                 seed_input(
-                    "Without a trajectory: seed of the noise. Image b of the batch uses seed + b.",
+                    "Without a trajectory: seed of the noise. Every image of the batch has its own noise.",
                     optional=True,
                     control=False,
                 ),
@@ -134,21 +134,20 @@ class AttentionMaps(io.ComfyNode):
         clean = unnoised_samples(latent, "latent") if inverted is None else inverted.source_latent
         sigma_grid = check_sigmas(sigmas) if inverted is None else inverted.sigmas[inverted.first :]
         steps = spread_steps(len(sigma_grid) - 1, levels, start, end)
+        at = [float(sigma_grid[i]) for i in steps]
         with open_denoiser(model, clean.shape, [context], sigmas=sigma_grid) as denoiser:
             if inverted is None:
-                seeds = image_seeds(seed, len(clean), latent.get("batch_index"))
-                noise, source = seeded_noise(clean.shape[1:], seeds, denoiser.device), denoiser.scale_in(clean)
-                states = [(float(sigma_grid[i]), denoiser.noise(source, noise, float(sigma_grid[i]))) for i in steps]
+                latents = noised_latents(denoiser, clean, at, image_seeds(seed, len(clean), latent.get("batch_index")))
             else:
                 inverted.check(denoiser)
-                states = [(float(sigma_grid[i]), inverted.latents[i]) for i in steps]
+                latents = [inverted.latents[i] for i in steps]
             maps = attention_maps(
                 denoiser,
-                states,
+                list(zip(at, latents, strict=True)),
                 context,
                 [tokens for _, tokens in chosen],
                 layers=LayerChoice((grid,) if grid else (), PLACES[layers]),
-                progress=progress_bar(len(states), model),
+                progress=progress_bar(len(at), model),
             )
         under = None if image is None else check_image(image, "image")
         images = map_images(maps, [label for label, _ in chosen], under)

@@ -10,7 +10,7 @@ from ...pipelines.attention.local_blend import LocalBlendOptions
 from ...pipelines.attention.p2p import P2PControl, P2POptions
 from ...pipelines.attention.pair_loop import attention_edit
 from ...pipelines.core.errors import ParameterError
-from ...pipelines.core.noise import image_seeds, seeded_noise
+from ...pipelines.core.noise import image_seeds, noised_latents
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import io, schema
 from .._inputs import (
@@ -130,7 +130,7 @@ class P2PlusEdit(io.ComfyNode):
                 ),
                 sigmas_input("Without a trajectory: falling sigmas that end at 0.", optional=True),
                 seed_input(
-                    "Without a trajectory: seed of the noise. Image b of the batch uses seed + b.", optional=True
+                    "Without a trajectory: seed of the noise. Every image of the batch has its own noise.", optional=True
                 ),
                 *local_blend_inputs(),
             ],
@@ -172,9 +172,10 @@ class P2PlusEdit(io.ComfyNode):
         inverted = None if trajectory is None else trajectory_in(trajectory)
         like = trajectory_rest(trajectory) if inverted else latent
         sigma_grid, clean = _start(inverted, latent, sigmas)
+        seeds = image_seeds(seed, len(clean), like.get("batch_index"))
         shape, contexts = (2 * len(clean), *clean.shape[1:]), prompts_to_open(edit.target, negative_prompt, edit.source)
         with open_denoiser(model, shape, contexts, sigmas=sigma_grid) as denoiser:
-            start = inverted or _noised(denoiser, clean, sigma_grid, latent, seed)
+            start = inverted or noised_latents(denoiser, clean, [float(sigma_grid[0])], seeds)[0]
             result = attention_edit(
                 denoiser,
                 edit,
@@ -188,12 +189,6 @@ class P2PlusEdit(io.ComfyNode):
             source = clean if inverted else denoiser.scale_out(result.source)
             edited = denoiser.scale_out(result.edited)
         return io.NodeOutput(finished_out(source, like=like), finished_out(edited, like=like))
-
-
-def _noised(denoiser, clean, sigma_grid, latent, seed: int):
-    """The clean latent noised to the first sigma, with independent noise per image."""
-    noise = seeded_noise(clean.shape[1:], image_seeds(seed, len(clean), latent.get("batch_index")), denoiser.device)
-    return denoiser.noise(denoiser.scale_in(clean), noise, float(sigma_grid[0]))
 
 
 def _start(inverted, latent, sigmas) -> tuple:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ...hosts.host import codec_of, progress_bar, to_host, vae_of
-from ...hosts.latent import finished_out, samples_of
+from ...hosts.latent import finished_out, samples_of, sources_of
 from ...pipelines.blended.composite import blend_pixels, composite_source
 from ...pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, Tuning, tune_decoder, tune_latent
 from ...pipelines.blended.poisson import blend_poisson
+from ...pipelines.core.shapes import check_image, check_mask, with_sources
 from ...pipelines.evaluation.drawing import curve
 from .._api import io, preview, schema, show_text
 from .._inputs import latent_input, loss_curve_output, report_output
@@ -76,6 +77,15 @@ def _linear_light() -> io.Boolean.Input:
     )
 
 
+def _of_candidates(latent, source, mask) -> tuple:
+    """Source and mask for every candidate of a LATENT: those of its own source image."""
+    sources = sources_of(latent, "latent")
+    return (
+        with_sources(check_image(source, "source"), sources, "source", "latent"),
+        with_sources(check_mask(mask, "mask"), sources, "mask", "latent"),
+    )
+
+
 def _report(name: str, tuning: Tuning) -> str:
     stopped = " (stopped early)" if tuning.stopped else ""
     before, after = f"{tuning.psnr_before:.1f} dB before", f"{tuning.psnr_after:.1f} dB after"
@@ -137,9 +147,11 @@ class TuneDecoder(io.ComfyNode):
             low_memory,
             blocks="all" if last_blocks == ALL_BLOCKS else last_blocks,
         )
+        latents = samples_of(latent)
+        source, mask = _of_candidates(latent, source, mask)
         tuning = tune_decoder(
             codec_of(vae),
-            samples_of(latent),
+            latents,
             source,
             edited,
             mask,
@@ -184,9 +196,11 @@ class TuneLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, latent, source, mask, steps, lr, background_weight, patience, edited=None) -> io.NodeOutput:
+        latents = samples_of(latent)
+        source, mask = _of_candidates(latent, source, mask)
         tuning = tune_latent(
             codec_of(vae),
-            samples_of(latent),
+            latents,
             source,
             edited,
             mask,

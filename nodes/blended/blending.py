@@ -8,15 +8,16 @@ from torch import Tensor
 
 from ...hosts.embeddings import negative_in, opened_for
 from ...hosts.host import blended_model, open_denoiser, progress_bar, sampling_of
-from ...hosts.latent import finished_out, latent_in, latent_out, samples_of
+from ...hosts.latent import candidates_out, finished_out, latent_in, latent_out, samples_of, sources_of
 from ...hosts.sockets import context_of
 from ...hosts.trajectory import trajectory_in
 from ...pipelines.blended.blending import BlendOptions, blended_denoise, unscale_over_source
+from ...pipelines.blended.candidates import noised_candidates
 from ...pipelines.core.errors import MismatchError, ParameterError
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import MaskSchedule, constant_schedule
-from ...pipelines.core.noise import image_seeds, seeded_noise, start_latent
-from ...pipelines.core.shapes import check_latent, common_batch, match_batch
+from ...pipelines.core.noise import image_seeds
+from ...pipelines.core.shapes import check_latent, common_batch, match_batch, with_sources
 from ...pipelines.core.sigmas import ENDS, ROUNDINGS, PublishedGrid, check_sigmas
 from ...pipelines.core.trajectory import Trajectory
 from .._api import io, reproduction_switch, schema
@@ -131,14 +132,14 @@ class NoiseLatent(io.ComfyNode):
                     "step", default=0, min=0, max=TO_THE_END, tooltip="Index of the sigma, from 0 (noisiest)."
                 ),
                 seed_input(
-                    "Seed of the noise. Image b uses seed + b. Use the same seed in 'Blended Denoise Step (BLD)'."
+                    "Seed of the noise. Every candidate has its own noise. Use the same seed in 'Blended Denoise Step (BLD)'."
                 ),
                 io.Int.Input(
                     "copies",
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="Candidates per image, 1 to 256, for ranking afterwards.",
+                    tooltip="Candidates per image, 1 to 256, for ranking afterwards. Images a and b become a b a b ...",
                 ),
                 reproduction_switch(
                     io.Combo,
@@ -157,14 +158,17 @@ class NoiseLatent(io.ComfyNode):
         sigma_grid = check_sigmas(sigmas).tolist()
         if step >= len(sigma_grid):
             raise ParameterError(f"step is {step}: the last index of these sigmas is {len(sigma_grid) - 1}")
-        samples = check_latent(samples_of(latent), "latent")
-        samples = samples.repeat_interleave(copies, dim=0)
-        denoiser = sampling_of(model)
-        source = denoiser.scale_in(samples)
-        seeds = image_seeds(seed, len(source), latent.get("batch_index"))
-        noise = seeded_noise(source.shape[1:], seeds, source.device)
-        z = start_latent(denoiser, source, sigma_grid[step], noise, from_source=start == "noised source")
-        return io.NodeOutput(latent_out(z, denoiser, sigma_grid[step], like=latent))
+        denoiser, sigma = sampling_of(model), sigma_grid[step]
+        found = noised_candidates(
+            denoiser,
+            samples_of(latent),
+            sigma,
+            seed=seed,
+            copies=copies,
+            batch_index=latent.get("batch_index"),
+            from_source=start == "noised source",
+        )
+        return io.NodeOutput(candidates_out(found, denoiser, sigma, like=latent))
 
 
 def source_trajectory_of(trajectory: Any, source: Tensor) -> Trajectory:
@@ -221,7 +225,7 @@ class BlendedDenoise(io.ComfyNode):
                     max=TO_THE_END,
                     tooltip="Stop before this step. 10000 = run to the end.",
                 ),
-                seed_input("Seed of the background's noise: the seed of the noised latent. Image b uses seed + b."),
+                seed_input("Seed of the background's noise: the seed of the noised latent."),
                 *_variant_inputs(),
                 trajectory_input(
                     "Inversion of the source from 'DDIM Inversion'. It is used as background instead of fresh noise; start from "
@@ -256,11 +260,12 @@ class BlendedDenoise(io.ComfyNode):
         start = check_latent(samples_of(latent), "latent")
         source = check_latent(samples_of(source_latent), "source_latent")
         inverted = None if trajectory is None else source_trajectory_of(trajectory, source)
+        sources = sources_of(latent, "latent")
+        source, masks = with_sources(source, sources, "source_latent", "latent"), masks.with_sources(sources)
         batch = common_batch(latent=start, source_latent=source, schedule=masks.masks[0])
         prompt, negative_prompt = context_of(positive, "positive"), negative_in(negative)
+        last = min(end_step, len(sigma_grid) - 1)
         opened = opened_for(prompt, negative_prompt, cfg)
-        steps = len(sigma_grid) - 1
-        last = min(end_step, steps)
         with open_denoiser(model, (batch, *start.shape[1:]), opened, sigmas=sigma_grid) as denoiser:
             noised = latent_in(latent, denoiser, _sigma_at(sigma_grid, start_step))
             z = blended_denoise(
@@ -277,7 +282,7 @@ class BlendedDenoise(io.ComfyNode):
                 progress=progress_bar(last - start_step, model),
             )
             # A trajectory ends at the source, wherever its sigmas end.
-            ends_clean = last == steps and (sigma_grid[-1] == 0 or inverted is not None)
+            ends_clean = last == len(sigma_grid) - 1 and (sigma_grid[-1] == 0 or inverted is not None)
             if ends_clean and blend == "after" and background_level == "aligned":
                 done = unscale_over_source(denoiser, z, source, masks, sigma_grid)
                 return io.NodeOutput(finished_out(done, like=latent))

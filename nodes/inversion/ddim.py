@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...hosts.host import codec_of, open_denoiser, progress_bar, to_host
-from ...hosts.latent import latent_out, unnoised_samples
+from ...hosts.latent import latent_out, unnoised_samples, without_sources
 from ...hosts.sockets import context_of
 from ...hosts.trajectory import trajectory_out
 from ...pipelines.core.errors import ParameterError
@@ -164,7 +164,7 @@ class InvertDDIM(io.ComfyNode):
             raise ParameterError("image is connected but vae is not: connect vae to compare with the image")
         options = InversionOptions(mode, iterations, damping, tolerance)
         sigma_grid, clean = check_sigmas(sigmas), unnoised_samples(latent, "latent")
-        source = context_of(positive, "positive")
+        rest, source = without_sources(latent), context_of(positive, "positive")
         negative_prompt = None if negative is None else context_of(negative, "negative")
         steps = executed_steps(len(sigma_grid) - 1, encoding_ratio)
         stages = (steps, 0 if vae is None else steps)
@@ -182,12 +182,12 @@ class InvertDDIM(io.ComfyNode):
                 guidance_scale=cfg,
                 progress=progress(0),
             )
-            noised = latent_out(inverted.latents[0], denoiser, float(sigma_grid[inverted.first]), like=latent)
+            noised = latent_out(inverted.latents[0], denoiser, float(sigma_grid[inverted.first]), like=rest)
             rebuilt = None
             if vae is not None:
                 guidance = {"negative": negative_prompt, "guidance_scale": cfg}
                 rebuilt = denoiser.scale_out(reconstruct(denoiser, inverted, source, **guidance, progress=progress(1)))
-        trajectory = trajectory_out(inverted, like=latent)
+        trajectory = trajectory_out(inverted, like=rest)
         if rebuilt is None:
             return io.NodeOutput(trajectory, noised, NOT_MEASURED, NOT_MEASURED, "not measured: connect vae")
         found = reconstruction_quality(codec_of(vae), rebuilt, clean, image)

@@ -9,13 +9,18 @@ from ...hosts.latent import finished_out, image_size, latent_grid, unnoised_samp
 from ...hosts.sockets import conditioning_of, context_of
 from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.guidance import EditPrompts
+from ...pipelines.core.images import decode_image
 from ...pipelines.core.noise import image_seeds
-from ...pipelines.core.shapes import match_batch, pad_to_factor
+from ...pipelines.core.shapes import match_batch
 from ...pipelines.core.sigmas import check_sigmas
 from ...pipelines.evaluation.drawing import curve
 from ...pipelines.layerdiffusion.embeddings import JOINS, REGIONS, EmbeddingOptions, layered_embeddings
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
-from ...pipelines.layerdiffusion.reference_background import fitted_image, object_latent_mask, reference_from_text
+from ...pipelines.layerdiffusion.reference_background import (
+    object_latent_mask,
+    reference_from_image,
+    reference_from_text,
+)
 from .._api import io, schema, show_text
 from .._inputs import (
     cfg_input,
@@ -106,7 +111,7 @@ class LayeredReference(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. Needed above cfg 1."),
                 steps_input("Sampling steps of the generated background.", optional=True),
                 cfg_input(7.5, "CFG scale of the generated background. 1 = no guidance.", optional=True),
-                seed_input("Seed of the generated background. Image b of the batch uses seed + b."),
+                seed_input("Seed of the generated background. Every image of the batch has its own noise."),
             ],
             outputs=[
                 io.Latent.Output("reference", display_name="reference", tooltip="Clean latent of the new background."),
@@ -119,9 +124,9 @@ class LayeredReference(io.ComfyNode):
         cls, vae, latent, image=None, model=None, positive=None, negative=None, steps=50, cfg=7.5, seed=0
     ) -> io.NodeOutput:
         codec, like = codec_of(vae), unnoised_samples(latent, "latent")
-        factor, height, width = image_size(latent, codec)
+        _, height, width = image_size(latent, codec)
         if image is not None:
-            made = codec.encode(pad_to_factor(fitted_image(image, height, width), factor))
+            made = reference_from_image(codec, image, height, width)
         elif model is None or positive is None:
             raise ParameterError("no background is connected: connect image, or model and positive")
         else:
@@ -139,7 +144,7 @@ class LayeredReference(io.ComfyNode):
                     progress=progress_bar(steps, model),
                 )
         made = match_batch(made, len(like), "image", "latent")
-        shown = codec.decode(made)[:, :height, :width]
+        shown = decode_image(codec, made, (height, width))
         return io.NodeOutput(finished_out(made, like=latent), to_host(shown))
 
 
@@ -188,7 +193,7 @@ class LayeredEmbeddings(io.ComfyNode):
                     step=0.01,
                     tooltip="Share of the object in the mixed embedding, 0 to 1.",
                 ),
-                seed_input("Seed of the sigmas and the noise. Image b of the batch uses seed + b."),
+                seed_input("Seed of the sigmas and the noise. Every image of the batch has its own."),
                 io.Combo.Input(
                     "join",
                     options=list(JOINS),

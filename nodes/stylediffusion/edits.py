@@ -75,7 +75,7 @@ class StyleEdit(io.ComfyNode):
                     tooltip="Above 0: start from the noised image (SDEdit) instead of the inversion, usually 0.5 to 0.8. 1 ignores "
                     "the layout. 0 = use the inversion.",
                 ),
-                seed_input("Seed of the SDEdit noise. Image b of the batch uses seed + b.", optional=True),
+                seed_input("Seed of the SDEdit noise. Every image of the batch has its own noise.", optional=True),
                 *local_blend_inputs(),
             ],
             outputs=[

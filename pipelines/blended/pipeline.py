@@ -41,7 +41,7 @@ class EditSettings:
         strength: fraction of the steps that run, (0, 1]; 1 starts from pure noise.
         guidance_scale: w; 1 skips the unconditional predictions.
         candidates: results to draw and rank.
-        seed: candidate b uses seed + b.
+        seed: of the first candidate; the others have seeds mixed from it (`image_seeds`).
         mask_mode, mask_threshold: how the mask is brought to the latent grid (`masks.downsample`).
         kernels: dilation kernels in latent pixels, largest first; (1,) is the plain loop, `masks.PAPER_KERNELS` the
             paper's choice for thin masks.

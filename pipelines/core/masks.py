@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ParameterError, ShapeError
-from .shapes import check_mask, match_batch, pad_to_factor, padded_length
+from .shapes import Sources, check_mask, match_batch, pad_to_factor, padded_length, with_sources
 from .sigmas import step_of_sigma
 
 log = logging.getLogger("editkit")
@@ -222,8 +222,8 @@ class MaskSchedule:
         masks = match_batch(self.masks.transpose(0, 1), batch, "schedule", "the latent").transpose(0, 1)
         return replace(self, masks=masks)
 
-    def with_sources(self, sources: Sequence[int] | None) -> MaskSchedule:
-        """The schedule for candidates, each with the mask of its source; see `candidates.with_sources`."""
+    def with_sources(self, sources: Sources | None) -> MaskSchedule:
+        """The schedule for candidates, each with the mask of its source; see `shapes.with_sources`."""
         masks = with_sources(self.masks.transpose(0, 1), sources, "schedule", "latent").transpose(0, 1)
         return replace(self, masks=masks)
 

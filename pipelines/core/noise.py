@@ -10,6 +10,8 @@ from torch import Tensor
 from .protocols import Denoiser
 
 STEP_STRIDE = 0x9E3779B97F4A7C15  # spreads (seed, draw) pairs over the 64-bit seeds
+WORD = 2**32
+SEEDS = 2**64
 
 
 def seeded_noise(
@@ -52,13 +54,50 @@ def seeded_draw(
 
 
 def _generator(seed: int, draw: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed((int(seed) + draw * STEP_STRIDE) % 2**64)
+    return torch.Generator("cpu").manual_seed((folded_seed(seed) + draw * STEP_STRIDE) % SEEDS)
+
+
+def mixed(number: int) -> int:
+    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of the 64-bit numbers that keeps 0."""
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % SEEDS
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % SEEDS
+    return number ^ (number >> 31)
+
+
+def folded_seed(seed: int) -> int:
+    """A 64-bit seed as 32 bits, because PyTorch's generator on the CPU ignores the rest; smaller seeds stay as they are."""
+    seed = int(seed) % SEEDS
+    return (seed ^ mixed(seed >> 32)) % WORD
 
 
 def image_seeds(seed: int, batch: int, batch_index: Sequence[int] | None = None) -> list[int]:
-    """Seeds of a batch: image b has seed + b, so that it can be made again alone; a LATENT's batch_index replaces b."""
-    index = list(range(batch)) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]
-    return [(seed + i) % 2**64 for i in index]
+    """Seeds of a batch. Image 0 has the seed itself, every other image a seed mixed from it and the image's number.
+
+    So runs with neighbouring seeds share no image, and an image's noise does not depend on how a batch is split.
+
+    Args:
+        seed: of the run, 0 to 2**64 - 1.
+        batch: number of images.
+        batch_index: the numbers of the images, as a LATENT carries them; None, or one of another length, counts from 0.
+    """
+    index = range(batch) if batch_index is None or len(batch_index) != batch else [int(i) for i in batch_index]
+    seed = int(seed) % SEEDS
+    return [seed if i == 0 else mixed(mixed((seed + STEP_STRIDE) % SEEDS) ^ i) for i in index]
+
+
+def noised_latents(denoiser: Denoiser, clean: Tensor, sigmas: Sequence[float], seeds: Sequence[int]) -> list[Tensor]:
+    """Noise clean latents to each sigma, with the same noise.
+
+    Args:
+        denoiser: adds the noise.
+        clean: clean latents [B, C, h, w], unscaled.
+        sigmas: sigmas to noise to.
+        seeds: one per image.
+    Returns: one latent [B, C, h, w] per sigma, model scale.
+    """
+    noise = seeded_noise(clean.shape[1:], seeds, denoiser.device)
+    source = denoiser.scale_in(clean)
+    return [denoiser.noise(source, noise, sigma) for sigma in sigmas]
 
 
 def start_latent(

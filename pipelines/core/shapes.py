@@ -6,6 +6,8 @@ padded on the right and at the bottom by reflection, and cropped back exactly. P
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -144,3 +146,61 @@ def crop_to(value: Tensor, height: int, width: int) -> Tensor:
             f"cannot crop {value.shape[2]} x {value.shape[1]} pixels to {width} x {height}: the image is smaller"
         )
     return value[:, :height, :width]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which image each candidate was made from.
+
+    Attributes:
+        index: for every candidate the index of its source.
+        images: number of sources; some may have no candidate left.
+    """
+
+    index: list[int]
+    images: int
+
+
+def candidate_sources(images: int, copies: int) -> Sources:
+    """The sources of repeated images: 0, 1, ..., 0, 1, ..."""
+    return Sources([candidate % images for candidate in range(images * copies)], images)
+
+
+def checked_sources(sources: Sources, batch: int, socket: str) -> Sources:
+    """The sources of a batch of `batch` candidates that carries `sources`; `socket` names it for the message.
+
+    Raises: ShapeError where a node changed the batch after the sources were written, so that they may be of others.
+    """
+    if len(sources.index) == batch:
+        return sources
+    if sources.images == 1:
+        return candidate_sources(1, batch)
+    raise ShapeError(
+        f"{socket} has {batch} entries but carries the sources of {len(sources.index)} candidates: a node changed its batch "
+        "after 'Noise Latent to Sigma'; choose or repeat images before that node, or candidates after the edit"
+    )
+
+
+def with_sources(value: Tensor, sources: Sources | None, socket: str, other: str) -> Tensor:
+    """`value` [images, ...] with one entry for every candidate; one entry stays one, because it serves all.
+
+    A value with as many entries as there are candidates was repeated already and stays as it is.
+
+    Args:
+        value: what belongs to the sources: latents, images or masks.
+        sources: from `checked_sources`; None leaves `value` alone.
+        socket, other: names of `value` and of the candidates, for the message.
+    Returns: [candidates, ...]; `value` itself where one entry serves all or nothing is to be done.
+    Raises: ShapeError for another number of entries, and for a repeated value whose candidates were reordered since.
+    """
+    if sources is None or len(value) == 1:
+        return value
+    index, images = sources.index, sources.images
+    if len(value) == images:
+        return value if index == list(range(images)) else value[index]
+    if len(value) == len(index) and index == [i % images for i in range(len(index))]:
+        return value
+    raise ShapeError(
+        f"{socket} has {len(value)} entries but {other} has {len(index)} candidates of {images} sources: connect the "
+        f"{images} that were noised, in their order, or 1"
+    )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import ParameterError, ShapeError
-from ..core.noise import STEP_STRIDE
+from ..core.noise import STEP_STRIDE, folded_seed
 
 FORMS = ("affine", "direct")
 INITS = ("published", "identity", "paper")
@@ -147,7 +147,7 @@ def made_networks(
 
 def _initial(shape: NetworkShape, seed: int, init: str) -> dict[str, Tensor]:
     """Initial parameters of one network, drawn on the CPU."""
-    generator = torch.Generator("cpu").manual_seed((int(seed) ^ STEP_STRIDE) % 2**64)
+    generator = torch.Generator("cpu").manual_seed((folded_seed(seed) ^ STEP_STRIDE) % 2**64)
     drawn: dict[str, Tensor] = {}
     for name, size in shape.sizes.items():
         layer, kind = name.split(".")

@@ -11,7 +11,7 @@ from editkit.pipelines.blended.blending import BlendOptions, blend, blended_deno
 from editkit.pipelines.core.errors import ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
-from editkit.pipelines.core.noise import image_seeds, seeded_noise, start_latent
+from editkit.pipelines.core.noise import folded_seed, image_seeds, seeded_noise, start_latent
 from editkit.tests.toys import ToyDenoiser, linear, neighbourly, point, pointwise, prompt, random_latent
 
 B, C, H, W = 2, 4, 6, 5
@@ -119,10 +119,26 @@ def test_batch_equals_single_runs():
         assert torch.equal(together[i : i + 1], alone)
 
 
-def test_seeds_count_up_through_a_batch():
-    assert image_seeds(41, 3) == [41, 42, 43] and image_seeds(41, 2, [4, 7]) == [45, 48]
-    assert image_seeds(2**64 - 1, 2) == [2**64 - 1, 0]
+def test_neighbouring_seeds_share_no_candidate():
+    drawn = [float(seeded_noise((1,), [number])) for seed in range(41, 49) for number in image_seeds(seed, 24)]
+    assert len(set(drawn)) == 8 * 24
+
+
+def test_an_image_keeps_its_seed_however_its_batch_is_split():
+    whole = image_seeds(41, 9)
+    assert whole[0] == 41 and image_seeds(41, 2, [4, 7]) == [whole[4], whole[7]]
+    assert image_seeds(41, 3, [4, 7]) == whole[:3]  # indices of another batch
     assert not torch.equal(seeded_noise((8,), [1]), seeded_noise((8,), [1], draw=1))
+
+
+def test_all_64_bits_of_a_seed_count():
+    seeds = [5, 5 + 2**32, 5 + 2**33, 5 + 2**63, 2**64 - 1, 2**32 - 1]
+    for draw in (0, 3):
+        drawn = [float(seeded_noise((1,), [seed], draw=draw)) for seed in seeds]
+        assert len(set(drawn)) == len(seeds)
+    assert [folded_seed(seed) for seed in (0, 5, 2**32 - 1)] == [0, 5, 2**32 - 1]
+    generator = torch.Generator("cpu").manual_seed(5)
+    assert torch.equal(seeded_noise((8,), [5])[0], torch.randn(8, generator=generator))  # the host's noise of one image
 
 
 def test_rows_are_two_per_step_and_one_without_guidance():
@@ -132,7 +148,7 @@ def test_rows_are_two_per_step_and_one_without_guidance():
     ):
         denoiser = ToyDenoiser(pointwise())
         run(denoiser, prompts=prompts)
-        assert denoiser.rows == rows
+        assert denoiser.forward_passes == rows
 
 
 def test_guidance_extrapolates():

@@ -15,7 +15,7 @@ from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.attention.p2p import P2POptions
 from editkit.pipelines.attention.pair_loop import attention_edit
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
-from editkit.pipelines.core.noise import seeded_noise
+from editkit.pipelines.core.noise import image_seeds, seeded_noise
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.test_chain import Cancelled
 
@@ -95,7 +95,7 @@ def test_the_whole_edit_equals_the_python_api(loaded, text, sigmas):
     edit = aligned(loaded, blend_words="circle")
     source, edited = whole_edit(loaded, edit, text(""), tau_u=0.5, latent=empty(2), sigmas=sigmas, seed=5)
     denoiser = loaded[0].denoiser
-    noise = seeded_noise((4, 12, 12), [5, 6]) * float(sigmas[0])
+    noise = seeded_noise((4, 12, 12), image_seeds(5, 2)) * float(sigmas[0])
     negative = context_of(text(""), "negative")
     wanted = attention_edit(
         denoiser, edit, negative, noise, sigmas=sigmas, guidance_scale=SCALE, options=P2POptions(uncond_self_until=0.5)
@@ -141,25 +141,25 @@ def test_identical_prompts_give_the_identical_image(loaded, text, kind):
 
 @pytest.mark.parametrize("kind", ["P2Plus", "MasaCtrl", "FeatureInjection"])
 def test_a_real_image_comes_back_bit_for_bit_beside_its_edit(loaded, text, sigmas, image, kind):
-    latent, path, noised = image
+    latent, trajectory, noised = image
     edit = {"edit": aligned(loaded)} if kind == "P2Plus" else {"source": text(SOURCE), "target": text(TARGET)}
     more = {"from_step": 1, "from_layer": 0.5} if kind == "MasaCtrl" else {}
-    model, pair = call(kind, model=loaded[0], trajectory=path, **edit, **more)
+    model, pair = call(kind, model=loaded[0], trajectory=trajectory, **edit, **more)
     start = stock("RepeatLatentBatch", samples=noised, amount=2)[0]
     source, target = custom(model, pair, text(""), sigmas, start)
     assert torch.equal(source, latent["samples"][0]) and not close(target, source, 0.05)
 
 
 def test_the_whole_edit_of_a_real_image(loaded, text, sigmas, image):
-    latent, path, noised = image
+    latent, trajectory, noised = image
     edit, negative = aligned(loaded, blend_words="circle"), text("")
-    source, edited = whole_edit(loaded, edit, negative, tau_s=0.6, trajectory=path)
+    source, edited = whole_edit(loaded, edit, negative, tau_s=0.6, trajectory=trajectory)
     assert torch.equal(source["samples"], latent["samples"]) and source["editkit_size"] == (96, 96)
-    model, pair = call("P2Plus", model=loaded[0], edit=edit, tau_s=0.6, trajectory=path)
+    model, pair = call("P2Plus", model=loaded[0], edit=edit, tau_s=0.6, trajectory=trajectory)
     start = stock("RepeatLatentBatch", samples=noised, amount=2)[0]
     assert close(custom(model, pair, negative, sigmas, start)[1:], edited["samples"])
-    kept = call("NegativePrompt", model=loaded[0], trajectory=path, positive=text(SOURCE))[0]
-    closed = {"tau_c": 0.0, "tau_s": 0.0, "trajectory": path}
+    kept = call("NegativePrompt", model=loaded[0], trajectory=trajectory, positive=text(SOURCE))[0]
+    closed = {"tau_c": 0.0, "tau_s": 0.0, "trajectory": trajectory}
     same, swapped = (whole_edit(loaded, aligned(loaded, SOURCE), n, **closed)[1]["samples"] for n in (kept, negative))
     unguided = call(
         "P2PlusEdit", model=loaded[0], edit=aligned(loaded, SOURCE), negative=negative, **{**closed, "cfg": 1.0}
@@ -168,16 +168,16 @@ def test_the_whole_edit_of_a_real_image(loaded, text, sigmas, image):
     assert not close(swapped, unguided, 0.01)
 
 
-def test_maps_show_the_thing(loaded, image):
+def test_maps_show_the_object(loaded, image):
     example = load_example("red_circle")
-    thing = (example.image[0] - example.image[0, 0, 0]).abs().amax(-1).reshape(12, 8, 12, 8).amax((1, 3)) > 0.2
+    circle = (example.image[0] - example.image[0, 0, 0]).abs().amax(-1).reshape(12, 8, 12, 8).amax((1, 3)) > 0.2
     images, masks = call(
         "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], words="red, circle", levels=4
     )  # fmt: skip
     assert images.shape[0] == masks.shape[0] == 2 and masks.shape[1:] == (12, 12)
     assert masks.min() >= 0 and masks.max() == 1
     for mask in masks:
-        assert mask[thing].mean() > 2 * mask[~thing].mean()
+        assert mask[circle].mean() > 2 * mask[~circle].mean()
     every, _ = call(
         "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], levels=1, prompt="target"
     )

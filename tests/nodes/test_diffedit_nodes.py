@@ -13,13 +13,14 @@ from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.core.errors import EditError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
+from editkit.pipelines.core.noise import image_seeds
 from editkit.pipelines.diffedit import MaskRule, diffedit_mask, mask_in_pixels, masked_decode, strength_sigma
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.toy_graph import STEPS, encoded, inverted, model, sigmas, text
 from editkit.tests.toy_codec import ToyCodec, box
 from editkit.tests.toys import prompt
 
-HEIGHT, WIDTH = 24, 20  # 6 x 5 cells
+HEIGHT, WIDTH = 24, 20  # 6 x 5 latent pixels
 LATENT_PIXELS = (HEIGHT // 4, WIDTH // 4)
 
 
@@ -53,9 +54,9 @@ def test_the_mask_is_the_pipelines():
     host, (_, latent) = model(local), encoded(2)
     mask, latent_mask, heat, soft = found(host, latent, maps=3, strength=0.4, threshold=0.3, seed=7, clip_ratio=2.0)
     denoiser = host.denoiser
-    assert denoiser.rows == 2 * 3 * 2
+    assert denoiser.forward_passes == 2 * 3 * 2
     wanted = diffedit_mask(
-        denoiser, latent["samples"], prompt(0.0), prompt(1.0), seeds=[7, 8], maps=3,
+        denoiser, latent["samples"], prompt(0.0), prompt(1.0), seeds=image_seeds(7, 2), maps=3,
         sigma=strength_sigma(denoiser, 0.4), rule=MaskRule(2.0, 0.3),
     )  # fmt: skip
     assert torch.equal(latent_mask, wanted.mask) and torch.equal(soft, wanted.heat)
@@ -116,7 +117,7 @@ def test_a_foreign_latent_needs_the_vae_for_the_size():
     with pytest.raises(ParameterError, match="connect vae"):
         found(host, foreign)
     assert found(host, foreign, vae=HeadlessVae(ToyCodec()))[0].shape == (1, HEIGHT, WIDTH)
-    assert host.denoiser.rows == 20
+    assert host.denoiser.forward_passes == 20
 
 
 @pytest.mark.parametrize("mode", ["max", "area", "nearest"])
@@ -140,9 +141,9 @@ def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(latent_pixels
     host, (_, latent) = model(local, scale=0.3), encoded(2)
     held = inverted(host, latent)[0]
     ours = decoded(host, held, latent_pixels, encoding_ratio=0.5)
-    path = trajectory_in(held)
+    trajectory = trajectory_in(held)
     wanted = masked_decode(
-        host.denoiser, path, constant_schedule(latent_pixels), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
+        host.denoiser, trajectory, constant_schedule(latent_pixels), EditPrompts(prompt(2.0), prompt(), 3.0), ratio=0.5
     )  # fmt: skip
     outside = (latent_pixels[:, None] == 0).expand_as(wanted)
     assert torch.allclose(ours["samples"], wanted)
@@ -153,19 +154,19 @@ def test_the_decode_is_the_pipelines_and_its_outside_is_the_source(latent_pixels
 def test_the_decode_counts_its_rows(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent, encoding_ratio=0.5)[0]
-    before = host.denoiser.rows
+    before = host.denoiser.forward_passes
     decoded(host, held, latent_pixels, encoding_ratio=0.5)
-    assert host.denoiser.rows - before == 2 * 3
+    assert host.denoiser.forward_passes - before == 2 * 3
     decoded(host, held, latent_pixels, encoding_ratio=0.5, cfg=1.0)
-    assert host.denoiser.rows - before == 3 * 3
+    assert host.denoiser.forward_passes - before == 3 * 3
 
 
-def test_the_published_offset_ends_one_level_early(latent_pixels):
+def test_the_published_offset_ends_one_sigma_early(latent_pixels):
     host, (_, latent) = model(local), encoded()
     held = inverted(host, latent)[0]
     ours, outside = decoded(host, held, latent_pixels, legacy_offset=True)["samples"], (latent_pixels == 0)[0]
-    path = trajectory_in(held)
-    assert torch.equal(ours[..., outside], path.latent(path.steps - 1)[..., outside])
+    trajectory = trajectory_in(held)
+    assert torch.equal(ours[..., outside], trajectory.latent(trajectory.steps - 1)[..., outside])
     assert not torch.equal(ours[..., outside], latent["samples"][..., outside])
 
 
@@ -210,7 +211,7 @@ def test_one_node_equals_the_three():
         "DiffEdit", model=host, latent=latent, source=text(0.0), target=text(2.0), negative=text(0.0), cfg=3.0,
         steps=STEPS, encoding_ratio=0.5, maps=2, strength=0.4, threshold=0.4, seed=3, mode="current",
     )  # fmt: skip
-    assert host.denoiser.rows == 2 * (2 * 2 + 3 + 2 * 3)
+    assert host.denoiser.forward_passes == 2 * (2 * 2 + 3 + 2 * 3)
     steps = found(host, latent, target=2.0, maps=2, strength=0.4, threshold=0.4, seed=3)
     assert all(torch.equal(a, b) for a, b in zip((mask, latent_mask, heat), steps[:3], strict=True))
     held = call(
@@ -226,7 +227,7 @@ def test_equal_prompts_change_nothing():
         "DiffEdit", model=host, latent=latent, source=text(1.0), target=text(1.0), negative=text(0.0), maps=2, steps=STEPS
     )  # fmt: skip
     assert torch.equal(edited["samples"], latent["samples"]) and mask.sum() == 0
-    assert host.denoiser.rows == 4
+    assert host.denoiser.forward_passes == 4
 
 
 def test_another_prompt_may_invert():
@@ -283,8 +284,8 @@ def test_the_blended_loop_follows_the_trajectory_and_draws_no_noise(latent_pixel
     assert torch.equal(ours["samples"], decoded(host, held, latent_pixels)["samples"])
     assert torch.equal(ours["samples"], along(host, latent, held, noised, latent_pixels, seed=99)["samples"])
     half = along(host, latent, held, noised, latent_pixels, end_step=3)
-    path, outside = trajectory_in(held), (latent_pixels == 0)[0]
-    assert torch.equal(half.z[..., outside], path.latent(3)[..., outside])
+    trajectory, outside = trajectory_in(held), (latent_pixels == 0)[0]
+    assert torch.equal(half.z[..., outside], trajectory.latent(3)[..., outside])
     whole = along(host, latent, held, half, latent_pixels, start_step=3)
     assert torch.equal(whole["samples"], ours["samples"])
 
