@@ -74,6 +74,14 @@ class NullText(io.ComfyNode):
                     tooltip="Learning rate of Adam at the first step. It falls linearly to half at the last step.",
                 ),
                 *tolerance_inputs(),
+                reproduction_switch(
+                    io.Boolean,
+                    "published_rate",
+                    default=False,
+                    optional=True,
+                    tooltip="Lower the learning rate by a hundredth at every step whatever their number, as the published code "
+                    "does: to 0.71 of it in 30 steps. At most 100 steps.",
+                ),
             ],
             outputs=[
                 _embeddings_output(),
@@ -89,9 +97,19 @@ class NullText(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, trajectory, positive, negative, cfg, inner_steps, lr, tolerance=1e-5, tolerance_growth=2e-5
+        cls,
+        model,
+        trajectory,
+        positive,
+        negative,
+        cfg,
+        inner_steps,
+        lr,
+        tolerance=1e-5,
+        tolerance_growth=2e-5,
+        published_rate=False,
     ) -> io.NodeOutput:
-        options = NullTextOptions(cfg, inner_steps, lr, tolerance, tolerance_growth)
+        options = NullTextOptions(cfg, inner_steps, lr, tolerance, tolerance_growth, published_rate)
         inverted = trajectory_in(trajectory)
         contexts = [context_of(positive, "positive"), context_of(negative, "negative")]
         progress = progress_bar(progress_units(options.updates, inverted), model)

@@ -20,6 +20,8 @@ from ..learning.optimise import learning_mode, own, own_context
 from ..learning.per_step import StepSettings, TrajectoryStep, learn_per_step
 from .negative_embeddings import Embeddings
 
+PUBLISHED_STEPS = 100  # the published learning rate is 0 there
+
 
 @dataclass(frozen=True)
 class NullTextOptions:
@@ -28,9 +30,10 @@ class NullTextOptions:
     Attributes:
         guidance_scale: the scale of the reconstruction and of later edits.
         inner: most updates per sampling step.
-        lr: Adam's step size in the first step; it falls linearly to half of that (published: 1 - i / 100 in 50 steps).
+        lr: Adam's step size in the first step; it falls linearly to half of that (published: 1 - i / 100, in 50 steps).
         tolerance, tolerance_growth: an image stops learning in step i when its loss, the mean squared distance from the
             trajectory in variance-preserving scale, is below tolerance + i tolerance_growth.
+        published_rate: a step size of 1 - i / 100 in step i whatever the number of steps, which is at most 100.
     """
 
     guidance_scale: float = 7.5
@@ -38,6 +41,7 @@ class NullTextOptions:
     lr: float = 1e-2
     tolerance: float = 1e-5
     tolerance_growth: float = 2e-5
+    published_rate: bool = False
 
     def __post_init__(self) -> None:
         if self.inner < 0:
@@ -51,7 +55,13 @@ class NullTextOptions:
 
     def rate(self, step: int, steps: int) -> float:
         """Adam's step size in `step` of a grid of `steps`."""
-        return self.lr * (1 - step / (2 * steps))
+        if not self.published_rate:
+            return self.lr * (1 - step / (2 * steps))
+        if steps > PUBLISHED_STEPS:
+            raise ParameterError(
+                f"the inversion has {steps} steps, but the published rate ends at {PUBLISHED_STEPS}: invert with fewer"
+            )
+        return self.lr * (1 - step / PUBLISHED_STEPS)
 
     def threshold(self, step: int) -> float:
         """The loss below which an image stops learning in `step`."""

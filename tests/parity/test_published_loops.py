@@ -20,7 +20,9 @@ from editkit.pipelines.core.sigmas import ENDS, PublishedGrid, leading_sigmas
 from editkit.pipelines.diffedit import masked_decode
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.pipelines.inversion.negative_prompt import negative_prompt
+from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.pipelines.inversion.proximal import Proximal
+from editkit.tests.toy_tokens import NULL, SOURCE, TokenDenoiser
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent, sd_table
 
 SHAPE = (1, 4, 8, 8)
@@ -204,3 +206,42 @@ def test_a_published_grid_without_steps_or_with_unknown_words_is_refused():
         with pytest.raises(ParameterError, match="offset is"):
             PublishedGrid(**wrong)
     assert torch.equal(PublishedGrid().sigmas(sd_table(), 50, 0.75), leading_sigmas(sd_table(), 50, 0.75))
+
+
+@pytest.mark.parametrize("steps", [8, 30])
+def test_null_text_with_its_published_rate(steps):
+    """google/prompt-to-prompt, NullInversion.null_optimization: Adam at 0.01 (1 - i / 100) for any number of steps."""
+    model, inner, scale = TokenDenoiser(), 3, 7.5
+    sigmas = torch.linspace(3, 0, steps + 1)
+    latent = random_latent(1, 4, 3, 2, seed=3)
+    path = invert(model, latent, SOURCE, sigmas, options=InversionOptions("current"))
+    values = sigmas.tolist()
+    published = [path.latent(i) / (1 + sigma * sigma) ** 0.5 for i, sigma in enumerate(values)]
+
+    def predict(x, sigma, tokens):
+        z = x * (1 + sigma * sigma) ** 0.5
+        return (z - model.denoise(z, sigma, [SOURCE.with_tokens(tokens)])[0]) / sigma
+
+    x, uncond, learned = published[0], NULL.tokens.clone(), []
+    for i, (sigma, target) in enumerate(zip(values, values[1:], strict=False)):
+        uncond = uncond.detach().clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([uncond], lr=1e-2 * (1.0 - i / 100.0))
+        cond = predict(x, sigma, SOURCE.tokens).detach()
+        for _ in range(inner):
+            eps = predict(x, sigma, uncond)
+            loss = torch.nn.functional.mse_loss(ddim(x, eps + scale * (cond - eps), sigma, target), published[i + 1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        learned.append(uncond.detach())
+        eps = predict(x, sigma, uncond).detach()
+        x = ddim(x, eps + scale * (cond - eps), sigma, target)
+    options = NullTextOptions(scale, inner, tolerance=0, tolerance_growth=0, published_rate=True)
+    found = null_text(model, path, SOURCE, NULL, options=options)
+    assert error(found.rebuilt, x) < 1e-5
+    assert error(found.embeddings.tokens, torch.stack(learned)) < 5e-5, "Adam divides small gradients by themselves"
+
+
+def test_the_published_rate_ends_at_a_hundred_steps():
+    with pytest.raises(ParameterError, match="101 steps"):
+        NullTextOptions(published_rate=True).rate(0, 101)
