@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ParameterError
 from ..core.progress import Progress, silent
-from ..core.protocols import DecoderClone, LatentCodec
+from ..core.protocols import DecoderClone, Denoiser, LatentCodec
 from ..learning.early_stopping import Plateau
 from ..learning.memory import measured
 from ..learning.optimise import autocast, learning_mode, optimise, own, recomputing
@@ -28,7 +28,8 @@ class TuneSettings:
 
     Attributes:
         steps: Adam steps, >= 0.
-        lr: Adam's step size, > 0. For a latent the published code uses 0.1; the paper's 1e-4 changes nothing visible.
+        lr: Adam's step size, > 0. For a latent the published code uses 0.1 in model scale (`rate_in_model_scale`); the
+            paper's 1e-4 changes nothing visible.
         background_weight: weight of the background loss against the loss inside the mask, >= 0.
         patience: stop when this many steps have improved the background loss by less than 1 %; 0 = never.
         low_memory: recompute the activations of a decoder block instead of storing them: slower, with the memory of
@@ -166,6 +167,12 @@ def tune_latent(
             return _learn_latent(clone, loss, settings, progress)
         finally:
             clone.release()
+
+
+def rate_in_model_scale(denoiser: Denoiser, lr: float) -> float:
+    """Adam's step size on a VAE's latent that equals `lr` on the latent in model scale, which the published code tunes."""
+    unit = torch.ones(1, denoiser.channels, 1, 1)
+    return lr / float((denoiser.scale_in(unit) - denoiser.scale_in(0 * unit)).mean())
 
 
 def _learn_decoder(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderSettings, progress: Progress) -> Tuning:

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
+from editkit.pipelines.blended.decoder_tuning import TuneSettings, rate_in_model_scale, tune_latent
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilate
@@ -22,6 +23,7 @@ from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstru
 from editkit.pipelines.inversion.negative_prompt import negative_prompt
 from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.pipelines.inversion.proximal import Proximal
+from editkit.tests.toy_codec import ToyCodec, box, random_image
 from editkit.tests.toy_tokens import NULL, SOURCE, TokenDenoiser
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent, sd_table
 
@@ -245,3 +247,33 @@ def test_null_text_with_its_published_rate(steps):
 def test_the_published_rate_ends_at_a_hundred_steps():
     with pytest.raises(ParameterError, match="101 steps"):
         NullTextOptions(published_rate=True).rate(0, 101)
+
+
+def test_latent_tuning_at_its_published_rate():
+    """BLD's image_reconstruction.py, mode latents: Adam at 0.1 on the scaled latent, losses as means over all elements."""
+    codec, steps = ToyCodec(), 25
+    source, mask = random_image(1, 16, 16, seed=1), box(1, 16, 16, (4, 12), (4, 12))
+    latent = codec.encode(random_image(1, 16, 16, seed=2))
+
+    def decode(scaled):
+        for stage in codec.decoder:
+            scaled = stage(scaled)
+        return scaled
+
+    scaled = (latent * codec.scale).requires_grad_(True)
+    edited, wanted, m = decode(scaled).detach(), source.movedim(-1, 1) * 2 - 1, mask[:, None]
+    optimizer, losses = torch.optim.Adam([scaled], lr=0.1), []
+    for _ in range(steps):
+        image = decode(scaled)
+        inside = torch.nn.functional.mse_loss(image * m, edited * m)
+        loss = inside + 100 * torch.nn.functional.mse_loss(image * (1 - m), wanted * (1 - m))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    model = ToyDenoiser(lambda z, sigma, value: z, scale=codec.scale, channels=3)
+    rate = rate_in_model_scale(model, 0.1)
+    assert rate == pytest.approx(0.1 / codec.scale)
+    found = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps, rate))
+    assert found.losses == pytest.approx(losses, rel=1e-5)
+    assert error(found.latent * codec.scale, scaled.detach()) < 1e-5
