@@ -111,6 +111,17 @@ def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
     return (conditioning_of(text_encoder_of(clip).encode(text)),)
 
 
+@stock_node("ConditioningZeroOut")
+def conditioning_zero_out(run: Run, conditioning: Any) -> tuple[Any, ...]:
+    """The negative of models that were trained with zeros for no prompt (SDXL)."""
+    return ([[tokens * 0, {**extras, **_zeroed(extras)}] for tokens, extras in conditioning],)
+
+
+def _zeroed(extras: dict[str, Any]) -> dict[str, Any]:
+    pooled = extras.get("pooled_output")
+    return {} if pooled is None else {"pooled_output": pooled * 0}
+
+
 @stock_node("VAEEncode")
 def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
     codec, image = codec_of(vae), check_image(pixels, "pixels")

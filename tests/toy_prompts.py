@@ -40,6 +40,9 @@ class ToyTextEncoder:
     def tokens(self, text: str) -> list[Token]:
         return [token for window in self._tower.windows(text) for token in window]
 
+    def encode_negative(self, text: str) -> Context:
+        return self.encode(text)
+
     def encode(self, text: str) -> Context:
         self.encoded += 1
         rows = [

@@ -34,6 +34,10 @@ class NativeTextEncoder:
             extras["editkit_text"] = text
         return context_of(conditioning, "clip")
 
+    def encode_negative(self, text: str) -> Context:
+        """See `TextEncoder.encode_negative`: as ComfyUI encodes it, where 'ConditioningZeroOut' gives zeros."""
+        return self.encode(text)
+
     def tokens(self, text: str) -> list[Token]:
         """See `TextEncoder.tokens`.
 

@@ -184,7 +184,13 @@ def _text(folder: Path, dtype: torch.dtype) -> ClipTextEncoder:
     if two:
         second = _from_pretrained(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype)
         towers.append(ClipTower(_tokenizer(folder, "tokenizer_2"), second, layer))
-    return ClipTextEncoder(towers)
+    return ClipTextEncoder(towers, zeros_for_empty=two and zeros_for_empty_prompt(folder))
+
+
+def zeros_for_empty_prompt(folder: Path) -> bool:
+    """Whether model_index.json of an SDXL folder asks for zeros in place of an empty negative prompt."""
+    index = folder / "model_index.json"
+    return index.is_file() and bool(_read_json(index).get("force_zeros_for_empty_prompt", False))
 
 
 def _tokenizer(folder: Path, part: str) -> TransformersTokenizer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -137,8 +137,10 @@ class ClipTower:
 class ClipTextEncoder:
     """One tower (SD 1.x, SD 2.x, bundled) or two (SDXL: embeddings side by side, pooled from the second)."""
 
-    def __init__(self, towers: Sequence[ClipTower]) -> None:
+    def __init__(self, towers: Sequence[ClipTower], *, zeros_for_empty: bool = False) -> None:
+        """`zeros_for_empty`: an empty negative prompt is zeros (`force_zeros_for_empty_prompt` of SDXL folders)."""
         self._towers = list(towers)
+        self._zeros_for_empty = zeros_for_empty
 
     def modules(self) -> list[nn.Module]:
         return [tower.model for tower in self._towers]
@@ -148,6 +150,17 @@ class ClipTextEncoder:
         longest = max(tokens.shape[1] for tokens, _ in encoded)
         tokens = torch.cat([_extend(part, longest) for part, _ in encoded], dim=-1)
         return Context(tokens, encoded[-1][1] if len(encoded) > 1 else None, text)
+
+    def encode_negative(self, text: str) -> Context:
+        """See `TextEncoder.encode_negative`."""
+        context = self.encode(text)
+        if text or not self._zeros_for_empty:
+            return context
+        return replace(
+            context,
+            tokens=torch.zeros_like(context.tokens),
+            pooled=None if context.pooled is None else torch.zeros_like(context.pooled),
+        )
 
     def tokens(self, text: str) -> list[Token]:
         return [token for window in self._towers[0].windows(text) for token in window]

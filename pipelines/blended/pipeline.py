@@ -138,7 +138,7 @@ def edit_latents(
         schedule,
         EditPrompts(
             text.encode(prompt),
-            text.encode(negative) if settings.guidance_scale != 1 else None,
+            text.encode_negative(negative) if settings.guidance_scale != 1 else None,
             settings.guidance_scale,
         ),
         seeds=image_seeds(settings.seed, settings.candidates),

@@ -212,6 +212,9 @@ class LatentCodec(Protocol):
 class TextEncoder(Protocol):
     def encode(self, text: str) -> Context: ...
 
+    def encode_negative(self, text: str) -> Context:
+        """A negative prompt. Some models are trained with zeros where there is none."""
+
     def tokens(self, text: str) -> list[Token]:
         """Every token of the padded sequence, in order, with its character span in `text`."""
 
