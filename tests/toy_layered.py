@@ -31,7 +31,7 @@ class TextDenoiser(ToyDenoiser):
         return (1 - sigma) * clean + sigma * noise if self.flow else clean + sigma * noise
 
     def denoise(self, z: Tensor, sigma: Any, contexts: Sequence[Context], control: Any = None) -> Tensor:
-        self.rows += len(contexts) * len(z)
+        self.forward_passes += len(contexts) * len(z)
         self.calls += 1
         self.seen += [tuple(context.tokens.shape) for context in contexts]
         sigma = torch.as_tensor(sigma).reshape(-1, 1, 1, 1)

@@ -28,7 +28,7 @@ class TokenDenoiser(ToyDenoiser):
         self.log: list[tuple[int, int]] = []
 
     def denoise(self, z, sigma, contexts):
-        self.rows += len(contexts) * len(z)
+        self.forward_passes += len(contexts) * len(z)
         self.calls += 1
         self.log.append((len(contexts), sum(c.tokens.requires_grad for c in contexts)))
         return torch.stack([z - sigma * (0.3 * torch.sin(z) + self._pull(c.tokens)) for c in contexts])
@@ -43,6 +43,6 @@ def inverted(denoiser=None, batch: int = B, steps: int = 6, **kwargs):
     latent = random_latent(batch, C, H, W, seed=3) * torch.linspace(0.5, 2, batch).view(-1, 1, 1, 1)
     with torch.no_grad():
         path = invert(denoiser, latent, SOURCE, torch.linspace(3, 0, steps + 1), options=EXACT, **kwargs)
-    denoiser.rows = denoiser.calls = 0
+    denoiser.forward_passes = denoiser.calls = 0
     denoiser.log.clear()
     return denoiser, path

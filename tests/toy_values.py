@@ -50,7 +50,7 @@ class AttentionDenoiser(ToyDenoiser):
         self.max_rows, self.log, self.fail_at, self.error = max_rows, [], None, None
 
     def denoise(self, z, sigma, contexts, control=None):
-        self.rows += len(contexts) * len(z)
+        self.forward_passes += len(contexts) * len(z)
         self.calls += 1
         self.log.append((float(sigma), len(contexts), z))
         if self.error is not None and self.calls == self.fail_at:
@@ -102,7 +102,7 @@ def inverted(denoiser: AttentionDenoiser, batch: int = B, steps: int = 4, source
     latent = random_latent(batch, C, H, W, seed=3) * torch.linspace(0.5, 1, batch).view(-1, 1, 1, 1)
     with torch.no_grad():
         path = invert(denoiser, latent, source, torch.linspace(3, 0, steps + 1), options=EXACT, **kwargs)
-    denoiser.rows = denoiser.calls = 0
+    denoiser.forward_passes = denoiser.calls = 0
     denoiser.log.clear()
     return path
 

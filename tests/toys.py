@@ -21,7 +21,7 @@ def sd_table() -> Tensor:
 class ToyDenoiser:
     """A `Denoiser` whose denoised latent is `rule(z, sigma, value)`, value = mean of the context's tokens.
 
-    Counts the latents it evaluates, per context (`rows`), and its calls; `flow` switches to rectified flow.
+    Counts the latents it evaluates, per context (`forward_passes`), and its calls; `flow` switches to rectified flow.
     """
 
     channels = 4
@@ -34,7 +34,8 @@ class ToyDenoiser:
         scale: float = 1.0,
         channels: int = 4,
     ):
-        self.rule, self.flow, self.scale, self.rows, self.calls = rule, flow, scale, 0, 0
+        self.rule, self.flow, self.scale = rule, flow, scale
+        self.forward_passes = self.calls = 0
         self.family = "toy-flow" if flow else "toy"
         self.channels = channels
 
@@ -50,7 +51,7 @@ class ToyDenoiser:
         return (1 - sigma) * clean + sigma * noise if self.flow else clean + sigma * noise
 
     def denoise(self, z: Tensor, sigma: float, contexts: Sequence[Context]) -> Tensor:
-        self.rows += len(contexts) * z.shape[0]
+        self.forward_passes += len(contexts) * z.shape[0]
         self.calls += 1
         return torch.stack([self.rule(z, float(sigma), float(c.tokens.mean())) for c in contexts])
 

@@ -1,4 +1,4 @@
-"""Attention edits on the bundled model, judged by the oracle: a few pairs of each claim of `editkit.benchmarks attention`.
+"""Attention edits on the bundled model, checked by the oracle: a few pairs of each claim of `editkit.benchmarks attention`.
 
 The full counts with their promised rates belong to the benchmark; the floors here leave room for the small numbers.
 """
@@ -17,7 +17,7 @@ from editkit.pipelines.attention.p2p import P2POptions
 from editkit.pipelines.evaluation.metrics import psnr
 
 COUNT, STEPS = 8, 12
-LONG = 24  # steps: in fewer, a picture whose words change a little stays much as it is by itself
+LONG = 24  # steps: in fewer, an image whose words change a little stays much as it is by itself
 
 
 def quick(run, **changes):
@@ -49,7 +49,7 @@ def test_a_thing_gets_another_colour_in_its_place(model):
     assert kept >= 0.8 and kept - free >= 0.2
 
 
-def test_so_does_a_thing_in_a_real_picture(model):
+def test_so_does_an_object_in_a_real_image(model):
     pairs = claims.pairs_of(t.colour_swap, COUNT)
     sources, targets = t.edited(model, pairs, quick(claims.RUN, steps=LONG, real=True))
     _, loose = t.edited(model, pairs, quick(claims.LOOSE, steps=LONG, real=True))
@@ -58,7 +58,7 @@ def test_so_does_a_thing_in_a_real_picture(model):
     assert kept >= 0.8 and kept - free >= 0.06
 
 
-def test_an_added_word_changes_what_it_names_and_leaves_the_thing(model):
+def test_an_added_word_changes_what_it_names_and_leaves_the_object(model):
     pairs = claims.pairs_of(t.new_attribute, 12)
     sources, targets = t.edited(model, pairs, quick(claims.RUN, steps=LONG))
     _, loose = t.edited(model, pairs, quick(claims.LOOSE, steps=LONG))
@@ -67,7 +67,7 @@ def test_an_added_word_changes_what_it_names_and_leaves_the_thing(model):
     assert kept >= 0.85 and kept - free >= 0.04
 
 
-def test_local_blend_leaves_the_other_thing(model):
+def test_local_blend_leaves_the_other_object(model):
     pairs, kept = claims.pairs_of(t.one_of_two, COUNT), []
     half = torch.zeros(COUNT, t.SIZE, t.SIZE)
     half[:, :, t.SIZE // 2 :] = 1

@@ -19,11 +19,11 @@ COUNT = 16
 QUICK = replace(claims.SETTINGS, steps=30)
 
 
-def rate(model, make, judge, settings=QUICK, count=COUNT):
+def rate(model, make, check, settings=QUICK, count=COUNT):
     trials = [make(i) for i in range(count)]
     images, outside = claims.composited(model, trials, t.edit_all(model, trials, settings))
     assert outside == 0
-    return sum(judge(image, trial) for image, trial in zip(images, trials, strict=True)) / count
+    return sum(check(image, trial) for image, trial in zip(images, trials, strict=True)) / count
 
 
 def test_oracle_cannot_pass_blindly():
@@ -65,7 +65,7 @@ def test_decoder_fine_tune_brings_the_background_back_and_keeps_the_edit(model):
         assert t.new_object_right(tuned[0], trial) == t.new_object_right(plain[0], trial)
 
 
-def test_ranker_prefers_the_picture_that_shows_the_words(model, ranker):
+def test_ranker_prefers_the_image_that_shows_the_words(model, ranker):
     wins = 0
     for index in range(COUNT):
         trial = t.new_object_alone(index)

@@ -61,13 +61,13 @@ def test_implicit_inversion_loses_nothing_that_the_vae_keeps(model, few):
     denoiser, found = model.denoiser, {}
     for mode in ("implicit", "current"):
         options = InversionOptions(mode)
-        path = invert(denoiser, few.latent, few.source, denoiser.schedule(25), options=options)
-        found[mode] = quality(model, few, reconstruct(denoiser, path, few.source))
+        trajectory = invert(denoiser, few.latent, few.source, denoiser.schedule(25), options=options)
+        found[mode] = quality(model, few, reconstruct(denoiser, trajectory, few.source))
     vae = quality(model, few, denoiser.scale_in(few.latent))
     assert vae - found["implicit"] <= 0.5 and vae - found["current"] > 1, (vae, found)
 
 
-def test_null_text_brings_the_picture_back_that_guidance_loses(model, few):
+def test_null_text_brings_the_image_back_that_guidance_loses(model, few):
     found = claims.rebuild(model, few, steps=10, options=NullTextOptions(inner=5, lr=0.1))
     vae, plain, learned = (float(getattr(found, name).mean()) for name in ("vae", "plain", "null_text"))
     assert learned >= plain + 8 and learned >= vae - 7, (vae, plain, learned)

@@ -50,7 +50,7 @@ def test_the_edit_is_what_the_prompt_says(name, background, item, tmp_path):
     assert [found.words for found in seen.objects] == [item]
 
 
-def test_null_text_brings_the_picture_back_and_edits_it(tmp_path):
+def test_null_text_brings_the_image_back_and_edits_it(tmp_path):
     name, source = "null_text_reconstruction", load_example("red_circle").image
     images = saved(name, tmp_path)
     plain, back = (float(psnr(images[f"{name}_{which}"], source)) for which in ("plain", "reconstructed"))

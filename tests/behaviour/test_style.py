@@ -1,4 +1,4 @@
-"""StyleDiffusion on the bundled model, judged by the oracle: a few trials of `editkit.benchmarks style`.
+"""StyleDiffusion on the bundled model, checked by the oracle: a few trials of `editkit.benchmarks style`.
 
 The full counts with their promised figures belong to the benchmark; the floors here leave room for the small numbers.
 """
@@ -39,7 +39,7 @@ def test_oracle_cannot_pass_blindly(learned):
         assert t.object_overlap(moved, trial) < 0.4
 
 
-def test_guided_sampling_gives_the_picture_back(model, learned):
+def test_guided_sampling_gives_the_image_back(model, learned):
     work, source = learned.work, claims.images(model, learned.trajectory.source)
     plain = reconstruct(
         model.denoiser, learned.trajectory, work.source, negative=work.null, guidance_scale=claims.SCALE
@@ -50,11 +50,11 @@ def test_guided_sampling_gives_the_picture_back(model, learned):
 
 def test_the_maps_loss_holds_the_maps(model, learned):
     work = claims.scenes(model, learned.work.trials[:1])
-    path = replace(
+    trajectory = replace(
         learned.trajectory, latents=learned.trajectory.latents[:, :1], source_latent=learned.trajectory.source_latent[:1],
         prompt=claims.context_digest(work.source),
     )  # fmt: skip
-    bare = claims._learn(model, load_bundled_ranker(), work, path, replace(QUICK, attention_weight=0.0))
+    bare = claims._learn(model, load_bundled_ranker(), work, trajectory, replace(QUICK, attention_weight=0.0))
     assert float(bare.map_distance.mean()) > 1.2 * float(learned.style.map_distance[:, 0].mean())
 
 

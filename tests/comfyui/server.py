@@ -129,7 +129,7 @@ class ComfyServer:
         )
 
     def upload(self, path: Path, name: str | None = None) -> str:
-        """Put a picture into the server's input folder; returns its name there."""
+        """Put an image into the server's input folder; returns its name there."""
         target = self.base / "input" / (name or path.name)
         target.write_bytes(path.read_bytes())
         return target.name

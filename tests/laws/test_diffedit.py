@@ -55,7 +55,7 @@ class ByRow(ToyDenoiser):
     """Row b of a context acts on image b, in the box."""
 
     def denoise(self, z, sigma, contexts):
-        self.rows += len(contexts) * len(z)
+        self.forward_passes += len(contexts) * len(z)
         values = [c.tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1) for c in contexts]
         assert all(len(v) in (1, len(z)) for v in values)
         assert all(c.pooled is None or len(c.pooled) == len(c.tokens) for c in contexts)
@@ -73,7 +73,7 @@ def test_rows_are_two_per_map_and_picture():
     for maps, batch in ((10, 1), (3, 2)):
         denoiser = ToyDenoiser(local)
         found(denoiser, seeds=range(batch), maps=maps)
-        assert denoiser.rows == 2 * maps * batch and denoiser.calls == 1
+        assert denoiser.forward_passes == 2 * maps * batch and denoiser.calls == 1
 
 
 def test_guidance_and_parameterisation_do_not_change_the_mask():
@@ -92,7 +92,7 @@ def test_chunks_do_not_change_the_mask():
     for rows in (1, 2, 5, 7):
         denoiser = ToyDenoiser(local)
         part = found(denoiser, maps=5, max_batch=rows)
-        assert torch.equal(part.heat, whole.heat) and denoiser.rows == 20 and denoiser.calls > 1
+        assert torch.equal(part.heat, whole.heat) and denoiser.forward_passes == 20 and denoiser.calls > 1
 
 
 def test_memory_that_runs_out_halves_the_chunk():
@@ -203,9 +203,9 @@ def test_masked_decode_by_hand():
         clean = curved(z, levels[i], 0.0) + 3 * (curved(z, levels[i], 1.0) - curved(z, levels[i], 0.0))
         z = z + (levels[i + 1] - levels[i]) * (z - clean) / levels[i]
         z = mask * z + (1 - mask) * path.latent(i + 1)
-    denoiser.rows = 0
+    denoiser.forward_passes = 0
     out = masked_decode(denoiser, path, constant_schedule(box()), PROMPTS, ratio=0.8)
-    assert torch.allclose(out, z, atol=1e-5) and denoiser.rows == 2 * 8 * B
+    assert torch.allclose(out, z, atol=1e-5) and denoiser.forward_passes == 2 * 8 * B
     assert torch.equal(out[mask.expand_as(out) == 0], path.source[mask.expand_as(out) == 0])
 
 
@@ -279,7 +279,7 @@ def test_the_whole_method_costs_140_rows_and_leaves_the_outside():
         denoiser, latent, prompt(0.0), prompt(1.0), prompt(0.0), seeds=[4],
         progress=lambda done, total, preview=None: seen.append((done, total)),
     )  # fmt: skip
-    assert denoiser.rows == 20 + 40 + 80
+    assert denoiser.forward_passes == 20 + 40 + 80
     assert torch.equal(result.mask.mask, box())
     outside = (box()[:, None] == 0).expand_as(latent)
     assert torch.equal(result.latent[outside], latent[outside]) and (result.latent != latent)[~outside].all()
@@ -291,7 +291,7 @@ def test_the_whole_method_with_nothing_to_do_costs_only_the_mask():
     denoiser = ToyDenoiser(local)
     latent = random_latent(2, C, H, W, seed=3)
     result = diffedit(denoiser, latent, prompt(0.5), prompt(0.5), prompt(0.0), seeds=[4, 5])
-    assert torch.equal(result.latent, latent) and result.trajectory is None and denoiser.rows == 40
+    assert torch.equal(result.latent, latent) and result.trajectory is None and denoiser.forward_passes == 40
 
 
 def test_in_a_batch_pictures_with_nothing_to_do_come_back_and_the_others_are_edited_as_alone():
@@ -318,7 +318,7 @@ def test_settings_reach_their_steps():
     result = diffedit(
         denoiser, latent, prompt(0.0), prompt(1.0), None, seeds=[4], settings=settings, inversion=prompt(0.2)
     )
-    assert denoiser.rows == 6 + 3 * 5 + 5
+    assert denoiser.forward_passes == 6 + 3 * 5 + 5
     mask = {"latent": latent, "seeds": (4,), "maps": 3, "sigma": strength_sigma(denoiser, 0.3)}
     assert torch.equal(result.mask.heat, found(denoiser, rule=rule, **mask).heat)
     assert not torch.equal(result.mask.heat, found(denoiser, **mask).heat)

@@ -43,7 +43,7 @@ def test_null_text_brings_guided_sampling_back_to_the_source():
 def test_rows_are_one_conditional_and_one_per_update_and_one_to_advance():
     denoiser, path = inverted(batch=1)
     null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=4, **ALWAYS))
-    assert denoiser.rows == 6 * (1 + 4 + 1)
+    assert denoiser.forward_passes == 6 * (1 + 4 + 1)
     one_step = [(1, 0), *[(1, 1)] * 4, (1, 0)]  # (contexts, of them learning)
     assert denoiser.log == one_step * 6
 
@@ -61,7 +61,7 @@ def test_at_guidance_1_there_is_nothing_to_learn():
     denoiser, path = inverted()
     result = null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(guidance_scale=1.0, **ALWAYS))
     assert torch.equal(result.embeddings.at(3).tokens, NULL.tokens.expand(B, T, D))
-    assert denoiser.rows == 6 * B
+    assert denoiser.forward_passes == 6 * B
     assert torch.allclose(result.rebuilt, path.source, atol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_published_rates_and_thresholds():
 def test_early_stop_comes_after_the_update_that_follows_the_measurement():
     denoiser, path = inverted(batch=1)
     result = null_text(denoiser, path, SOURCE, NULL, options=NullTextOptions(inner=10, **NEVER))
-    assert result.updates == [1] * 6 and denoiser.rows == 6 * 3
+    assert result.updates == [1] * 6 and denoiser.forward_passes == 6 * 3
     assert not torch.equal(result.embeddings.at(0).tokens, NULL.tokens)
 
 
@@ -299,7 +299,7 @@ def test_ranges_see_the_embeddings_of_the_whole_grid():
 def test_at_guidance_1_embeddings_cost_no_row():
     denoiser, path = inverted(batch=1)
     guided(denoiser, path.latent(0), 3.0, SOURCE, learned(denoiser, path), 1.0)
-    assert denoiser.rows == 1
+    assert denoiser.forward_passes == 1
 
 
 @pytest.mark.parametrize("proximal", [None, Proximal("hard")])

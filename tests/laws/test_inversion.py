@@ -170,14 +170,14 @@ def test_nothing_is_evaluated_at_level_zero():
 def test_one_row_per_step(mode):
     denoiser = ToyDenoiser(gaussian())
     invert(denoiser, source(1), prompt(), denoiser.schedule(50), options=InversionOptions(mode))
-    assert denoiser.rows == 50
+    assert denoiser.forward_passes == 50
 
 
 def test_ratio_climbs_only_its_part_and_keeps_the_whole_grid():
     denoiser = ToyDenoiser(gaussian())
     sigmas = denoiser.schedule(50)
     part = invert(denoiser, source(1), prompt(), sigmas, ratio=0.8)
-    assert denoiser.rows == 40 and part.first == 10 and torch.equal(part.sigmas, sigmas)
+    assert denoiser.forward_passes == 40 and part.first == 10 and torch.equal(part.sigmas, sigmas)
     whole = invert(denoiser, source(1), prompt(), sigmas)
     assert torch.equal(part.latent(10), whole.latent(10)) and torch.equal(part.source, whole.source)
     with pytest.raises(MismatchError, match="latents 10 to 50 of its grid but number 9"):
@@ -188,11 +188,11 @@ def test_implicit_stops_when_it_has_converged():
     field = random_latent(1, C, H, W, seed=8).double()
     straight = ToyDenoiser(lambda z, sigma, value: z - sigma * field)  # the guess of every later step is right
     invert(straight, source(1), prompt(), even(10), options=InversionOptions("implicit", iterations=9))
-    assert straight.rows <= 2 + 9
+    assert straight.forward_passes <= 2 + 9
     loose, tight = ToyDenoiser(curved), ToyDenoiser(curved)
     invert(loose, source(1), prompt(), even(10), options=InversionOptions("implicit", 60, tolerance=1e-3))
     invert(tight, source(1), prompt(), even(10), options=InversionOptions("implicit", 60, tolerance=1e-9))
-    assert 10 < loose.rows < tight.rows < 300
+    assert 10 < loose.forward_passes < tight.forward_passes < 300
 
 
 def test_damping_converges_where_the_plain_iteration_diverges():
@@ -222,7 +222,7 @@ def test_guided_inversion_uses_both_prompts():
         denoiser, z, prompt(1.0), even(4), negative=prompt(0.5), guidance_scale=3.0,
         options=InversionOptions("current"),
     )  # fmt: skip
-    assert torch.allclose(path.latent(0), z + 2 * (0.5 + 3 * 0.5)) and denoiser.rows == 8
+    assert torch.allclose(path.latent(0), z + 2 * (0.5 + 3 * 0.5)) and denoiser.forward_passes == 8
 
 
 def test_progress_counts_and_a_raise_cancels():

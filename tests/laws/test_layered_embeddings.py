@@ -109,7 +109,8 @@ def test_both_are_shown_as_one_text_or_apart():
     learn(alone, steps=2, second=False)
     assert set(joint.seen) == {(B, 2 * T, D)}
     assert set(apart.seen) == set(alone.seen) == {(B, T, D)}
-    assert (joint.rows, apart.rows, alone.rows) == (3 * B, 6 * B, 3 * B)  # one evaluation more than steps: what fits?
+    # one evaluation more than steps, for the estimate of the memory
+    assert (joint.forward_passes, apart.forward_passes, alone.forward_passes) == (3 * B, 6 * B, 3 * B)
     error = NoiseError(TextDenoiser(), source(), SEEDS)
     outside = 1 - object_mask()[:, None]
     each = [float(masked_mean(error(0, [text(seed)]), outside).mean()) for seed in (1, 2)]

@@ -38,9 +38,9 @@ def test_word_swap_with_the_same_word_is_the_reconstruction():
     denoiser = ToyDenoiser(curved)
     path = invert(denoiser, source(), prompt(0.25), even(10), options=EXACT)
     assert torch.allclose(reconstruct(denoiser, path, prompt(0.25)), source(), atol=1e-8)
-    denoiser.rows = 0
+    denoiser.forward_passes = 0
     swapped = reconstruct(denoiser, path, prompt(0.75), negative=prompt(0.0), guidance_scale=2.0)
-    assert (swapped - source()).abs().min() > 0.1 and denoiser.rows == 2 * 10 * B
+    assert (swapped - source()).abs().min() > 0.1 and denoiser.forward_passes == 2 * 10 * B
 
 
 def test_reconstruction_quality_tells_the_vaes_loss_apart():
@@ -58,7 +58,7 @@ def test_reconstruction_quality_tells_the_vaes_loss_apart():
 def test_sdedit_keeps_the_source_at_0_and_forgets_it_at_1():
     denoiser, latent = ToyDenoiser(gaussian(), scale=0.5), random_latent(B, C, H, W, seed=3)
     prompts = EditPrompts(prompt(), None, 1.0)
-    assert sdedit(denoiser, latent, prompts, seeds=[1, 2], strength=0) is latent and denoiser.rows == 0
+    assert sdedit(denoiser, latent, prompts, seeds=[1, 2], strength=0) is latent and denoiser.forward_passes == 0
     full = sdedit(denoiser, latent, prompts, seeds=[1, 2], steps=10, strength=1)
     assert torch.equal(full, sdedit(denoiser, latent * 0, prompts, seeds=[1, 2], steps=10, strength=1))
     sigmas = denoiser.schedule(10)
@@ -69,7 +69,7 @@ def test_sdedit_keeps_the_source_at_0_and_forgets_it_at_1():
 def test_sdedit_runs_its_share_of_the_steps_and_equals_a_blended_edit_everywhere():
     denoiser, latent = ToyDenoiser(curved), random_latent(B, C, H, W, seed=3)
     out = sdedit(denoiser, latent, PROMPTS, seeds=[1, 2], steps=10, strength=0.6)
-    assert denoiser.rows == B * 2 * 6
+    assert denoiser.forward_passes == B * 2 * 6
     sigmas = denoiser.schedule(10, 0.6)
     z = denoiser.noise(latent, seeded_noise((C, H, W), [1, 2]), float(sigmas[0]))
     everywhere = constant_schedule(torch.ones(1, H, W))

@@ -223,10 +223,10 @@ def test_every_row_is_evaluated_once():
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
     learned(denoiser, path, replace(SHORT, tolerance=0.0, tolerance_growth=0.0))
-    assert denoiser.rows == B * (1 + 4 * (1 + 1 + 3 + 1)) and max(count for _, count, _ in denoiser.log) == 1
-    denoiser.rows = 0
+    assert denoiser.forward_passes == B * (1 + 4 * (1 + 1 + 3 + 1)) and max(count for _, count, _ in denoiser.log) == 1
+    denoiser.forward_passes = 0
     learned(denoiser, path, replace(SHORT, guidance_scale=1, tolerance=0.0, tolerance_growth=0.0))
-    assert denoiser.rows == B * (1 + 4 * (1 + 3 + 1))
+    assert denoiser.forward_passes == B * (1 + 4 * (1 + 3 + 1))
 
 
 def test_images_and_call_sizes_do_not_matter():

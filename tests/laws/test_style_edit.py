@@ -157,7 +157,7 @@ def test_tau_v_zero_without_attention_edits_is_plain_sampling_of_the_target():
     assert torch.equal(
         ours.edited, reconstruct(denoiser, learned.trajectory, TARGET, negative=NULL, guidance_scale=7.5)
     )
-    assert denoiser.rows == 2 * 2 * B * STEPS
+    assert denoiser.forward_passes == 2 * 2 * B * STEPS
 
 
 def test_with_the_own_prompt_an_edit_is_the_reconstruction():
@@ -239,9 +239,9 @@ def test_sdedit_with_values_counts_its_steps_on_the_whole_grid():
         return style_edit(denoiser, values, EDIT, NULL, options=StyleEditOptions(part, CLOSED), start=HALF).edited
 
     assert torch.equal(run(part=0.5), run(part=0.0)) and not torch.allclose(run(), run(part=0.0))
-    denoiser.rows = 0
+    denoiser.forward_passes = 0
     run()
-    assert denoiser.rows == 2 * B * 3
+    assert denoiser.forward_passes == 2 * B * 3
     late = replace(learned, scale=learned.scale.clone(), shift=learned.shift.clone())
     late.scale[:3], late.shift[:3] = 0, 0  # steps that do not run
     assert torch.equal(run(), run(late))

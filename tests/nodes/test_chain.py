@@ -98,7 +98,7 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
     assert again["batch_index"] == [7 + i for i in index] and again["noise_mask"].flatten().tolist() == index
 
 
-def test_a_latent_of_another_level_is_refused(loaded, example):
+def test_a_latent_of_another_sigma_is_refused(loaded, example):
     with pytest.raises(MismatchError, match="has sigma"):
         blended_chain(*loaded, example.image, example.mask, example.prompt, ranges=[(0, 2), (4, 6)])
 

@@ -100,7 +100,7 @@ def test_tuning_nodes(height, width, images, masks, fill, name):
 
 @QUICK
 @given(st.integers(-3, 60), st.floats(-1, 2), st.integers(-2, 60), st.integers(0, 60))
-def test_levels_and_ranges(steps, strength, start, end):
+def test_sigmas_and_ranges(steps, strength, start, end):
     model, _ = sockets()
     try:
         sigmas = call("EditSigmas", model=model, steps=steps, strength=strength)[0]

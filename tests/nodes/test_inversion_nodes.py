@@ -25,22 +25,26 @@ from editkit.tests.toys import neighbourly, prompt
 def test_the_trajectory_is_the_pipelines(mode):
     host, (_, latent) = model(), encoded(2)
     held, noised, *_ = inverted(host, latent, mode=mode, iterations=7)
-    path = trajectory_in(held)
+    trajectory = trajectory_in(held)
     wanted = invert(
         host.denoiser, latent["samples"], prompt(1.0), sigmas(host), options=InversionOptions(mode, iterations=7)
     )  # fmt: skip
-    assert torch.equal(path.latents, wanted.latents) and torch.equal(path.sigmas, wanted.sigmas)
-    assert (path.family, path.fingerprint, path.prompt) == (wanted.family, wanted.fingerprint, wanted.prompt)
-    assert torch.equal(path.source_latent, latent["samples"])
-    assert noised.device_tensor.sigma == float(path.sigmas[0]) and torch.equal(noised.z, path.latents[0])
+    assert torch.equal(trajectory.latents, wanted.latents) and torch.equal(trajectory.sigmas, wanted.sigmas)
+    assert (trajectory.family, trajectory.fingerprint, trajectory.prompt) == (
+        wanted.family,
+        wanted.fingerprint,
+        wanted.prompt,
+    )
+    assert torch.equal(trajectory.source_latent, latent["samples"])
+    assert noised.device_tensor.sigma == float(trajectory.sigmas[0]) and torch.equal(noised.z, trajectory.latents[0])
 
 
 def test_quality_is_measured_with_and_without_the_vae():
     host, (image, latent) = model(neighbourly()), encoded(2, 22, 19)
     vae, codec = HeadlessVae(ToyCodec()), ToyCodec()
     held, _, psnr, inner, report = inverted(host, latent, vae=vae, image=image)
-    path = trajectory_in(held)
-    rebuilt = reconstruct(host.denoiser, path, prompt(1.0))
+    trajectory = trajectory_in(held)
+    rebuilt = reconstruct(host.denoiser, trajectory, prompt(1.0))
     wanted = reconstruction_quality(codec, rebuilt, latent["samples"], image)
     assert psnr == float(wanted.with_vae.min()) and inner == float(wanted.without_vae.min())
     assert psnr < float(wanted.vae_only.max()) and len(report.splitlines()) == 2
@@ -49,13 +53,13 @@ def test_quality_is_measured_with_and_without_the_vae():
 
 def test_what_is_not_measured_is_not_a_number():
     host, (image, latent) = model(), encoded()
-    rows = host.denoiser
+    denoiser = host.denoiser
     _, _, psnr, inner, report = inverted(host, latent)
     assert math.isnan(psnr) and math.isnan(inner) and "connect vae" in report
-    assert rows.rows == STEPS
+    assert denoiser.forward_passes == STEPS
     _, _, psnr, inner, _ = inverted(host, latent, vae=HeadlessVae(ToyCodec()))
     assert math.isnan(psnr) and inner > 10
-    assert rows.rows == 3 * STEPS
+    assert denoiser.forward_passes == 3 * STEPS
     with pytest.raises(ParameterError, match="image is connected but vae is not"):
         inverted(host, latent, image=image)
 
@@ -63,15 +67,15 @@ def test_what_is_not_measured_is_not_a_number():
 def test_a_part_of_the_grid():
     host, (_, latent) = model(), encoded()
     held, noised, *_ = inverted(host, latent, encoding_ratio=0.5)
-    path = trajectory_in(held)
-    assert path.first == 3 and host.denoiser.rows == 3
-    assert noised.device_tensor.sigma == float(path.sigmas[3])
+    trajectory = trajectory_in(held)
+    assert trajectory.first == 3 and host.denoiser.forward_passes == 3
+    assert noised.device_tensor.sigma == float(trajectory.sigmas[3])
 
 
 def test_guided_inversion_needs_its_negative():
     host, (_, latent) = model(), encoded()
     guided = inverted(host, latent, cfg=3.0, negative=text(0.0))[0]
-    assert host.denoiser.rows == 2 * STEPS
+    assert host.denoiser.forward_passes == 2 * STEPS
     assert not torch.equal(trajectory_in(guided).latents, trajectory_in(inverted(host, latent)[0]).latents)
     with pytest.raises(ParameterError, match="negative"):
         inverted(host, latent, cfg=3.0)
@@ -100,12 +104,12 @@ def test_an_image_does_not_depend_on_its_batch():
     whole = trajectory_in(inverted(host, latent, mode="implicit")[0]).latents
     for i in range(3):
         alone = finished_out(latent["samples"][i : i + 1], like={})
-        path = trajectory_in(inverted(host, alone, mode="implicit")[0])
-        assert torch.equal(path.latents[:, 0], whole[:, i])
+        trajectory = trajectory_in(inverted(host, alone, mode="implicit")[0])
+        assert torch.equal(trajectory.latents[:, 0], whole[:, i])
 
 
 def test_a_sampler_that_adds_no_noise_goes_back_the_same_way():
-    """Word swap: the stock sampler takes up the noised LATENT at its own level, on the inversion's SIGMAS."""
+    """Word swap: the stock sampler takes up the noised LATENT at its own sigma, on the inversion's SIGMAS."""
     from editkit.headless.stock_nodes import STOCK_NODES
 
     host, (_, latent) = model(), encoded()
@@ -144,9 +148,9 @@ def test_sdedit_at_strength_0_is_the_image_and_at_cfg_1_has_no_negative():
     host, (_, latent) = model(), encoded()
     common = dict(model=host, positive=text(1.0), negative=text(), latent=latent, steps=STEPS)
     kept = call("SDEdit", strength=0.0, **common)[0]
-    assert torch.equal(kept["samples"], latent["samples"]) and host.denoiser.rows == 0
+    assert torch.equal(kept["samples"], latent["samples"]) and host.denoiser.forward_passes == 0
     call("SDEdit", strength=1.0, cfg=1.0, **common)
-    assert host.denoiser.rows == STEPS
+    assert host.denoiser.forward_passes == STEPS
 
 
 def test_results_keep_the_images_own_size():
@@ -229,9 +233,9 @@ def test_between_nodes_a_trajectory_waits_where_the_host_wants_it(monkeypatch):
     host, (_, latent) = model(), encoded(1, 21, 19)
     latent["batch_index"] = [4]
     held = inverted(host, latent)[0]
-    path = trajectory_in(held)
-    assert path.latents is moved[0] and path.source_latent is moved[1]
-    assert path.source.shape == latent["samples"].shape
+    trajectory = trajectory_in(held)
+    assert trajectory.latents is moved[0] and trajectory.source_latent is moved[1]
+    assert trajectory.source.shape == latent["samples"].shape
     rest = trajectory_rest(held)
     assert rest["editkit_size"] == (21, 19) and rest["batch_index"] == [4] and "samples" not in rest
     assert "sigmas=7" in repr(held)

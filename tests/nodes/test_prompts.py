@@ -1,4 +1,4 @@
-"""The node that aligns prompts, as a graph calls it: widgets in, edit, picture and report out, or an error that names them."""
+"""The node that aligns prompts, as a graph calls it: widgets in, edit, image and report out, or an error that names them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STEPS, CFG = 5, 4.0
 
 
 class Scene:
-    """One picture inverted."""
+    """One image inverted."""
 
     def __init__(self) -> None:
         self.model, self.clip, self.vae = call("LoadModel", model="bundled")
@@ -55,10 +55,10 @@ class Scene:
 
     def sampled(self, negative: Any, positive: list | None = None, cfg: float = CFG) -> torch.Tensor:
         """Guided sampling from the trajectory, unscaled."""
-        path, levels = trajectory_in(self.trajectory), sampling_of(self.model)
+        trajectory, sampling = trajectory_in(self.trajectory), sampling_of(self.model)
         context = context_of(positive or self.positive, "positive")
-        z = reconstruct(levels, path, context, negative=negative_in(negative), guidance_scale=cfg)
-        return levels.scale_out(z)
+        z = reconstruct(sampling, trajectory, context, negative=negative_in(negative), guidance_scale=cfg)
+        return sampling.scale_out(z)
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +227,9 @@ def test_a_guider_runs_in_a_workflow_without_a_host(scene, learned, tmp_path: Pa
         file = call("SaveEmbeddings", embeddings=learned[0], filename_prefix="null")[0]
     workflow = {
         "model": {"class_type": "EditKit_LoadModel", "inputs": {"model": "bundled"}},
-        "picture": {"class_type": "EditKit_LoadExample", "inputs": {"name": "one_object"}},
-        "latent": {"class_type": "EditKit_EncodeImage", "inputs": {"image": ["picture", 0], "vae": ["model", 2]}},
-        "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": ["picture", 2]}},
+        "image": {"class_type": "EditKit_LoadExample", "inputs": {"name": "one_object"}},
+        "latent": {"class_type": "EditKit_EncodeImage", "inputs": {"image": ["image", 0], "vae": ["model", 2]}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": ["image", 2]}},
         "sigmas": {"class_type": "EditKit_EditSigmas", "inputs": {"model": ["model", 0], "steps": STEPS, "strength": 1.0}},
         "inverted": {
             "class_type": "EditKit_InvertDDIM",

@@ -11,7 +11,7 @@ STEPS = 6
 
 
 def model(rule=None, **options):
-    """A MODEL over a toy denoiser (it counts its rows), with the toy VAE's channels."""
+    """A MODEL over a toy denoiser (it counts its forward passes), with the toy VAE's channels."""
     return HeadlessModel(ToyDenoiser(rule or pointwise(), channels=3, **options))
 
 
@@ -21,7 +21,7 @@ def text(value: float = 0.0):
 
 
 def encoded(batch: int = 1, height: int = 24, width: int = 20, seed: int = 0):
-    """A picture of a size of its own, and its LATENT."""
+    """An image of its own size, and its LATENT."""
     image = random_image(batch, height, width, seed=seed)
     return image, call("EncodeImage", image=image, vae=HeadlessVae(ToyCodec()))[0]
 

@@ -173,10 +173,10 @@ def controls(edit, sigmas) -> dict[str, Any]:
     [
         ("p2plus", "noise"),
         ("local blend", "noise"),
-        ("local blend", "picture"),
+        ("local blend", "image"),
         ("masactrl", "noise"),
-        ("masactrl of an object", "picture"),
-        ("injection", "picture"),
+        ("masactrl of an object", "image"),
+        ("injection", "image"),
     ],
 )
 def test_the_same_edit_in_both_hosts(hosts, kind, start):
@@ -191,7 +191,7 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
             noise = random_latent(2, 4, *LATENT_PIXELS, seed=5) * float(sigmas[0])
             path = (
                 invert(denoiser, random_latent(2, 4, *LATENT_PIXELS, seed=6), contexts[0], sigmas)
-                if start == "picture"
+                if start == "image"
                 else noise
             )
             result = pair_edit(denoiser, PairPrompts(*contexts, 4.0), controls(edit, sigmas)[kind], path)
@@ -209,7 +209,7 @@ def test_the_same_edit_in_both_hosts(hosts, kind, start):
 
 
 def test_a_native_sampler_on_every_family(hosts):
-    """Two rows of everything a family needs: KSampler's pair is our loop's."""
+    """Two entries of everything a family needs: KSampler's pair is our loop's."""
     headless, model = hosts
     sigmas, noise = headless.schedule(4), random_latent(1, 4, *LATENT_PIXELS, seed=5)
 
@@ -231,7 +231,7 @@ def test_a_native_sampler_on_every_family(hosts):
 
 @pytest.mark.parametrize("make", [replace_edit, refine_edit])
 def test_two_attentions_equal_the_explicit_maps(hosts, make):
-    """The published order of things on whole maps, at every layer of the native network and every step."""
+    """The published order of operations on whole maps, at every layer of the native network and every step."""
     _, model = hosts
     contexts = [prompt(seed, True) for seed in (1, 2, 3)]
     edit = make(*contexts[:2], equalizer=torch.linspace(0.5, 3, TOKENS), step_ranges={2: (0.0, 0.3), 4: (0.4, 1.0)})

@@ -57,8 +57,8 @@ def empty(batch: int = 1) -> dict:
 def inverted(loaded):
     """LATENT, trajectory and noised LATENT of an example."""
     latent = call("EncodeImage", image=load_example("red_circle").image, vae=loaded[2])[0]
-    path = call("InvertDDIM", model=loaded[0], positive=encoded(loaded, SOURCE), latent=latent, sigmas=grid(loaded))
-    return latent, *path[:2]
+    outputs = call("InvertDDIM", model=loaded[0], positive=encoded(loaded, SOURCE), latent=latent, sigmas=grid(loaded))
+    return latent, *outputs[:2]
 
 
 def patched(loaded, kind: str, **more):
@@ -124,39 +124,39 @@ def test_both_hosts_sample_the_same_pair(native, headless, kind) -> None:
 
 
 def test_the_whole_edit_is_the_same_in_both_hosts(native, headless) -> None:
-    drawn, pictured = [], []
+    generated, real = [], []
     for loaded in (native, headless):
-        drawn.append(edits(loaded, latent=empty(2), sigmas=grid(loaded), seed=7))
-        latent, path, _ = inverted(loaded)
-        kept = call("NegativePrompt", model=loaded[0], trajectory=path, positive=encoded(loaded, SOURCE))[0]
-        pictured.append([*edits(loaded, trajectory=path), *edits(loaded, kept, trajectory=path)])
-        assert torch.equal(pictured[-1][0], latent["samples"])
-    for ours, theirs in (*zip(*drawn, strict=True), *zip(*pictured, strict=True)):
+        generated.append(edits(loaded, latent=empty(2), sigmas=grid(loaded), seed=7))
+        latent, trajectory, _ = inverted(loaded)
+        kept = call("NegativePrompt", model=loaded[0], trajectory=trajectory, positive=encoded(loaded, SOURCE))[0]
+        real.append([*edits(loaded, trajectory=trajectory), *edits(loaded, kept, trajectory=trajectory)])
+        assert torch.equal(real[-1][0], latent["samples"])
+    for ours, theirs in (*zip(*generated, strict=True), *zip(*real, strict=True)):
         assert close(ours, theirs)
-    assert not close(drawn[0][1], drawn[0][0], 0.05)
+    assert not close(generated[0][1], generated[0][0], 0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_real_picture_beside_its_edit(native, kind) -> None:
-    latent, path, noised = inverted(native)
-    model, pair = patched(native, kind, trajectory=path)
+def test_a_real_image_beside_its_edit(native, kind) -> None:
+    latent, trajectory, noised = inverted(native)
+    model, pair = patched(native, kind, trajectory=trajectory)
     start = {**noised, "samples": noised["samples"].repeat(2, 1, 1, 1)}
     source, target = custom(native, model, pair, start, Noise_EmptyNoise())
     assert torch.equal(source, latent["samples"][0]) and not close(target, source, 0.05)
     if kind == "P2Plus":
-        assert close(target[None], edits(native, trajectory=path)[1])
+        assert close(target[None], edits(native, trajectory=trajectory)[1])
 
 
 def test_a_guider_with_embeddings_on_pairs(native) -> None:
     """Null-text and negative-prompt inversion as the unconditional side under a native sampler."""
-    _, path, noised = inverted(native)
-    kept = call("NegativePrompt", model=native[0], trajectory=path, positive=encoded(native, SOURCE))[0]
-    model, pair = patched(native, "P2Plus", trajectory=path)
+    _, trajectory, noised = inverted(native)
+    kept = call("NegativePrompt", model=native[0], trajectory=trajectory, positive=encoded(native, SOURCE))[0]
+    model, pair = patched(native, "P2Plus", trajectory=trajectory)
     guider = call("EmbeddingsGuider", model=model, positive=pair, embeddings=kept, cfg=SCALE)[0]
     start = {**noised, "samples": noised["samples"].repeat(2, 1, 1, 1)}
     sampler = comfy.samplers.sampler_object("euler")
     result = SamplerCustomAdvanced().sample(Noise_EmptyNoise(), guider, sampler, grid(native), start)[0]["samples"]
-    assert close(result[1:], edits(native, kept, trajectory=path)[1])
+    assert close(result[1:], edits(native, kept, trajectory=trajectory)[1])
 
 
 def test_maps_are_the_same_in_both_hosts(native, headless) -> None:
@@ -168,15 +168,15 @@ def test_maps_are_the_same_in_both_hosts(native, headless) -> None:
 
 
 def test_five_runs_leave_what_one_leaves(native) -> None:
-    latent, path, noised = inverted(native)
+    latent, trajectory, noised = inverted(native)
     start = {**noised, "samples": noised["samples"].repeat(2, 1, 1, 1)}
 
     def run() -> int:
         for kind in KINDS:
-            model, pair = patched(native, kind, trajectory=path)
+            model, pair = patched(native, kind, trajectory=trajectory)
             custom(native, model, pair, start, Noise_EmptyNoise())
             ksampler(native, *patched(native, kind), name="dpmpp_2m_sde")
-        edits(native, trajectory=path)
+        edits(native, trajectory=trajectory)
         del model, pair
         comfy.model_management.cleanup_models_gc()
         gc.collect()

@@ -209,9 +209,9 @@ def test_custom_noise_disabled_with_source(model) -> None:
     source, sigmas = latent(8, 1, HEIGHT, WIDTH), sampling_of(model).schedule(6, 0.7)
     blended = blended_model(model, constant_schedule(box()), source, sigmas)
     guider = BasicGuider().get_guider(blended, cond(1))[0]
-    levels = sampling_of(model)
-    z = levels.noise(levels.scale_in(source), torch.randn_like(source), float(sigmas[0]))
-    start = {"samples": levels.scale_out(z)}
+    sampling = sampling_of(model)
+    z = sampling.noise(sampling.scale_in(source), torch.randn_like(source), float(sigmas[0]))
+    start = {"samples": sampling.scale_out(z)}
     sampler = comfy.samplers.sampler_object("dpmpp_2m")
     out, _ = SamplerCustomAdvanced().sample(Noise_EmptyNoise(), guider, sampler, sigmas, start)
     assert outside_error(out["samples"], source, box()) <= 1e-5

@@ -28,15 +28,15 @@ def test_unet_equals_diffusers(model, folder: Path) -> None:
 
 
 def test_schedule_is_the_leading_grid_of_diffusers(model) -> None:
-    levels = sampling_of(model)
+    sampling = sampling_of(model)
     for steps in (50, 30, 7, 1):
         scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
         scheduler.set_timesteps(steps)
         abar = scheduler.alphas_cumprod[scheduler.timesteps]
         expected = torch.cat([((1 - abar) / abar).sqrt(), torch.zeros(1)])
-        torch.testing.assert_close(levels.schedule(steps), expected, rtol=1e-4, atol=1e-6)
-    assert len(levels.schedule(50, 0.75)) == 39
-    torch.testing.assert_close(levels.schedule(50, 0.75), levels.schedule(50)[12:])
+        torch.testing.assert_close(sampling.schedule(steps), expected, rtol=1e-4, atol=1e-6)
+    assert len(sampling.schedule(50, 0.75)) == 39
+    torch.testing.assert_close(sampling.schedule(50, 0.75), sampling.schedule(50)[12:])
 
 
 def test_vae_equals_diffusers(vae, folder: Path) -> None:

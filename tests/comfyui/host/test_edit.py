@@ -76,7 +76,7 @@ def test_photograph_through_the_whole_chain(shipped):
     tuned = call("TuneDecoder", vae=shipped[2], latent=chain["edited"], source=image, mask=mask)
     plain = call("DecodeLatent", latent=chain["edited"], vae=shipped[2])[0]
     outside = (mask == 0)[..., None].expand_as(image)
-    before, after = ((picture - image)[outside].square().mean() for picture in (plain, tuned[1]))
+    before, after = ((result - image)[outside].square().mean() for result in (plain, tuned[1]))
     assert 10 * torch.log10(before / after) >= 5
     result, change = call("CompositeSource", edited=tuned[1], source=image, mask=mask)
     assert change == 0 and torch.equal(result[outside], image[outside]) and result.shape == image.shape

@@ -1,4 +1,4 @@
-"""Inpainting models (nine input channels): their mask and picture reach the network as in the host's own sampling."""
+"""Inpainting models (nine input channels): their mask and image reach the network as in the host's own sampling."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def inpainting(folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def prompts(seed: int) -> list:
-    """What InpaintModelConditioning makes: the masked picture's latent and the mask, on both prompts."""
+    """What InpaintModelConditioning makes: the masked image's latent and the mask, on both prompts."""
     mask = torch.zeros(1, 1, 96, 80)
     mask[:, :, 20:60, 10:50] = 1
     return cond(seed, concat_latent_image=latent(5), concat_mask=mask)
 
 
-def test_loop_equals_stock_euler_with_and_without_a_masked_picture(inpainting):
+def test_loop_equals_stock_euler_with_and_without_a_masked_image(inpainting):
     noise, source = latent(2) * 0.18215, latent(3)
     sigmas = sampling_of(inpainting).schedule(5)
     results = []

@@ -90,10 +90,10 @@ def test_diffedit_gives_the_headless_latents(start, example, headless):
     wanted = diffedit_mask(headless.denoiser, z, source, target, seeds=[0], maps=4)
     assert (soft - wanted.heat).abs().max() <= 1e-3 and 0 < latent_pixels.mean() < 1
     held = start.inverted()[0]
-    path = invert(headless.denoiser, z, source, headless.denoiser.schedule(STEPS))
-    assert relative(trajectory_in(held).latents, path.latents) <= 1e-3
+    trajectory = invert(headless.denoiser, z, source, headless.denoiser.schedule(STEPS))
+    assert relative(trajectory_in(held).latents, trajectory.latents) <= 1e-3
     schedule, prompts = constant_schedule(latent_pixels), EditPrompts(target, empty, CFG)
-    edited = masked_decode(headless.denoiser, path, schedule, prompts)
+    edited = masked_decode(headless.denoiser, trajectory, schedule, prompts)
     assert relative(start.decoded(held, latent_pixels)["samples"], edited) <= 1e-3
 
 
@@ -134,7 +134,7 @@ def test_the_whole_method_in_one_node(start):
     assert relative(edited["samples"], start.decoded(held, latent_pixels)["samples"]) <= 1e-5
 
 
-def test_stock_samplers_take_the_noised_latent_up_at_its_level(shipped, example):
+def test_stock_samplers_take_the_noised_latent_up_at_its_sigma(shipped, example):
     """SamplerCustom on the same SIGMAS, and KSampler (Advanced) on the scheduler that has them: no noise added."""
     start = Started(shipped, example, steps=20)
     held, noised, *_ = start.inverted()
@@ -145,9 +145,9 @@ def test_stock_samplers_take_the_noised_latent_up_at_its_level(shipped, example)
         start.model, "disable", 0, 20, CFG, "euler", "ddim_uniform", *prompts, noised, 0, 10000, "disable"
     )[0]  # fmt: skip
     target, empty = (context_of(prompt, "prompt") for prompt in prompts)
-    path = trajectory_in(held)
-    with open_denoiser(start.model, path.source.shape, [target, empty]) as denoiser:
-        wanted = denoiser.scale_out(reconstruct(denoiser, path, target, negative=empty, guidance_scale=CFG))
+    trajectory = trajectory_in(held)
+    with open_denoiser(start.model, trajectory.source.shape, [target, empty]) as denoiser:
+        wanted = denoiser.scale_out(reconstruct(denoiser, trajectory, target, negative=empty, guidance_scale=CFG))
     for result in (custom, advanced):
         assert relative(result["samples"], wanted) <= 1e-3
     assert relative(wanted, start.latent["samples"]) > 0.05
@@ -167,10 +167,10 @@ def test_other_kinds_of_models(folder):
         sigmas = call("EditSigmas", model=model, steps=8, strength=1.0)[0]
         inputs = dict(model=model, positive=cond(1), latent=image, sigmas=sigmas)
         held, noised, *_ = call("InvertDDIM", mode="implicit", iterations=30, damping=0.5, **inputs)
-        path = trajectory_in(held)
-        with open_denoiser(model, path.source.shape, [context_of(cond(1), "positive")]) as denoiser:
-            back = reconstruct(denoiser, path, context_of(cond(1), "positive"))
-        assert relative(back, path.source) <= 0.05, kind
+        trajectory = trajectory_in(held)
+        with open_denoiser(model, trajectory.source.shape, [context_of(cond(1), "positive")]) as denoiser:
+            back = reconstruct(denoiser, trajectory, context_of(cond(1), "positive"))
+        assert relative(back, trajectory.source) <= 0.05, kind
         assert noised.device_tensor.sigma == float(sigmas[0])
         if kind == "FLOW":
             with pytest.raises(FamilyError, match="'implicit' or 'current'"):
@@ -190,7 +190,7 @@ def test_a_trajectory_of_another_model_is_refused(start, example):
 
 
 def test_the_mask_takes_the_rows_that_memory_has(start, monkeypatch):
-    """2.5 rows fit, so two noises go through the model at a time, each prompt by itself."""
+    """2.5 latents fit, so two noises go through the model at a time, each prompt by itself."""
     calls, shape, plenty = [], start.latent["samples"].shape, start.mask()
     free = 1.5 * 2.5 * start.model.memory_required([1, *shape[1:]])
 

@@ -93,15 +93,15 @@ def sampled(model, sigmas: Tensor, noise: Tensor, start: Tensor) -> Tensor:
 def test_leftover_noise_passes_both_ways(folder: Path, kind: str) -> None:
     """Half of a run ours and half the host's equals the whole run, whichever begins."""
     model = _host_native.build_bundled(folder, model_type=comfy.model_base.ModelType[kind])[0]
-    levels = sampling_of(model)
-    sigmas, source, noise = levels.schedule(6, 0.9), latent(5, 1, 8, 8), torch.randn(1, 4, 8, 8)
+    sampling = sampling_of(model)
+    sigmas, source, noise = sampling.schedule(6, 0.9), latent(5, 1, 8, 8), torch.randn(1, 4, 8, 8)
     whole = sampled(model, sigmas, noise, source)
     grid = sigmas.tolist()
-    start = levels.noise(levels.scale_in(source), noise, grid[0])
-    halfway = latent_out(continued(model, start, grid[:4]), levels, grid[3], {})
+    start = sampling.noise(sampling.scale_in(source), noise, grid[0])
+    halfway = latent_out(continued(model, start, grid[:4]), sampling, grid[3], {})
     ours_first = sampled(model, sigmas[3:], torch.zeros_like(noise), halfway["samples"])
     theirs = {"samples": sampled(model, sigmas[:4], noise, source)}
-    theirs_first = levels.scale_out(continued(model, latent_in(theirs, levels, grid[3]), grid[3:]))
+    theirs_first = sampling.scale_out(continued(model, latent_in(theirs, sampling, grid[3]), grid[3:]))
     for result in (ours_first, theirs_first):
         assert float((result - whole).abs().max() / whole.abs().max()) <= 1e-4
 

@@ -259,7 +259,7 @@ def test_a_fault_leaves_the_model_as_it_was(model, stage, error, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- iterative guidance
 class Recorder(IterativeGuider):
-    """Notes the level and the condition of every evaluation."""
+    """Notes the sigma and the condition of every evaluation."""
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         self.notes = getattr(self, "notes", [])
@@ -307,14 +307,14 @@ def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name)
 
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_every_sampler_of_the_host_runs_and_alternates(model, name):
-    """Whatever it looks at, a level inside a step has the step's condition, and the first look of a step too."""
+    """Every evaluation inside a step has the step's condition, its first one too."""
     sigmas = sampling_of(model).schedule(5)
     state = torch.get_rng_state()
     guider, out = recorded(model, name, sigmas)
     assert torch.isfinite(out).all()
-    levels = sigmas.tolist()
+    grid = sigmas.tolist()
     for sigma, kind in guider.notes:
-        between = [step for step in range(5) if levels[step] * (1 - 1e-5) > sigma > levels[step + 1] * (1 + 1e-5)]
+        between = [step for step in range(5) if grid[step] * (1 - 1e-5) > sigma > grid[step + 1] * (1 + 1e-5)]
         if between and name not in ("dpm_fast", "dpm_adaptive"):
             assert kind == ("object" if takes_object(between[0], 5) else "positive")
     assert {kind for _, kind in guider.notes} == {"object", "positive"}

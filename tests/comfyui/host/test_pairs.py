@@ -262,16 +262,16 @@ def test_guidance_of_other_nodes_is_controlled_too(model) -> None:
         with_pag(p2p_plan(edit))
 
 
-def test_a_real_picture_is_held_to_its_path(model) -> None:
+def test_a_real_image_follows_its_trajectory(model) -> None:
     sigmas, image = sampling_of(model).schedule(6), latent(4, 1, HEIGHT, WIDTH)
     edit = prompt_edit(blends=True)
     with open_denoiser(model, image.shape, [edit.source], sigmas=sigmas) as denoiser:
-        path = invert(denoiser, image, edit.source, sigmas)
-        noised = denoiser.scale_out(path.latents[0])
+        trajectory = invert(denoiser, image, edit.source, sigmas)
+        noised = denoiser.scale_out(trajectory.latents[0])
         contexts = [edit.source, edit.target, context_of(cond(9), "negative")]
-        ours = pair_edit(denoiser, PairPrompts(*contexts, 3.0), p2p_plan(edit).make(sigmas), path)
+        ours = pair_edit(denoiser, PairPrompts(*contexts, 3.0), p2p_plan(edit).make(sigmas), trajectory)
         ours = denoiser.scale_out(ours.edited)
-    patched = paired_model(model, p2p_plan(edit, trajectory=lambda: path))
+    patched = paired_model(model, p2p_plan(edit, trajectory=lambda: trajectory))
     for name in ("euler", "dpmpp_2m"):
         guider = CFGGuider().get_guider(patched, both(edit), cond(9), 3.0)[0]
         sampler = comfy.samplers.sampler_object(name)
@@ -288,7 +288,7 @@ def test_a_real_picture_is_held_to_its_path(model) -> None:
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("first", ["pairs", "blend"])
 def test_with_a_blended_model(model, first: str, name: str) -> None:
-    """Both patches on one MODEL, in either order: pairs inside the mask, the picture outside."""
+    """Both patches on one MODEL, in either order: pairs inside the mask, the image outside."""
     edit, mask = prompt_edit(blends=True), torch.zeros(1, HEIGHT, WIDTH)
     mask[:, 3:9, 2:6] = 1
     patches = {

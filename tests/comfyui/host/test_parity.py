@@ -1,4 +1,4 @@
-"""The shipped model through both hosts: the same predictions, pictures and tokens."""
+"""The shipped model through both hosts: the same predictions, images and tokens."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_tokens(native, headless) -> None:
         assert encoder.tokens(text) == headless.text.tokens(text)
 
 
-def test_pictures(native, headless) -> None:
+def test_images(native, headless) -> None:
     codec, image = codec_of(native[2]), torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(2))
     z = codec.encode(image)
     assert relative(z, headless.codec.encode(image)) <= 1e-4

@@ -28,7 +28,7 @@ def test_whole_photograph(name):
         tuned = call("TuneDecoder", vae=shipped[2], latent=chain["edited"], source=image, mask=mask, lr=RATE)
         plain = call("DecodeLatent", latent=chain["edited"], vae=shipped[2])[0]
         result, change = call("CompositeSource", edited=tuned[1], source=image, mask=mask)
-    before, after = (float(psnr_outside(picture, image, mask)) for picture in (plain, tuned[1]))
+    before, after = (float(psnr_outside(result, image, mask)) for result in (plain, tuned[1]))
     print(  # noqa: T201  # the figures are the point of asking for it
         f"{name} {image.shape[2]}x{image.shape[1]}: changed {change}, plain {before:.2f} dB, tuned {after:.2f} dB"
     )

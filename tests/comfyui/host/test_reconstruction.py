@@ -34,7 +34,7 @@ CFG, STEPS, INNER = 7.5, 20, 5
 
 
 class Scene:
-    """One picture inverted with the shipped model, natively."""
+    """One image inverted with the shipped model, natively."""
 
     def __init__(self) -> None:
         self.model, self.clip, self.vae = call("LoadModel", model="bundled")
@@ -70,11 +70,11 @@ class Scene:
         self, embeddings: Any, positive: list, model: Any = None, cfg: float = CFG, sampler: str = "euler"
     ) -> Tensor:
         """Our own guided loop, unscaled."""
-        path, learned = trajectory_in(self.trajectory), negative_in(embeddings)
+        trajectory, learned = trajectory_in(self.trajectory), negative_in(embeddings)
         context = context_of(positive, "positive")
         opened = prompts_to_open(context, learned)
-        with open_denoiser(model or self.model, path.source.shape, opened, sigmas=path.sigmas) as denoiser:
-            z = reconstruct(denoiser, path, context, negative=learned, guidance_scale=cfg, sampler=sampler)
+        with open_denoiser(model or self.model, trajectory.source.shape, opened, sigmas=trajectory.sigmas) as denoiser:
+            z = reconstruct(denoiser, trajectory, context, negative=learned, guidance_scale=cfg, sampler=sampler)
             return denoiser.scale_out(z)
 
     def sampled(self, guider: Any, sampler: str = "euler", start: Any = None, sigmas: Any = None) -> Tensor:
@@ -121,9 +121,9 @@ def test_native_and_headless_learn_the_same(scene) -> None:
     with torch.inference_mode(False):
         denoiser = load_bundled().denoiser
         source, null = (Context(conditioning[0][0].clone()) for conditioning in (scene.positive, scene.empty))
-        path = invert(denoiser, scene.latent["samples"].clone(), source, sigmas.clone())
+        trajectory = invert(denoiser, scene.latent["samples"].clone(), source, sigmas.clone())
         options = NullTextOptions(CFG, INNER, tolerance=0.0, tolerance_growth=0.0)
-        theirs = null_text(denoiser, path, source, null, options=options)
+        theirs = null_text(denoiser, trajectory, source, null, options=options)
     ours = embeddings_in(learned)
     assert off(ours.tokens, theirs.embeddings.tokens) <= 1e-3
     assert off(rebuilt, denoiser.scale_out(theirs.rebuilt)) <= 1e-3
@@ -260,7 +260,7 @@ def test_the_users_sigmas_stay(scene) -> None:
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2"])
 def test_any_sampler_reconstructs_better_than_with_plain_guidance(scene, sampler: str) -> None:
-    """heun and dpm_2 evaluate more than once per step, dpm_2 between the levels too."""
+    """heun and dpm_2 evaluate more than once per step, dpm_2 between the sigmas too."""
     plain = comfy.samplers.CFGGuider(scene.model)
     plain.set_conds(scene.positive, scene.empty)
     plain.set_cfg(CFG)

@@ -32,7 +32,7 @@ TARGET = "a green circle on a mint background"
 
 
 class Scene:
-    """One picture inverted with the shipped model, natively."""
+    """One image inverted with the shipped model, natively."""
 
     def __init__(self) -> None:
         self.model, self.clip, self.vae = call("LoadModel", model="bundled")
@@ -85,17 +85,17 @@ def test_learning_and_edits_are_the_headless_hosts(scene, learned):
         free, ranker = load_bundled(), load_bundled_ranker()
         source, null = (free.text.encode(text) for text in (SOURCE, ""))
         sigmas, clean = free.denoiser.schedule(STEPS), unnoised_samples(scene.latent, "latent").clone()
-        path = invert(free.denoiser, clean, source, sigmas)
+        trajectory = invert(free.denoiser, clean, source, sigmas)
         features = image_features(ranker, scene.image.clone(), source.tokens.shape[2])
         options = replace(PRESETS["even"], inner=UPDATES)
-        wanted = style_invert(free.denoiser, path, source, null, features, options=options)
+        wanted = style_invert(free.denoiser, trajectory, source, null, features, options=options)
     values = value_embeddings_in(learned[0])
-    assert close(values.trajectory.latents, path.latents)
+    assert close(values.trajectory.latents, trajectory.latents)
     # Adam's first updates are the signs of gradients: rounding grows from step to step, and only the first can be compared
     assert close(values.scale[0], wanted.embeddings.scale[0], 0.01)
     with torch.inference_mode(False):
         given = replace(
-            values, base=source, fingerprint=None, trajectory=replace(values.trajectory, prompt=path.prompt)
+            values, base=source, fingerprint=None, trajectory=replace(values.trajectory, prompt=trajectory.prompt)
         )
         given = replace(given, scale=given.scale.clone(), shift=given.shift.clone())
         edit = replace(scene.edit, source=source, target=free.text.encode(TARGET))

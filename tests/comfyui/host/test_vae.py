@@ -188,7 +188,7 @@ def test_out_of_memory_falls_back_to_tiles(vae, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(model, "decode", failing)
     tiled = codec.decode(z, clamp=False)
     assert len(calls) > 1
-    assert (tiled - whole).abs().max() < 1e-4  # one tile covers this picture
+    assert (tiled - whole).abs().max() < 1e-4  # one tile covers this image
 
 
 def test_engine_without_post_quant_conv(vae) -> None:
