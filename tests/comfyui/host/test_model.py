@@ -47,9 +47,9 @@ def ours(model, sigmas: Tensor, noise: Tensor, source: Tensor, positive, negativ
     """The same by our protocol and our Euler step."""
     contexts = [context_of(positive, "positive"), context_of(negative, "negative")]
     with open_denoiser(model, source.shape, contexts, sigmas=sigmas) as denoiser:
-        levels = sigmas.tolist()
-        z = denoiser.noise(denoiser.scale_in(source), noise, levels[0])
-        for sigma, target in pairwise(levels):
+        grid = sigmas.tolist()
+        z = denoiser.noise(denoiser.scale_in(source), noise, grid[0])
+        for sigma, target in pairwise(grid):
             z = euler_step(z, guided(denoiser, z, sigma, *contexts, cfg), sigma, target)
         return denoiser.scale_out(z)
 
@@ -76,11 +76,11 @@ def test_denoiser_fits_the_protocol(any_model) -> None:
 
 
 def test_flow_schedule_starts_at_the_largest_sigma(folder: Path) -> None:
-    levels = sampling_of(_host_native.build_bundled(folder, model_type=ModelType.FLOW)[0])
-    expected = comfy.samplers.simple_scheduler(levels.sampling, 8)
-    torch.testing.assert_close(levels.schedule(8), expected, rtol=0, atol=2e-3)
-    assert levels.schedule(8)[0] == 1
-    assert levels.schedule(8)[-1] == 0
+    sampling = sampling_of(_host_native.build_bundled(folder, model_type=ModelType.FLOW)[0])
+    expected = comfy.samplers.simple_scheduler(sampling.sampling, 8)
+    torch.testing.assert_close(sampling.schedule(8), expected, rtol=0, atol=2e-3)
+    assert sampling.schedule(8)[0] == 1
+    assert sampling.schedule(8)[-1] == 0
 
 
 def test_many_contexts_in_one_call(model) -> None:
