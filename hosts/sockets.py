@@ -16,6 +16,7 @@ from ..pipelines.core.errors import EditError, ParameterError
 from ..pipelines.core.guidance import EditPrompts
 from ..pipelines.core.masks import MaskSchedule
 from ..pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncoder
+from ..pipelines.core.shapes import check_tokens
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,19 @@ def refuse_second_blend(*, blended: bool) -> None:
 def context_of(conditioning: Any, socket: str) -> Context:
     """CONDITIONING as a Context; its `host` keeps the whole of it (areas, masks, ControlNets, hooks).
 
-    Raises: EditError for an empty one or one without a text embedding, naming the socket.
+    Raises: EditError for an empty one, one without a text embedding, and one with NaN or infinity, naming the socket.
     """
     if not isinstance(conditioning, (list, tuple)) or not conditioning:
         raise EditError(f"{socket} is an empty CONDITIONING: connect a CLIP Text Encode node")
+    for part in conditioning:
+        if not isinstance(part[0], Tensor):
+            raise EditError(f"{socket} has no text embedding: connect a CLIP Text Encode node")
+        check_tokens(part[0], socket)
+        pooled = part[1].get("pooled_output")
+        if isinstance(pooled, Tensor) and not pooled.isfinite().all():
+            raise EditError(f"{socket} contains NaN or infinity in its pooled text: check the CLIP that made it")
     tokens, extras = conditioning[0][0], conditioning[0][1]
-    if not isinstance(tokens, Tensor):
-        raise EditError(f"{socket} has no text embedding: connect a CLIP Text Encode node")
-    return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning)
+    return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning, socket)
 
 
 def conditioning_of(context: Context) -> list:

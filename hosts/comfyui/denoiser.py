@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.protocols import Context
-from ...pipelines.core.shapes import check_latent
+from ...pipelines.core.shapes import check_latent, check_width
 from ...pipelines.learning.loss_scaling import LossScaling
 from ..sockets import conditioning_of
 from .attention_hooks import Layers, attention_layers, controlled_options
@@ -150,6 +150,8 @@ class NativeDenoiser(NativeModelSampling):
     def _conds(self, contexts: Sequence[Context], z: Tensor) -> list[Parts]:
         if self._conditions is None:
             raise RuntimeError("this denoiser is closed: open the MODEL again")
+        for context in contexts:
+            check_width(context.tokens.shape[-1], self.text_width, context.socket)
         return self._conditions.of(contexts, z)
 
 

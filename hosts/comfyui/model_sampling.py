@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ...pipelines.core.errors import FamilyError
+from ...pipelines.core.shapes import check_channels
 from ...pipelines.core.sigmas import even_sigmas, leading_sigmas
 
+TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim")  # of U-Nets, Flux, Lumina
 FAMILY_OF_CONTEXT = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 REFUSED = ("STABLE_CASCADE", "IMG_TO_IMG", "FLOW_COSMOS")
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -48,6 +50,13 @@ def family_of(model: Any) -> str:
     return named or FAMILY_OF_CONTEXT.get(config.unet_config.get("context_dim"), "vp")
 
 
+def text_width(model: Any) -> int | None:
+    """The width of the text that a ModelPatcher's network takes; None for a family that does not say it."""
+    config = model.model.model_config.unet_config
+    widths = [config[key] for key in TEXT_WIDTHS if isinstance(config.get(key), int)]
+    return widths[0] if widths else None
+
+
 class NativeModelSampling:
     """Sigmas and latent scale of a MODEL (see `Denoiser`). It holds no weights, so a LATENT may keep it."""
 
@@ -57,6 +66,7 @@ class NativeModelSampling:
         self.latent_format = model.get_model_object("latent_format")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.channels = int(self.latent_format.latent_channels)
+        self.text_width = text_width(model)
         self.device: torch.device = model.load_device
         self.fingerprint = f"{name_of(model.model)}-{name_of(self.sampling)}-{model.patches_uuid}"
 
@@ -80,6 +90,7 @@ class NativeModelSampling:
 
     def scale_in(self, latent: Tensor) -> Tensor:
         """See `Denoiser.scale_in`."""
+        check_channels(latent, self.channels)
         return self.latent_format.process_in(latent.to(self.device, torch.float32))
 
     def scale_out(self, z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.errors import FamilyError, ParameterError, ShapeError
 from ...pipelines.core.guidance import mix
 from ...pipelines.core.protocols import Context
+from ...pipelines.core.shapes import check_channels, check_width
 from ...pipelines.core.sigmas import spaced_sigmas
 from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.learning.loss_scaling import LossScaling
@@ -67,6 +68,8 @@ class DiffusersDenoiser:
                 f"this U-Net takes {self.channels} channels (an inpainting model): use the base model instead"
             )
         self.table = self.table.float().cpu()
+        width = self.unet.config.get("encoder_hid_dim") or self.unet.config.get("cross_attention_dim")
+        self._text_width = width if isinstance(width, int) else None
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +103,7 @@ class DiffusersDenoiser:
         return mix(cond, uncond, scale)
 
     def scale_in(self, latent: Tensor) -> Tensor:
+        check_channels(latent, self.channels)
         return latent.to(self.device, torch.float32) * self.scaling_factor
 
     def scale_out(self, z: Tensor) -> Tensor:
@@ -132,6 +136,8 @@ class DiffusersDenoiser:
             raise ShapeError(f"latent is {list(z.shape)}: this model takes [batch, {self.channels}, height, width]")
         if control is not None and len(control.rows.batch) != len(z):
             raise ShapeError(f"latent batch has {len(z)} rows but the control names {len(control.rows.batch)}")
+        for context in contexts:
+            check_width(context.tokens.shape[-1], self._text_width, context.socket)
         span = LossScaling(self.dtype if control is None else None)  # a control may learn inside the network
         z, contexts = span.enter(z.to(self.device, torch.float32)), span.contexts(contexts)
         scale = (1 + sigma * sigma) ** -0.5

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pipelines.core.errors import ShapeError
+from ...pipelines.core.shapes import check_channels, check_latent
 
 
 @dataclass
@@ -43,6 +44,7 @@ class DiffusersCodec:
         return mean if noise is None else mean + posterior.std.float() * noise.to(mean)
 
     def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+        check_latent(latent, "latent", self.channels)
         with torch.no_grad():
             pixels = self.vae.decode(latent.to(self.device, self.dtype)).sample.float()
         image = pixels.movedim(1, -1) * 0.5 + 0.5
@@ -69,6 +71,7 @@ class DiffusersDecoder:
         ]
 
     def prepare(self, latent: Tensor) -> Tensor:
+        check_channels(latent, self._codec.channels)
         return self._post(latent.to(self._codec.device, torch.float32))
 
     def finish(self) -> TunedCodec:

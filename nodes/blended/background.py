@@ -14,7 +14,7 @@ from ...pipelines.blended.decoder_tuning import (
     tune_latent,
 )
 from ...pipelines.blended.poisson import blend_poisson
-from ...pipelines.core.shapes import check_image, check_mask, with_sources
+from ...pipelines.core.shapes import check_image, check_latent, check_mask, with_sources
 from ...pipelines.evaluation.drawing import curve
 from .._api import io, preview, schema, show_text
 from .._inputs import latent_input, loss_curve_output, report_output
@@ -154,7 +154,7 @@ class TuneDecoder(io.ComfyNode):
             low_memory,
             blocks="all" if last_blocks == ALL_BLOCKS else last_blocks,
         )
-        latents = samples_of(latent)
+        latents = check_latent(samples_of(latent), "latent")
         source, mask = _of_candidates(latent, source, mask)
         tuning = tune_decoder(
             codec_of(vae),
@@ -211,7 +211,7 @@ class TuneLatent(io.ComfyNode):
     def execute(
         cls, vae, latent, source, mask, steps, lr, background_weight, patience, edited=None, model=None
     ) -> io.NodeOutput:
-        latents = samples_of(latent)
+        latents = check_latent(samples_of(latent), "latent")
         lr = lr if model is None else rate_in_model_scale(sampling_of(model), lr)
         source, mask = _of_candidates(latent, source, mask)
         tuning = tune_latent(

@@ -368,7 +368,7 @@ class BlendedModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule, sigmas=None, source_latent=None) -> io.NodeOutput:
         sigma_grid = None if sigmas is None else check_sigmas(sigmas)
-        source = None if source_latent is None else samples_of(source_latent)
+        source = None if source_latent is None else check_latent(samples_of(source_latent), "source_latent")
         return io.NodeOutput(blended_model(model, as_schedule(schedule), source=source, sigmas=sigma_grid))
 
 

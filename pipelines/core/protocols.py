@@ -30,12 +30,14 @@ class Context:
         pooled: pooled text embedding [R, P], only for families that have one (SDXL).
         text: the prompt, if it is known (for messages).
         host: what else the host attached (areas, masks, ControlNets, hooks); opaque to the methods.
+        socket: where the prompt came from, for messages.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     text: str | None = None
     host: Any = field(default=None, repr=False, compare=False)
+    socket: str = field(default="the prompt", repr=False, compare=False)
 
     def with_tokens(self, tokens: Tensor) -> Context:
         """The same context with another embedding (null-text, value embeddings, interpolation)."""

@@ -13,17 +13,26 @@ from torch import Tensor
 
 from .errors import ShapeError
 
+BRIGHTEST = 2.0  # of an IMAGE: upscalers and decoders overshoot 1 by little, images in 0 to 255 by far
+
 
 def check_image(image: Tensor, socket: str) -> Tensor:
-    """IMAGE as float32 [B, H, W, 3]; alpha is dropped. Raises ShapeError for anything else."""
+    """IMAGE as float32 [B, H, W, 3] in about [0, 1]; alpha is dropped. Raises ShapeError for anything else."""
     if not isinstance(image, Tensor):
         raise ShapeError(f"{socket} is a {type(image).__name__}: connect an IMAGE")
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
         raise ShapeError(
             f"{socket} has shape {list(image.shape)}: an IMAGE is [batch, height, width, 3] with no empty side"
         )
+    if not image.is_floating_point():
+        raise ShapeError(f"{socket} holds {image.dtype}: an IMAGE holds floats from 0 to 1, so divide by 255")
     image = image[..., :3].float()
     _refuse_nan(image, socket)
+    if image.max() > BRIGHTEST or image.min() < 1 - BRIGHTEST:
+        raise ShapeError(
+            f"{socket} has values from {image.min():.3g} to {image.max():.3g}: an IMAGE lies in 0 to 1, "
+            "so divide by 255, or clamp what overshoots"
+        )
     return image
 
 
@@ -66,6 +75,35 @@ def _refuse_nan(value: Tensor, socket: str) -> None:
     if not torch.isfinite(value).all():
         raise ShapeError(
             f"{socket} contains NaN or infinity: check the node that made it (a half-precision VAE can overflow)"
+        )
+
+
+def check_tokens(tokens: Tensor, socket: str) -> Tensor:
+    """A text embedding [R, T, D]. Raises ShapeError for another layout, no tokens, NaN or infinity."""
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise ShapeError(
+            f"{socket} has a text embedding {list(tokens.shape)}: [rows, tokens, width], none of them 0, is needed; encode "
+            "the prompt with CLIP Text Encode"
+        )
+    if not torch.isfinite(tokens).all():
+        raise ShapeError(f"{socket} contains NaN or infinity: check the CLIP or the embeddings that made it")
+    return tokens
+
+
+def check_width(width: int, expected: int | None, socket: str) -> None:
+    """Raise ShapeError for text of another width than a network takes; None accepts every width."""
+    if expected is not None and width != expected:
+        raise ShapeError(
+            f"{socket} has width {width} but this model takes {expected}: encode it with this model's CLIP"
+        )
+
+
+def check_channels(latent: Tensor, channels: int) -> None:
+    """Raise ShapeError for a latent [B, C, h, w] of another model family."""
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise ShapeError(
+            f"latent is {list(latent.shape)} but this model takes [batch, {channels}, height, width]: encode the image with "
+            "this model's VAE"
         )
 
 

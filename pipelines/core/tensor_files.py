@@ -50,6 +50,8 @@ def read_tensors(path: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Tenso
                     f"{path} holds no embeddings of EditKit: choose a file that 'Save Inversion Embeddings' wrote"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file is no dict
+            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+                raise LoadError(f"{path} contains NaN or infinity: make and save the embeddings again")
             return kind, tensors, json.loads(header["embeddings"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise LoadError(f"{path} cannot be read ({error}): choose a file that EditKit saved") from error

@@ -329,3 +329,12 @@ def test_cancel_reaches_the_progress(model) -> None:
     with pytest.raises(management.InterruptProcessingException):
         report(2, 3)
     management.interrupt_current_processing(False)
+
+
+def test_prompts_and_latents_of_another_model_are_refused_by_name(model) -> None:
+    other = Context(torch.zeros(1, 77, 768), socket="positive")
+    with open_denoiser(model, (1, 4, 12, 10), [other]) as denoiser:
+        with pytest.raises(ShapeError, match="positive has width 768 but this model takes 128"):
+            denoiser.denoise(torch.zeros(1, 4, 12, 10), 1.0, [other])
+        with pytest.raises(ShapeError, match=r"latent is \[1, 16, 12, 10\] but this model takes \[batch, 4"):
+            denoiser.scale_in(torch.zeros(1, 16, 12, 10))
