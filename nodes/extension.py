@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import diffedit, images, imagic, loaders, masks, sdedit
+from . import diffedit, imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
 from .blended import background, blending
@@ -10,11 +10,12 @@ from .evaluation import clip_rank, measure
 from .inversion import ddim, embedding_files, null_text
 from .layerdiffusion import embeddings as layered_embeddings
 from .layerdiffusion import finetune as layered_finetune
+from .loading import images, models
 from .stylediffusion import edits as style_edits
 from .stylediffusion import inversion as style_inversion
 
 MODULES = (
-    loaders,
+    models,
     images,
     masks,
     blending,

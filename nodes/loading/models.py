@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..hosts.loading import (
+from ...hosts.loading import (
     diffusers_folders,
     load_bundled,
     load_bundled_ranker,
@@ -10,7 +10,7 @@ from ..hosts.loading import (
     load_ranker_file,
     ranker_files,
 )
-from ._api import RankerSocket, io, schema
+from .._api import RankerSocket, io, schema
 
 BUNDLED = "bundled"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..hosts.bundled.example_images import EXAMPLES, load_example
-from ..hosts.host import codec_of, to_host
-from ..hosts.latent import finished_out, samples_of
-from ..pipelines.core.images import decode_image, encode_image
-from ..pipelines.core.noise import image_seeds
-from ..pipelines.core.shapes import check_image, check_latent
-from ._api import io, preview, reproduction_switch, schema
-from ._inputs import latent_input, seed_input
+from ...hosts.bundled.example_images import EXAMPLES, load_example
+from ...hosts.host import codec_of, to_host
+from ...hosts.latent import finished_out, samples_of
+from ...pipelines.core.images import decode_image, encode_image
+from ...pipelines.core.noise import image_seeds
+from ...pipelines.core.shapes import check_image, check_latent
+from .._api import io, preview, reproduction_switch, schema
+from .._inputs import latent_input, seed_input
 
 
 class LoadExample(io.ComfyNode):

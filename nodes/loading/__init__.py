@@ -1,0 +1,1 @@
+"""Nodes that load models and images, and that encode and decode images of any size."""
