@@ -218,7 +218,20 @@ def local_blend_inputs() -> list:
             "LocalBlend: use maps of 1/n of the latent's resolution. 0 = automatic: 4, or less for small latents.",
             label="blend map resolution 1/n",
         ),
+        _edited_maps(),
     ]
+
+
+def _edited_maps() -> Any:
+    return reproduction_switch(
+        io.Boolean,
+        "edited_maps",
+        display_name="blend by edited maps",
+        default=False,
+        optional=True,
+        tooltip="LocalBlend: read the target's maps after the edit has changed them, as the published code does. Off: the "
+        "target's own maps.",
+    )
 
 
 def _threshold(name: str, tooltip: str) -> io.Float.Input:

@@ -29,10 +29,16 @@ from .pairs import edit_in, pair_inputs, pair_outputs, patched
 
 
 def local_blend(
-    start: float, threshold: float, keep_threshold: float, pool: int, smooth: bool, divisor: int
+    start: float,
+    threshold: float,
+    keep_threshold: float,
+    pool: int,
+    smooth: bool,
+    divisor: int,
+    edited_maps: bool,
 ) -> LocalBlendOptions:
     """The options of the inputs of `local_blend_inputs`, in their order."""
-    return LocalBlendOptions(start, threshold, keep_threshold, pool, smooth, divisor or None)
+    return LocalBlendOptions(start, threshold, keep_threshold, pool, smooth, divisor or None, edited_maps)
 
 
 class P2Plus(io.ComfyNode):
@@ -75,9 +81,12 @@ class P2Plus(io.ComfyNode):
         blend_pool=3,
         blend_smooth=False,
         blend_divisor=AUTOMATIC_DIVISOR,
+        edited_maps=False,
     ) -> io.NodeOutput:
         edit = edit_in(edit)
-        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        blend = local_blend(
+            blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor, edited_maps
+        )
         options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         return io.NodeOutput(
             *patched(
@@ -130,7 +139,8 @@ class P2PlusEdit(io.ComfyNode):
                 ),
                 sigmas_input("Without a trajectory: falling sigmas that end at 0.", optional=True),
                 seed_input(
-                    "Without a trajectory: seed of the noise. Every image of the batch has its own noise.", optional=True
+                    "Without a trajectory: seed of the noise. Every image of the batch has its own noise.",
+                    optional=True,
                 ),
                 *local_blend_inputs(),
             ],
@@ -165,9 +175,12 @@ class P2PlusEdit(io.ComfyNode):
         blend_pool=3,
         blend_smooth=False,
         blend_divisor=AUTOMATIC_DIVISOR,
+        edited_maps=False,
     ) -> io.NodeOutput:
         edit, negative_prompt = edit_in(edit), negative_in(negative)
-        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        blend = local_blend(
+            blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor, edited_maps
+        )
         options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         inverted = None if trajectory is None else trajectory_in(trajectory)
         like = trajectory_rest(trajectory) if inverted else latent

@@ -105,11 +105,14 @@ class StyleEdit(io.ComfyNode):
         blend_pool=3,
         blend_smooth=False,
         blend_divisor=AUTOMATIC_DIVISOR,
+        edited_maps=False,
     ) -> io.NodeOutput:
         edit = edit_in(edit)
         negative_prompt = negative_in(negative)
         values = value_embeddings_in(embeddings)
-        blend = local_blend(blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor)
+        blend = local_blend(
+            blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor, edited_maps
+        )
         attention = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
         inverted, rest = values.trajectory, value_embeddings_rest(embeddings)
         seeds = image_seeds(seed, inverted.batch, rest.get("batch_index"))

@@ -22,7 +22,7 @@ from ..core.errors import ParameterError
 from ..core.shapes import match_batch
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction, whole
-from .token_maps import WordMaps, has_grid, map_divisor, word_weights
+from .token_maps import EditedMaps, WordMaps, has_grid, map_divisor, word_weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class LocalBlendOptions:
         pool: odd side of the max-pool over the blend words' map, in pixels of that map; 1 = off.
         smooth: enlarge maps bilinearly instead of by repetition.
         divisor: latent side / grid side of the layers whose maps count. None = 4, less for small latents.
+        edited_maps: read the target's maps as the edit has changed them, as the published code does, which edits the maps
+            that it has stored; False = the target's own.
     """
 
     start: float = 0.2
@@ -45,6 +47,7 @@ class LocalBlendOptions:
     pool: int = 3
     smooth: bool = False
     divisor: int | None = None
+    edited_maps: bool = False
 
     def __post_init__(self) -> None:
         check_fraction("start", self.start)
@@ -79,9 +82,16 @@ class LocalBlend:
         divisor = self.options.divisor or map_divisor(site.latent_pixels)
         return site.cross and has_grid(site, divisor) and self._maps.wants(site.rows)
 
-    def add(self, q: Tensor, k: Tensor, site: Site) -> None:
-        """Add one layer's maps of the blend words, before any edit of that layer."""
-        self._maps.add(q, k, site)
+    def add(self, q: Tensor, k: Tensor, site: Site, edited: EditedMaps | None = None) -> None:
+        """Add one layer's maps of the blend words.
+
+        Args:
+            q: queries [rows, heads, N, d].
+            k: keys [rows, heads, M, d].
+            site: the layer, the sigma and the meaning of the rows.
+            edited: see `WordMaps.add`.
+        """
+        self._maps.add(q, k, site, edited)
 
     def blend(self, source: Tensor, target: Tensor, step: int) -> Tensor:
         """z* after `step`: the target where it may change, the source elsewhere, both bit for bit; [B, C, h, w]."""

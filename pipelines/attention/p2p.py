@@ -24,7 +24,7 @@ from .local_blend import LocalBlend, LocalBlendOptions, wants_local_blend
 from .pair_control import PairControl
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction, folded_weights, step_table, whole
-from .token_maps import check_tokens
+from .token_maps import EditedMaps, check_tokens
 
 COND: tuple[Branch, ...] = ("cond",)
 
@@ -117,11 +117,21 @@ class P2PControl(PairControl):
         if not site.cross:
             return self._self_attention(q, k, v, site, step)
         if self.local_blend is not None and self._records(site):
-            self.local_blend.add(q, k, site)
+            self.local_blend.add(q, k, site, self._edited_maps(site, step, q.device))
         return self._cross_attention(q, k, v, site, step) if self._edits_cross[step] else None
 
     def _records(self, site: Site) -> bool:
         return self.local_blend is not None and self.local_blend.wants(site)
+
+    def _edited_maps(self, site: Site, step: int, device: torch.device) -> EditedMaps | None:
+        """What the edit does to the target's maps in this step, where LocalBlend wants to know."""
+        if not self.options.local_blend.edited_maps or not self._edits_cross[step]:
+            return None
+        partners = self.partners(site.rows, COND, device)
+        if partners is None:
+            return None
+        w1, w2 = folded_weights(self.edit, self._edited_tokens[step])
+        return EditedMaps(partners.source_of, w1, w2)
 
     def _self_attention(self, q: Tensor, k: Tensor, v: Tensor, site: Site, step: int) -> Tensor | None:
         """A_s V*: the source's queries and keys over the target's values."""

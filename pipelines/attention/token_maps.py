@@ -7,6 +7,7 @@ as exp(q k_j / sqrt(d) - logsumexp), one column j of the softmax at a time, besi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -72,6 +73,47 @@ def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:
     return weights
 
 
+def _word_maps(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+    """Maps [rows, N, words] averaged over heads, of words with token weights [T, words]."""
+    tokens = weights.any(dim=1).nonzero().flatten().tolist()
+    return token_maps(q, k, tokens, len(weights)).mean(1) @ weights[tokens]
+
+
+@dataclass(frozen=True)
+class EditedMaps:
+    """A target's cross-attention maps after an edit: A_source W1 + A_target W2 (`step_ranges.folded_weights`).
+
+    Attributes:
+        source_of: for every row of the call, the row of its source, int64 [rows].
+        from_source: W1 [T, T].
+        from_target: the diagonal of W2 [T].
+    """
+
+    source_of: Tensor
+    from_source: Tensor
+    from_target: Tensor
+
+    def word_maps(self, q: Tensor, k: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """The edited maps of words.
+
+        Args:
+            q: queries [rows of the call, heads, N, d].
+            k: keys [rows of the call, heads, M, d].
+            rows: the targets' rows, int64.
+            weights: weight of every text token in every word, float32 [T, words].
+        Returns: [len(rows), N, words], averaged over heads.
+        """
+        sources = self.source_of[rows]
+        maps = torch.zeros(len(rows), q.shape[2], weights.shape[1], device=q.device)
+        for index, share in (
+            (sources, self.from_source.to(weights) @ weights),
+            (rows, self.from_target.to(weights)[:, None] * weights),
+        ):
+            if share.any():
+                maps = maps + _word_maps(q.index_select(0, index), k.index_select(0, index), share)
+        return maps
+
+
 class WordMaps:
     """Cross-attention maps of words, averaged over heads and summed over layers and sigmas, for each row of a model call.
 
@@ -93,8 +135,15 @@ class WordMaps:
     def wants(self, rows: tuple[Row, ...]) -> bool:
         return any(self._tokens.get(row.role) and row.branch == self.branch for row in rows)
 
-    def add(self, q: Tensor, k: Tensor, site: Site) -> None:
-        """Add the maps of one cross-attention layer: q [rows, heads, N, d], k [rows, heads, M, d]."""
+    def add(self, q: Tensor, k: Tensor, site: Site, edited: EditedMaps | None = None) -> None:
+        """Add the maps of one cross-attention layer.
+
+        Args:
+            q: queries [rows, heads, N, d].
+            k: keys [rows, heads, M, d].
+            site: the layer, the sigma and the meaning of the rows.
+            edited: what an edit does to the target's maps here; None adds them as they are.
+        """
         if site.sigma != self._sigma:
             self._before = self._sums()
             self._now = {}
@@ -103,10 +152,12 @@ class WordMaps:
             rows = [i for i, row in enumerate(site.rows) if row.role == role and row.branch == self.branch]
             if not rows or not tokens:
                 continue
-            index = torch.tensor(rows, device=q.device)
-            weights = self.words[role][tokens].to(q.device)
-            per_token = token_maps(q.index_select(0, index), k.index_select(0, index), tokens, len(self.words[role]))
-            maps = (per_token.mean(1) @ weights).movedim(-1, 1).unflatten(-1, site.grid)
+            index, weights = torch.tensor(rows, device=q.device), self.words[role].to(q.device)
+            if edited is None or role != "target":
+                maps = _word_maps(q.index_select(0, index), k.index_select(0, index), weights)
+            else:
+                maps = edited.word_maps(q, k, index, weights)
+            maps = maps.movedim(-1, 1).unflatten(-1, site.grid)
             for i, value in zip(rows, maps, strict=True):
                 self._now[site.rows[i], site.order] = value
 
