@@ -153,7 +153,7 @@ def _background(
 
 
 def _background_after(
-    denoiser: Denoiser, background: Background | SourceTrajectory, sigmas: list[float], step: int, level: str
+    denoiser: Denoiser, background: Background | SourceTrajectory, sigmas: list[float], step: int, form: str
 ) -> Tensor:
     """The background that is blended in after `step`.
 
@@ -161,10 +161,10 @@ def _background_after(
     models have no other scale.
     """
     sigma, target = sigmas[step], sigmas[step + 1]
-    if level == "aligned":
+    if form == "aligned":
         return background.at(target, step)
     outside = background.at(sigma, step)
-    if level == "previous" or denoiser.flow:
+    if form == "previous" or denoiser.flow:
         return outside
     return outside * ((1 + target * target) / (1 + sigma * sigma)) ** 0.5
 
