@@ -27,9 +27,24 @@ def _boot(path: str) -> None:
         import comfy.utils
     finally:
         sys.argv = arguments
-    with suppress(AttributeError):  # later versions have the server decide
+    with suppress(AttributeError):  # the packaged fork has no global switch
         comfy.utils.set_progress_bar_enabled(False)
+    _alias_packaged_modules(Path(path))
     logging.getLogger().setLevel(logging.WARNING)
+
+
+def _alias_packaged_modules(path: Path) -> None:
+    """Give the packaged fork of ComfyUI upstream's module names, as it does itself for custom nodes."""
+    if not (path / "comfy_compatibility").is_dir():
+        return
+    import comfy.model_management
+    import comfy_extras
+    from comfy.interruption import InterruptProcessingException
+    from comfy_compatibility.vanilla import prepare_vanilla_environment
+
+    prepare_vanilla_environment()
+    comfy.model_management.InterruptProcessingException = InterruptProcessingException
+    comfy_extras.__path__.append(str(path / "comfy_extras" / "nodes"))
 
 
 if COMFYUI:
