@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-READY_SECONDS = 180
+READY_SECONDS = 600
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user/default/workflows", "models")
 # a profile that has been opened before: a new one covers the page with a template browser, and the page of 1.27 throws
 # while it derives the mouse settings from the navigation mode
