@@ -6,19 +6,22 @@ Exit codes: 0 success, 1 failure (the message names the cause) or a missed claim
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.core.errors import EditError, LoadError, ParameterError
+from ..pipelines.core.errors import EditError, ParameterError
+from .arguments import LARGEST_SEED, check_device, check_edit, check_input, check_output, check_range
+from .edit_folder import write_result
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..pipelines.blended.pipeline import EditSettings
     from ..pipelines.core.protocols import Ranker
 
 
@@ -91,7 +94,12 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--candidates", type=int, default=default.candidates, help="results to draw and rank (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="the first candidate's seed; the others' are mixed from it (%(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="the first candidate's seed; the others' are mixed from it (%(default)s)",
+    )
     parser.add_argument("--mask-mode", default=default.mask_mode, help="max, area, nearest or bilinear (%(default)s)")
     parser.add_argument(
         "--kernels",
@@ -151,9 +159,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
 
     from ..hosts.diffusers.loading import load_bundled, load_folder
     from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker, load_open_clip
-    from ..pipelines.blended.pipeline import best_device
 
-    device = torch.device(options.device) if options.device else best_device()
+    device = check_device(options.device)
     dtype = torch.float16 if options.half else torch.float32
     model = load_folder(options.model, device, dtype) if options.model else load_bundled(device, dtype)
     if options.candidates == 1:
@@ -168,25 +175,15 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
 
 
 def edit_command(options: argparse.Namespace) -> int:
-    """`editkit edit`: one blended edit, written to a folder. Raises EditError for bad input."""
+    """`editkit edit`: one blended edit, written to a folder. Every argument is checked first. Raises EditError."""
     from ..hosts.bundled.example_images import load_image, load_mask
-    from ..pipelines.blended.pipeline import EditSettings, blended_edit
-    from ..pipelines.core.masks import parse_kernels
+    from ..pipelines.blended.pipeline import blended_edit
+    from ..pipelines.core.shapes import same_size
 
+    settings = check_edit(options)
     image, mask = load_image(options.image), load_mask(options.mask)
-    settings = EditSettings(
-        steps=options.steps,
-        strength=options.strength,
-        guidance_scale=options.cfg,
-        candidates=options.candidates,
-        seed=options.seed,
-        mask_mode=options.mask_mode,
-        kernels=parse_kernels(options.kernels),
-        stage_spacing=options.stages,
-        tune_steps=options.tune_steps,
-        tune_lr=options.tune_lr,
-        feather_px=options.feather,
-    )
+    same_size(image, mask, "image", "mask")
+    check_output(options.output)
     model, ranker = _load(options)
     result = blended_edit(
         model.denoiser,
@@ -201,54 +198,34 @@ def edit_command(options: argparse.Namespace) -> int:
         settings=settings,
         stage=Bar,
     )
-    write_result(result, image, mask, options.output, options.prompt)
+    about = {
+        "prompt": options.prompt,
+        "negative": options.negative,
+        "image": str(options.image),
+        "mask": str(options.mask),
+        "rank_text": options.rank_text or options.prompt,
+        "ranker": _ranker_name(options, ranker),
+        **_about(model, str(options.model) if options.model else "bundled", settings),
+    }
+    print("\n".join(write_result(result, image, mask, options.output, about)))
     return 0
 
 
-def write_result(result: Any, image: Tensor, mask: Tensor, folder: Path, prompt: str) -> None:
-    """Write source, mask, candidates, tuned winner, composite, comparison sheet and report.json; print the changes.
+def _ranker_name(options: argparse.Namespace, ranker: Ranker | None) -> str | None:
+    if ranker is None:
+        return None
+    return f"{options.ranker_architecture} {options.ranker}" if options.ranker else "bundled"
 
-    Args:
-        result: an `EditResult`.
-        image: the source [1, H, W, 3] in [0, 1].
-        mask: [1, H, W], 1 = edit.
-        folder: made if it does not exist.
-        prompt: written into report.json.
-    """
-    from ..pipelines.evaluation.drawing import curve, save_image, sheet
 
-    save_image(image[0], folder / "source.png")
-    save_image(mask[0], folder / "mask.png")
-    tiles = [("source", image[0]), ("mask (white = edit)", mask[0])]
-    for index, candidate in enumerate(result.candidates):
-        save_image(candidate, folder / f"candidate_{index + 1:02d}.png")
-        score = "" if result.scores is None else f"\nscore {result.scores[index]:.3f}"
-        tiles.append((f"rank {index + 1}{score}", candidate))
-    save_image(result.tuned[0], folder / "tuned.png")
-    save_image(result.image[0], folder / "result.png")
-    tiles += [
-        (f"decoder tuned\noutside {result.psnr_tuned:.1f} dB", result.tuned[0]),
-        (f"result\noutside changed by {result.change_outside:g}", result.image[0]),
-    ]
-    save_image(sheet(tiles)[0], folder / "sheet.png")
-    if result.losses:
-        save_image(curve(result.losses, "decoder fine-tune: loss")[0], folder / "loss.png")
-    inside = float(((result.image - image).abs().mean(-1) * mask).sum() / mask.sum().clamp(min=1))
-    report = {
-        "prompt": prompt,
-        "mean_change_inside": inside,
-        "largest_change_outside": result.change_outside,
-        "psnr_outside_plain_decode_db": result.psnr_plain,
-        "psnr_outside_tuned_decoder_db": result.psnr_tuned,
-        "scores": None if result.scores is None else result.scores.tolist(),
+def _about(model: Any, name: str, settings: EditSettings) -> dict[str, Any]:
+    """The model and the settings of an edit, for its report."""
+    return {
+        "model": name,
+        "model_fingerprint": model.denoiser.fingerprint,
+        "device": str(model.denoiser.device),
+        "dtype": str(model.denoiser.dtype),
+        "settings": asdict(settings),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"inside the mask: changed by {inside:.3f} on average (of 1)")
-    print(f"outside the mask: changed by {result.change_outside:g} at most in the result")
-    print(
-        f"outside the mask: {result.psnr_plain:.1f} dB from the plain decoder, {result.psnr_tuned:.1f} dB from the tuned one"
-    )
-    print(f"images: {folder}")
 
 
 def demo_command(options: argparse.Namespace) -> int:
@@ -258,9 +235,12 @@ def demo_command(options: argparse.Namespace) -> int:
     from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker
     from ..pipelines.blended.pipeline import EditSettings, best_device, blended_edit
 
+    check_range(options.seed, "--seed", 0, LARGEST_SEED)
+    check_output(options.output)
     begun, device = time.monotonic(), best_device()
     example = load_example("empty_side")
     model = load_bundled(device)
+    settings = EditSettings(candidates=6, seed=options.seed)
     print(f"source: {example.caption}\nprompt: {example.prompt}")
     result = blended_edit(
         model.denoiser,
@@ -271,10 +251,11 @@ def demo_command(options: argparse.Namespace) -> int:
         example.prompt,
         ranker=load_bundled_ranker(device=device),
         rank_text=example.new_words,
-        settings=EditSettings(candidates=6, seed=options.seed),
+        settings=settings,
         stage=Bar,
     )
-    write_result(result, example.image, example.mask, options.output, example.prompt)
+    about = {"prompt": example.prompt, "rank_text": example.new_words, **_about(model, "bundled", settings)}
+    print("\n".join(write_result(result, example.image, example.mask, options.output, about)))
     print(f"done in {time.monotonic() - begun:.0f} s")
     return 0
 
@@ -286,15 +267,18 @@ def claims_command(options: argparse.Namespace) -> int:
     unknown = [name for name in options.names if name not in TABLES]
     if unknown:
         raise ParameterError(f"there is no table {unknown[0]!r}: choose from {', '.join(TABLES)}")
+    if options.trials is not None:
+        check_range(options.trials, "--trials", 1)
     return 0 if print_tables(options.names, options.trials) else 1
 
 
 def run_command(options: argparse.Namespace) -> int:
     """`editkit run`: run a workflow here or on a server and print the files it saved. Raises LoadError for a bad file."""
-    try:
-        workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise LoadError(f"{options.workflow} cannot be read as a workflow ({error})") from error
+    from .runner import read_workflow
+
+    workflow = read_workflow(options.workflow)
+    check_input(options.input)
+    check_output(options.output)
     if options.server:
         from .server_client import run_on_server
 

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..pipelines.core.errors import EditError, LoadError, ParameterError
+from .arguments import check_text
 from .run import Run
 
 log = logging.getLogger("editkit")
+
+# The types of a stock node's widgets.
+ANNOTATIONS = {"int": "INT", "float": "FLOAT", "str": "STRING", "bool": "BOOLEAN"}
 
 
 def load_host() -> None:
@@ -60,6 +67,21 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
     return run
 
 
+def read_workflow(path: Path) -> dict[str, Any]:
+    """The prompt of an API-format file. Raises LoadError for anything else, however it is broken."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(
+            f"{path} cannot be read as a workflow ({str(error)[:200]}): export it with 'Export (API)'"
+        ) from error
+    return check_workflow(workflow)
+
+
 def check_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt of an API-format file. Raises LoadError for the UI format or anything else."""
     nodes = workflow.get("prompt", workflow) if isinstance(workflow, Mapping) else None
@@ -67,40 +89,64 @@ def check_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
         raise LoadError(
             "this is a UI-format workflow: use its twin in workflows/api/, or export it with 'Export (API)'"
         )
-    good = (
-        isinstance(nodes, Mapping)
-        and nodes
-        and all(isinstance(n, Mapping) and "class_type" in n for n in nodes.values())
-    )
-    if not good:
+    if not isinstance(nodes, Mapping) or not nodes:
         raise LoadError("this file is not an API-format workflow: every entry needs a class_type")
-    return dict(nodes)
+    return {str(name): _checked_node(str(name), node) for name, node in nodes.items()}
+
+
+def _checked_node(name: str, node: Any) -> dict[str, Any]:
+    """A node whose class is a text and whose inputs have names. Raises LoadError."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
+        raise LoadError(f"this file is not an API-format workflow: node {name} needs a class_type, which is a text")
+    inputs = node.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        raise LoadError(
+            f"node {name} ({node['class_type']}): its inputs are a {type(inputs).__name__}, not names and values"
+        )
+    return {**node, "inputs": dict(inputs)}
 
 
 def execution_order(nodes: Mapping[str, Any]) -> list[str]:
     """Node names, each after the nodes it needs. Raises LoadError for a cycle or a link to a missing node."""
+    links = {name: _links(node) for name, node in nodes.items()}
     order: list[str] = []
-    state: dict[str, int] = {}
-
-    def visit(name: str) -> None:
-        if state.get(name) == 2:
-            return
-        if state.get(name) == 1 or name not in nodes:
-            raise LoadError(f"the workflow {'has a cycle at' if name in nodes else 'links to a missing'} node {name}")
-        state[name] = 1
-        for value in nodes[name].get("inputs", {}).values():
-            if is_link(value):
-                visit(str(value[0]))
-        state[name] = 2
-        order.append(name)
-
-    for name in nodes:
-        visit(name)
+    begun: set[str] = set()
+    finished: set[str] = set()
+    for first in nodes:
+        waiting = [first]  # a stack and no recursion: chains may be longer than Python's
+        while waiting:
+            name = waiting[-1]
+            if name in finished:
+                waiting.pop()
+                continue
+            begun.add(name)
+            ahead = [other for other in links[name] if other not in finished]
+            for other in ahead:
+                if other in begun or other not in nodes:
+                    what = "has a cycle at" if other in nodes else "links to a missing"
+                    raise LoadError(f"the workflow {what} node {other}")
+            if ahead:
+                waiting.append(ahead[0])
+            else:
+                finished.add(waiting.pop())
+                order.append(name)
     return order
 
 
+def _links(node: Mapping[str, Any]) -> list[str]:
+    """The nodes whose outputs a node takes, in the order of its inputs."""
+    return [str(value[0]) for value in node.get("inputs", {}).values() if is_link(value)]
+
+
 def is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and not isinstance(value[0], list)
+    """Whether an input is [node, output]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], (str, int))
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
 
 
 def node_classes() -> dict[str, Any]:
@@ -119,7 +165,11 @@ def node_classes() -> dict[str, Any]:
 
 
 def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[Any, ...]:
-    inputs = {key: _value(value, run) for key, value in node.get("inputs", {}).items()}
+    kinds = _kinds(cls)
+    inputs = {
+        key: _value(value, run) if is_link(value) else checked_widget(key, value, kinds.get(key, ""))
+        for key, value in node.get("inputs", {}).items()
+    }
     function = _function(cls, run)
     accepted = inspect.signature(function).parameters
     unknown = [key for key in inputs if key not in accepted and not _takes_any(accepted)]
@@ -152,11 +202,40 @@ def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _value(value: Any, run: Run) -> Any:
-    if not is_link(value):
+def _kinds(cls: Any) -> dict[str, str]:
+    """The type of every input, as ComfyUI names it; of nodes that are not ours, nothing."""
+    if getattr(cls, "stock_node", False):
+        annotations = {name: str(p.annotation) for name, p in inspect.signature(cls).parameters.items()}
+        return {name: ANNOTATIONS.get(kind, "") for name, kind in annotations.items()}
+    if getattr(cls, "__module__", "").startswith(__name__.partition(".headless")[0] + ".nodes"):
+        return {entry.id: entry.get_io_type() for entry in cls.define_schema().inputs}
+    return {}
+
+
+def checked_widget(key: str, value: Any, kind: str) -> Any:
+    """A value that the workflow holds itself. Raises ParameterError for another type than the input's."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == "INT" and number and value == value // 1:
+        return int(value)
+    if kind == "FLOAT" and number and abs(value) <= sys.float_info.max:
         return value
+    if isinstance(value, str):
+        check_text(value, f"input {key!r}")
+    types: dict[str, Any] = {"STRING": str, "COMBO": (str, int, float), "BOOLEAN": bool, "": object}
+    if kind in types and isinstance(value, types[kind]):
+        return value
+    need = {
+        "INT": "give a whole number",
+        "FLOAT": "give a number",
+        "BOOLEAN": "give true or false",
+        "STRING": "give a text",
+    }
+    raise ParameterError(f"input {key!r} is {str(value)[:60]!r}: {need.get(kind, 'connect the output of a node')}")
+
+
+def _value(value: Any, run: Run) -> Any:
     outputs = run.results[str(value[0])]
-    if value[1] >= len(outputs):
+    if not 0 <= value[1] < len(outputs):
         raise LoadError(f"the workflow reads output {value[1]} of node {value[0]}, which has {len(outputs)}")
     return outputs[value[1]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..hosts.bundled.example_images import load_image as read_image
-from ..hosts.bundled.example_images import load_mask
+from ..hosts.bundled.example_images import load_transparency
 from ..hosts.files import path_inside, save_counted
 from ..hosts.host import codec_of, open_denoiser, progress_bar, text_encoder_of, to_host
 from ..hosts.latent import finished_out, latent_in, latent_out, samples_of
@@ -30,6 +30,7 @@ from .run import Run
 STOCK_NODES: dict[str, Any] = {}
 EMPTY_CHANNELS = 4  # the stock node takes these for every model
 EMPTY_FACTOR = 8
+COLOURS = ("red", "green", "blue")
 
 
 def stock_node(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,8 +47,12 @@ def stock_node(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _input_file(run: Run, name: str) -> Path:
     """A file of the input folder; a name may not leave it."""
     folder = run.input_folder.resolve()
-    path = (folder / name.removesuffix(" [input]")).resolve()
-    if not path.is_relative_to(folder) or not path.is_file():
+    try:
+        path = (folder / name.removesuffix(" [input]")).resolve()
+        found = path.is_relative_to(folder) and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        found = False
+    if not found:
         raise LoadError(f"image {name!r} is not in {run.input_folder}: give its folder with --input")
     return path
 
@@ -55,17 +60,17 @@ def _input_file(run: Run, name: str) -> Path:
 @stock_node("LoadImage")
 def load_image(run: Run, image: str) -> tuple[Any, ...]:
     path = _input_file(run, image)
-    pixels, mask = read_image(path), load_mask(path)
-    has_alpha = mask.max() > 0 and path.suffix.lower() in (".png", ".webp")
-    return pixels, mask if has_alpha else pixels[..., 0] * 0
+    return read_image(path), load_transparency(path)
 
 
 @stock_node("LoadImageMask")
 def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
     path = _input_file(run, image)
     if channel == "alpha":
-        return (load_mask(path),)
-    return (read_image(path)[..., ["red", "green", "blue"].index(channel)],)
+        return (load_transparency(path),)
+    if channel not in COLOURS:
+        raise ParameterError(f"channel is {channel!r}: choose alpha, {', '.join(COLOURS)}")
+    return (read_image(path)[..., COLOURS.index(channel)],)
 
 
 @stock_node("SaveImage")

@@ -132,6 +132,22 @@ def _taken(folder: Path, name: str, suffix: str) -> Path:
             continue
 
 
+def save_new(path: Path, write: Write) -> Path:
+    """Write a file at `path`, or beside it as "name (2)" where there is a file or a link already. Raises OSError."""
+    with unfinished(path.parent, path.suffix) as draft:
+        write(draft)
+        number, target = 1, path
+        while True:
+            try:
+                target.touch(exist_ok=False)
+                break
+            except FileExistsError:
+                number += 1
+                target = path.with_name(f"{path.stem} ({number}){path.suffix}")
+        draft.replace(target)
+    return target
+
+
 def save_whole(path: Path, write: Write) -> Path:
     """Write a file so that `path` has the old content or all of the new one. Folders are made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,8 @@ def _check_complete(where: Path, missing: Iterable[Any], mismatched: Iterable[An
 def _check_fit(folder: Path, unet: Any, vae: Any, text: ClipTextEncoder) -> None:
     """Refuse networks that were not made for each other, and conditions that this host does not give."""
     width = _text_width(unet.config)
-    given = sum(int(model.config.hidden_size) for model in text.modules())
+    configs: list[Any] = [model.config for model in text.modules()]
+    given = sum(int(config.hidden_size) for config in configs)
     if given != width:
         raise FamilyError(
             f"{folder.name}: the text encoder gives embeddings of width {given} but the U-Net takes {width}: "
