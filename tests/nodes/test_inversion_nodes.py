@@ -13,6 +13,7 @@ from editkit.hosts.sockets import HeadlessVae
 from editkit.hosts.trajectory import trajectory_in, trajectory_rest
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError
 from editkit.pipelines.core.guidance import EditPrompts
+from editkit.pipelines.core.noise import image_seeds
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.nodes.graph import call
@@ -135,7 +136,7 @@ def test_sdedit_is_the_pipelines(sampler):
     options = dict(cfg=3.0, steps=STEPS, strength=0.5, sampler=sampler, seed=4)
     ours = call("SDEdit", model=host, positive=text(1.0), negative=text(), latent=latent, **options)[0]
     wanted = sdedit(
-        host.denoiser, latent["samples"], EditPrompts(prompt(1.0), prompt(), 3.0), seeds=[4, 5], steps=STEPS,
+        host.denoiser, latent["samples"], EditPrompts(prompt(1.0), prompt(), 3.0), seeds=image_seeds(4, 2), steps=STEPS,
         strength=0.5, sampler=sampler,
     )  # fmt: skip
     assert torch.equal(ours["samples"], wanted)
