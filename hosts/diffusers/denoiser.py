@@ -22,6 +22,7 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.core.shapes import check_channels, check_width
 from ...pipelines.core.sigmas import spaced_sigmas
 from ...pipelines.core.tune_plan import TunePlan
+from ...pipelines.learning.in_use import in_use
 from ...pipelines.learning.loss_scaling import LossScaling
 from .attention_hooks import ControlledCall, attention_hooks
 from .finetune import DiffusersClone, network_blocks, with_changes
@@ -143,7 +144,7 @@ class DiffusersDenoiser:
         scale = (1 + sigma * sigma) ** -0.5
         latent_pixels = (int(z.shape[-2]), int(z.shape[-1]))
         hooks = nullcontext() if control is None else attention_hooks(self.unet, control, float(sigma), latent_pixels)
-        with hooks as call:
+        with in_use(network_blocks(self.unet)), hooks as call:  # another thread's hooks would run here too
             network = [self._network(z * scale, sigma, group, call) for group in _same_length(contexts)]
         out = torch.cat(network)
         if self.prediction == "epsilon":

@@ -24,6 +24,7 @@ from ..core.errors import EditError, ParameterError
 from ..core.progress import LossProgress, Progress, silent
 from ..core.protocols import Context
 from .early_stopping import StopRule
+from .in_use import deterministic_convolutions, in_use
 
 OBSERVE_EVERY = 25  # iterations between two copies of the loss history from the device
 
@@ -48,14 +49,8 @@ class OptimiseResult:
 @contextmanager
 def learning_mode() -> Iterator[None]:
     """Gradients on, inference mode off and convolutions deterministic; the host's settings return afterwards."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
+    with deterministic_convolutions(), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def own(value: Tensor, device: torch.device | None = None) -> Tensor:
@@ -193,9 +188,10 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Gradient checkpointing: `blocks` keep no activations and run again in the backward pass. Undone in every outcome.
 
-    It takes about a third longer. Memory falls to the activations of about one block.
+    It takes about a third longer. Memory falls to the activations of about one block. Other threads wait for the blocks.
     """
-    with ExitStack() as undo:
+    blocks = list(blocks)
+    with in_use(blocks), ExitStack() as undo:
         for block in blocks:
             undo.callback(_restore, block, vars(block).get("forward"))
             again: Any = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
