@@ -121,7 +121,8 @@ class Scenes:
         images, masks = t.images_of(trials)
         empty = np.stack([render(replace(trial.target, objects=()), t.SIZE) for trial in trials])
         self.source, self.reference = model.codec.encode(images), model.codec.encode(torch.from_numpy(empty))
-        self.latent_pixels = object_latent_mask(masks, *self.source.shape[-2:], factor=model.codec.factor)
+        height, width = self.source.shape[-2:]
+        self.latent_pixels = object_latent_mask(masks, height, width, model.codec.factor)
 
     def embed(self, options: EmbeddingOptions = EMBEDDINGS) -> LayeredEmbeddings:
         texts = [
