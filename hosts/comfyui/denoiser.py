@@ -25,7 +25,7 @@ from ...pipelines.learning.loss_scaling import LossScaling
 from ..sockets import conditioning_of
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, name_of_prompt
-from .gradients import differentiable_attention, learnable, network_blocks, reserve
+from .gradients import differentiable_attention, learnable, network_blocks, refuse_inplace, reserve
 from .model_sampling import NativeModelSampling, sigma_tensor
 
 GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
@@ -47,6 +47,8 @@ def native_denoiser(
     Raises: FamilyError for a model that cannot edit still images.
     """
     sampling = NativeModelSampling(model)
+    if learning:
+        refuse_inplace(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}
     hook_mode = model.hook_mode

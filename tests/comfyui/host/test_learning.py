@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.hooks
 import pytest
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 
 from editkit.hosts.comfyui import bundled as _host_native
-from editkit.hosts.comfyui.gradients import differentiable_attention, learnable
+from editkit.hosts.comfyui.gradients import OVERWRITE, differentiable_attention, learnable, refuse_inplace
 from editkit.hosts.host import open_denoiser
 from editkit.hosts.sockets import context_of
+from editkit.pipelines.core.errors import FamilyError
 from editkit.pipelines.learning.optimise import learning_mode
 from editkit.tests.comfyui.host.test_model import WEIGHT, Control
 from editkit.tests.comfyui.host.tiny import cond, digest, same_weights, tokens
@@ -205,3 +208,22 @@ def test_guidance_hooks_see_the_prompts_of_the_predictions(model) -> None:
     assert [[torch.equal(a, tokens(1)), torch.equal(b, tokens(s))] for (a, b), s in zip(seen, (3, 4), strict=True)] == [
         [True, True]
     ] * 2
+
+
+HOMES = {
+    "Flux": "comfy.ldm.flux.model",
+    "HunyuanVideo": "comfy.ldm.hunyuan_video.model",
+    "NextDiT": "comfy.ldm.lumina.model",
+}
+
+
+@pytest.mark.parametrize("kind", OVERWRITE)
+def test_networks_that_compute_in_place_are_refused_by_family(kind: str) -> None:
+    network_class = getattr(import_module(HOMES[kind]), kind)
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network_class.__new__(network_class)))
+    with pytest.raises(FamilyError, match=f"{OVERWRITE[kind]}.*computes in place.*connect an SD 1.x"):
+        refuse_inplace(model)
+
+
+def test_networks_of_stable_diffusion_may_learn(bundled) -> None:
+    assert refuse_inplace(bundled[0]) is None
