@@ -105,7 +105,7 @@ def test_adapters_are_loaded_when_a_socket_needs_them():
 
 
 @pytest.mark.parametrize(
-    ("folder", "light"), [("pipelines", {"torch"}), ("hosts", LIGHT | {"numpy"}), ("nodes", LIGHT)]
+    ("folder", "light"), [("pipelines", {"torch", "numpy"}), ("hosts", LIGHT | {"numpy"}), ("nodes", LIGHT)]
 )
 def test_only_light_packages_are_imported_at_the_top(folder, light):
     """Everything else is loaded by the function that needs it; hosts are in their own folders and tested above."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editkit.pipelines.attention.prompts.align import MODES, align_prompts
-from editkit.pipelines.attention.prompts.mappers import aligned, layout
+from editkit.pipelines.attention.prompts.mappers import MOST_ITEMS, aligned, layout
 from editkit.pipelines.core.errors import FamilyError, ParameterError
 from editkit.pipelines.core.protocols import Token
 from editkit.tests.toy_prompts import PieceTokenizer, ToyTextEncoder
@@ -118,6 +118,39 @@ def common_length(a, b) -> int:
         for j, y in enumerate(b):
             best[i + 1][j + 1] = best[i][j] + 1 if x == y else max(best[i][j + 1], best[i + 1][j])
     return best[-1][-1]
+
+
+def needleman_wunsch(source: list[int], target: list[int]) -> list[int]:
+    """The published table, entry by entry (gap 0, match 1, mismatch -1)."""
+    score = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    for i, a in enumerate(source, 1):
+        for j, b in enumerate(target, 1):
+            score[i][j] = max(score[i][j - 1], score[i - 1][j], score[i - 1][j - 1] + (1 if a == b else -1))
+    i, j, found = len(source), len(target), [-1] * len(target)
+    while i > 0 and j > 0:
+        if score[i][j] == score[i][j - 1]:
+            j -= 1
+        elif score[i][j] == score[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            found[j] = i
+    return found
+
+
+@given(IDS, IDS)
+@settings(max_examples=300, deadline=None)
+def test_alignment_equals_the_published_table(source, target):
+    assert aligned(source, target) == needleman_wunsch(source, target)
+
+
+def test_thousands_of_words_are_aligned_and_more_are_refused_by_name():
+    words = [number * number % 997 for number in range(3000)]
+    assert aligned(words, [-1, *words]) == [-1, *range(3000)]
+    long = list(range(MOST_ITEMS + 1))
+    assert aligned(long, [*long, 5])[:-1] == long
+    with pytest.raises(ParameterError, match=r"source_text and target_text differ in 12001 and 12002 words or tokens"):
+        aligned(long, [-1, *long])
 
 
 @QUICK

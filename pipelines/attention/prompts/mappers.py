@@ -10,11 +10,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...core.errors import FamilyError, ParameterError
 from ...core.protocols import Token
+
+MOST_ITEMS = 12000  # of a prompt after the common beginning; the table of scores then takes 290 MB
 
 
 class Window(NamedTuple):
@@ -76,20 +79,47 @@ def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int]
 
     Gap 0, match 1, mismatch -1. The traceback prefers a gap in the source, then a gap in the target, then the pair, so
     repeated items are aligned as early as possible. Two gaps cost less than a mismatch, so only equal items are aligned.
+
+    The common beginning is aligned item by item, which is what the traceback would do.
+    Raises: ParameterError where more than MOST_ITEMS are left of either sequence.
     """
-    rows, columns = len(source), len(target)
-    score = [[0] * (columns + 1) for _ in range(rows + 1)]
-    for i in range(1, rows + 1):
-        for j in range(1, columns + 1):
-            pair = score[i - 1][j - 1] + (1 if source[i - 1] == target[j - 1] else -1)
-            score[i][j] = max(score[i][j - 1], score[i - 1][j], pair)
-    found = [-1] * columns
-    i = rows
-    j = columns
+    begin = next((i for i, (a, b) in enumerate(zip(source, target, strict=False)) if a != b), None)
+    if begin is None:
+        begin = min(len(source), len(target))
+    rest = source[begin:], target[begin:]
+    if max(map(len, rest)) > MOST_ITEMS:
+        raise ParameterError(
+            f"source_text and target_text differ in {len(rest[0])} and {len(rest[1])} words or tokens after their common "
+            f"beginning: at most {MOST_ITEMS} can be aligned, so shorten them"
+        )
+    later = [place if place < 0 else place + begin for place in _traced(_scores(*rest))]
+    return [*range(begin), *later]
+
+
+def _scores(source: Sequence[Hashable], target: Sequence[Hashable]) -> np.ndarray:
+    """The best score of every two beginnings, [len(source) + 1, len(target) + 1].
+
+    Gaps are free, so a row is the running maximum of what the row above and the pairs give.
+    """
+    numbers: dict[Hashable, int] = {}
+    first, second = (
+        np.array([numbers.setdefault(item, len(numbers)) for item in items], int) for items in (source, target)
+    )
+    score = np.zeros((len(first) + 1, len(second) + 1), np.int16)
+    for i, item in enumerate(first):
+        pairs = score[i, :-1] + (second == item)
+        score[i + 1, 1:] = np.maximum.accumulate(np.maximum(score[i, 1:], pairs))
+    return score
+
+
+def _traced(score: np.ndarray) -> list[int]:
+    """The alignment of the last column's best score; see `aligned`."""
+    i, j = score.shape[0] - 1, score.shape[1] - 1
+    found = [-1] * j
     while i > 0 and j > 0:
-        if score[i][j] == score[i][j - 1]:
+        if score[i, j] == score[i, j - 1]:
             j -= 1
-        elif score[i][j] == score[i - 1][j]:
+        elif score[i, j] == score[i - 1, j]:
             i -= 1
         else:
             i, j = i - 1, j - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,18 +31,21 @@ class Group:
 def groups(edit: PromptEdit) -> list[Group]:
     """Every word of both prompts, once, in the order of the prompts."""
     sources_of = _aligned_sources(edit)
-    aligned = {i for sources in sources_of for i in sources}
+    targets_of: dict[int, list[int]] = {}
+    for target, sources in enumerate(sources_of):
+        for source in sources:
+            targets_of.setdefault(source, []).append(target)
     found: list[Group] = []
     i = j = 0
     while i < len(edit.source_words) or j < len(sources_of):
-        if i < len(edit.source_words) and i not in aligned:
+        if i < len(edit.source_words) and i not in targets_of:
             found.append(Group("removed", (i,), (), ()))
             i += 1
         elif j < len(sources_of) and not sources_of[j]:
             found.append(Group("added", (), (j,), ()))
             j += 1
         else:
-            found.append(_aligned_group(edit, sources_of, i, j))
+            found.append(_aligned_group(edit, sources_of, targets_of, i, j))
             i, j = i + len(found[-1].source), j + len(found[-1].target)
     return found
 
@@ -101,12 +104,14 @@ def _aligned_sources(edit: PromptEdit) -> list[list[int]]:
     return found
 
 
-def _aligned_group(edit: PromptEdit, sources_of: list[list[int]], i: int, j: int) -> Group:
+def _aligned_group(
+    edit: PromptEdit, sources_of: list[list[int]], targets_of: Mapping[int, list[int]], i: int, j: int
+) -> Group:
     """The smallest runs of words from source word i and target word j on that are aligned only with each other."""
     source_end, target_end = i + 1, j + 1
     while True:
         sources = {s for t in range(j, target_end) for s in sources_of[t]}
-        targets = {t for t, partners in enumerate(sources_of) if any(i <= s < source_end for s in partners)}
+        targets = {t for s in range(i, source_end) for t in targets_of.get(s, ())}
         grown = max([source_end, *(s + 1 for s in sources)]), max([target_end, *(t + 1 for t in targets)])
         if grown == (source_end, target_end):
             break
