@@ -97,8 +97,7 @@ def blended_denoise(
         z: latent at sigmas[start], [B, C, h, w], model scale.
         source: clean source latent, [B or 1, C, h, w], model scale; or its trajectory, whose latents then are the
             background at every sigma and no noise is drawn.
-        sigmas: the full grid [N + 1]; the stages of the mask schedule count on it, so a range of steps equals the same
-            range of a whole run.
+        sigmas: the full grid [N + 1], on which the mask schedule counts, also where only a range of steps runs.
         schedule: mask schedule on the latent grid, batch B or 1.
         prompts: positive, negative and guidance scale.
         seeds: one per image; with fixed noise these must be the seeds that noised the start.

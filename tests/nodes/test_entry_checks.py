@@ -87,7 +87,7 @@ def test_a_prompt_without_tokens_and_a_pooled_nan_are_refused():
 
 def test_latents_of_another_model_are_refused_by_name(loaded):
     other = {"samples": torch.zeros(1, 16, 12, 12)}
-    with pytest.raises(ShapeError, match="latent .*16.* takes .*4"):
+    with pytest.raises(ShapeError, match=r"latent .*16.* takes .*4"):
         call("InvertDDIM", model=loaded["model"], positive=conditioning(), latent=other, sigmas=loaded["sigmas"])
     with pytest.raises(ShapeError, match="latent has 16 channels but the model takes 4"):
         call("DecodeLatent", latent=other, vae=loaded["vae"])
