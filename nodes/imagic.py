@@ -75,7 +75,9 @@ class Imagic(io.ComfyNode):
                     tooltip="Adam steps for the model. 0 = automatic: 500 for LoRA, 1500 for all weights.",
                 ),
                 tuning_lr_input("1e-4", "5e-7"),
-                seed_input("Seed of the noise and of the LoRA's initial weights. Every image of the batch has its own noise."),
+                seed_input(
+                    "Seed of the noise and of the LoRA's initial weights. Every image of the batch has its own noise."
+                ),
                 rank_input(),
                 *saving_inputs(),
             ],

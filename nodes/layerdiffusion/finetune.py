@@ -115,7 +115,9 @@ class LayeredTune(io.ComfyNode):
                     step=0.1,
                     tooltip="Weight of the background's loss (lambda 2), 0 to 100. 0 = off, needs no reference.",
                 ),
-                seed_input("Seed of the noise and of the LoRA's initial weights. Every image of the batch has its own noise."),
+                seed_input(
+                    "Seed of the noise and of the LoRA's initial weights. Every image of the batch has its own noise."
+                ),
                 io.Latent.Input(
                     "reference",
                     optional=True,
