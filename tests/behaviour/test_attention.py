@@ -96,6 +96,6 @@ def test_the_unconditional_branch_frees_a_shape_that_attention_holds(model):
 
 def test_pairs_are_compared_by_the_exact_test():
     assert claims.sign_test(8, 0) == pytest.approx(2 / 256) and claims.sign_test(3, 3) == 1
-    claim = claims.compared("x", [True] * 9 + [False], [True] * 4 + [False] * 6, 0.05)
+    claim = claims.compared("x", ([True] * 9 + [False], [True] * 4 + [False] * 6), 0.05)
     assert claim.passed and claim.value == pytest.approx(0.5) and "5 better, 0 worse" in claim.text
-    assert not claims.compared("x", [True, False], [False, True], 0.05).passed
+    assert not claims.compared("x", ([True, False], [False, True]), 0.05).passed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
-from editkit.benchmarks.attention_cost import peaks, rows_per_call, seconds, work_on
+from editkit.benchmarks.attention_cost import peaks, passes_per_call, seconds, work_on
 from editkit.benchmarks.memory import LiveBytes
 from editkit.tests.parity.tiny import randomise
 
@@ -31,7 +31,7 @@ def test_an_edit_holds_at_most_a_tenth_more_than_its_rows():
 def test_rows_of_the_timed_edit():
     calls, ours, floor = seconds(work_on(narrow(), 8, width=16), 1)
     assert calls == [4, 3, 3, 3, 2] and ours > 0 and floor > 0
-    assert rows_per_call(work_on(narrow(), 8, width=16), lambda: None) == []
+    assert passes_per_call(work_on(narrow(), 8, width=16), lambda: None) == []
 
 
 def test_live_bytes_are_those_of_tensors_that_live():
