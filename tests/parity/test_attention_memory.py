@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
-from editkit.benchmarks.attention_cost import peaks, passes_per_call, seconds, work_on
+from editkit.benchmarks.attention_cost import passes_per_call, peaks, seconds, work_on
 from editkit.benchmarks.memory import LiveBytes
 from editkit.tests.parity.tiny import randomise
 
