@@ -321,7 +321,7 @@ def test_misfits_are_refused(model) -> None:
         pass
     own_way = patched.clone()
     own_way.set_model_sampler_calc_cond_batch_function(lambda args: [args["input"]] * 2)
-    with pytest.raises(MismatchError, match="way of its own"):
+    with pytest.raises(MismatchError, match="another node calls the model without the attention edit"):
         run(own_way, both(edit), start())
 
 
