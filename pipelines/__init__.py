@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .attention.prompts.prompt_edit import PromptEdit
     from .blended.blending import BlendOptions, blended_denoise, unscale_over_source
     from .blended.composite import blend_pixels, composite_source
-    from .blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+    from .blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
     from .blended.pipeline import EditResult, EditSettings, best_device, blended_edit, edit_latents
     from .blended.poisson import blend_poisson
     from .core.errors import EditError, FamilyError, LoadError, MismatchError, ParameterError, ShapeError
@@ -84,6 +84,7 @@ __all__ = [
     "InversionOptions",
     "IterativeGuidance",
     "LatentCodec",
+    "LatentSettings",
     "LayerChoice",
     "LayeredEmbeddings",
     "LayeredTuning",
@@ -119,7 +120,6 @@ __all__ = [
     "TunableDenoiser",
     "TuneOptions",
     "TunePlan",
-    "TuneSettings",
     "ValueEmbeddings",
     "align_prompts",
     "attention_edit",
@@ -195,7 +195,7 @@ _HOMES = {
     ".attention.prompts.prompt_edit": "PromptEdit",
     ".blended.blending": "BlendOptions blended_denoise unscale_over_source",
     ".blended.composite": "blend_pixels composite_source",
-    ".blended.decoder_tuning": "DecoderSettings TuneSettings tune_decoder tune_latent",
+    ".blended.decoder_tuning": "DecoderSettings LatentSettings tune_decoder tune_latent",
     ".blended.pipeline": "EditResult EditSettings best_device blended_edit edit_latents",
     ".blended.poisson": "blend_poisson",
     ".core.errors": "EditError FamilyError LoadError MismatchError ParameterError ShapeError",

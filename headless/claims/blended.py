@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...pipelines.blended.composite import blend_pixels, composite_source
-from ...pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from ...pipelines.blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
 from ...pipelines.blended.pipeline import EditSettings
 from ...pipelines.blended.poisson import blend_poisson
 from ...pipelines.core.masks import PAPER_KERNELS
@@ -162,7 +162,7 @@ def background_images(model: Any, latent: Tensor, source: Tensor, mask: Tensor) 
     plain = model.codec.decode(latent)
     yield "plain decode", plain
     yield "tuned decoder", tune_decoder(model.codec, latent, source, None, mask, settings=DecoderSettings()).image
-    yield "tuned latent", tune_latent(model.codec, latent, source, None, mask, settings=TuneSettings()).image
+    yield "tuned latent", tune_latent(model.codec, latent, source, None, mask, settings=LatentSettings()).image
     yield "poisson", blend_poisson(plain, source, mask)
     yield "pixels", blend_pixels(plain, source, mask)
 

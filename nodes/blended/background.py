@@ -6,10 +6,11 @@ from ...hosts.host import codec_of, progress_bar, sampling_of, to_host, vae_of
 from ...hosts.latent import finished_out, samples_of, sources_of
 from ...pipelines.blended.composite import blend_pixels, composite_source
 from ...pipelines.blended.decoder_tuning import (
+    SD_LATENT_SCALE,
     DecoderSettings,
-    TuneSettings,
+    LatentSettings,
     Tuning,
-    rate_in_model_scale,
+    latent_scale,
     tune_decoder,
     tune_latent,
 )
@@ -189,14 +190,15 @@ class TuneLatent(io.ComfyNode):
                 _source(),
                 _mask(),
                 *_learning_inputs(
-                    0.1, "Learning rate of Adam in latent units, 1e-7 to 1. The paper's 1e-4 has no effect."
+                    0.1,
+                    "Learning rate of Adam on the scaled latent, 1e-7 to 1. 0.1 as published. The paper's 1e-4 has no effect.",
                 ),
                 _optional_edited(),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="With it, lr counts in this model's scale of the latent, as in the published code: its 0.1 is 0.549 "
-                    "on a latent of SD 1.x or 2.x, and 0.768 on one of SDXL.",
+                    tooltip="The model of this latent, which knows its scale. Needed for other models than SD 1.x and 2.x, whose "
+                    "scale (0.18215) is taken otherwise.",
                 ),
             ],
             outputs=[
@@ -212,7 +214,7 @@ class TuneLatent(io.ComfyNode):
         cls, vae, latent, source, mask, steps, lr, background_weight, patience, edited=None, model=None
     ) -> io.NodeOutput:
         latents = check_latent(samples_of(latent), "latent")
-        lr = lr if model is None else rate_in_model_scale(sampling_of(model), lr)
+        scale = SD_LATENT_SCALE if model is None else latent_scale(sampling_of(model))
         source, mask = _of_candidates(latent, source, mask)
         tuning = tune_latent(
             codec_of(vae),
@@ -220,7 +222,7 @@ class TuneLatent(io.ComfyNode):
             source,
             edited,
             mask,
-            settings=TuneSettings(steps, lr, background_weight, patience),
+            settings=LatentSettings(steps, lr, background_weight, patience, latent_scale=scale),
             progress=progress_bar(steps),
         )
         image = to_host(tuning.image)

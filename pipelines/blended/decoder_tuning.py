@@ -8,7 +8,7 @@ alternatives without learning are in `composite.py` and `poisson.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from ..learning.memory import measured
 from ..learning.optimise import autocast, learning_mode, optimise, own, recomputing
 from .background_loss import BACKGROUND, EDIT, BackgroundLoss, background_loss
 
+SD_LATENT_SCALE = 0.18215  # of SD 1.x and 2.x, and of the published code
+
 
 @dataclass(frozen=True)
 class TuneSettings:
@@ -28,8 +30,7 @@ class TuneSettings:
 
     Attributes:
         steps: Adam steps, >= 0.
-        lr: Adam's step size, > 0. For a latent the published code uses 0.1 in model scale (`rate_in_model_scale`); the
-            paper's 1e-4 changes nothing visible.
+        lr: Adam's step size, > 0.
         background_weight: weight of the background loss against the loss inside the mask, >= 0.
         patience: stop when this many steps have improved the background loss by less than 1 %; 0 = never.
         low_memory: recompute the activations of a decoder block instead of storing them: slower, with the memory of
@@ -38,7 +39,7 @@ class TuneSettings:
     """
 
     steps: int = 75
-    lr: float = 0.1
+    lr: float = 1e-4
     background_weight: float = 100.0
     patience: int = 0
     low_memory: bool = False
@@ -60,8 +61,25 @@ class DecoderSettings(TuneSettings):
             several times faster and with less memory, for a slightly less exact background.
     """
 
-    lr: float = 1e-4
     blocks: int | str = "all"
+
+
+@dataclass(frozen=True)
+class LatentSettings(TuneSettings):
+    """How the latent learns. `lr` counts on the scaled latent: 0.1 as published; the paper's 1e-4 changes nothing visible.
+
+    Attributes:
+        latent_scale: factor between the VAE's latent and the scaled latent of its model, > 0 (`latent_scale`). The
+            default is that of SD 1.x and 2.x, where the published 0.1 is 0.549 on the VAE's latent.
+    """
+
+    lr: float = 0.1
+    latent_scale: float = SD_LATENT_SCALE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.latent_scale > 0:
+            raise ParameterError(f"latent_scale is {self.latent_scale}: give a number above 0 (0.18215 for SD 1.x)")
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,7 @@ def tune_latent(
     edited: Tensor | None,
     mask: Tensor,
     *,
-    settings: TuneSettings | None = None,
+    settings: LatentSettings | None = None,
     progress: Progress = silent,
 ) -> LatentTuning:
     """The same losses with the latent learning and the decoder fixed: backgrounds come out too smooth (BLD, figure 4).
@@ -159,7 +177,7 @@ def tune_latent(
     Returns: the learned latent and its image.
     Raises: as `tune_decoder`.
     """
-    settings = settings or TuneSettings()
+    settings = settings or LatentSettings()
     loss = background_loss(codec, latent, source, edited, mask, settings.background_weight)
     with learning_mode():
         clone = codec.decoder_clone()
@@ -169,10 +187,10 @@ def tune_latent(
             clone.release()
 
 
-def rate_in_model_scale(denoiser: Denoiser, lr: float) -> float:
-    """Adam's step size on a VAE's latent that equals `lr` on the latent in model scale, which the published code tunes."""
+def latent_scale(denoiser: Denoiser) -> float:
+    """Factor from a VAE's latent to the scaled latent of its model, averaged over the channels."""
     unit = torch.ones(1, denoiser.channels, 1, 1)
-    return lr / float((denoiser.scale_in(unit) - denoiser.scale_in(0 * unit)).mean())
+    return float((denoiser.scale_in(unit) - denoiser.scale_in(0 * unit)).mean())
 
 
 def _learn_decoder(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderSettings, progress: Progress) -> Tuning:
@@ -186,7 +204,7 @@ def _learn_decoder(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderS
 
 
 def _learn_latent(
-    clone: DecoderClone, loss: BackgroundLoss, settings: TuneSettings, progress: Progress
+    clone: DecoderClone, loss: BackgroundLoss, settings: LatentSettings, progress: Progress
 ) -> LatentTuning:
     blocks = [block.requires_grad_(False) for block in clone.blocks]
     latent = own(loss.latent, next(weight.device for block in blocks for weight in block.parameters()))
@@ -196,7 +214,7 @@ def _learn_latent(
         blocks,
         lambda: clone.prepare(latent),
         loss,
-        settings,
+        replace(settings, lr=settings.lr / settings.latent_scale),
         progress,
         what="tuning the latent",
         scale=len(latent),

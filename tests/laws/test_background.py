@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
 from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
 from editkit.pipelines.evaluation.metrics import psnr_outside
 from editkit.tests.toy_codec import ToyCodec, box, random_image, smooth_image
@@ -27,9 +27,10 @@ def weights(codec: ToyCodec) -> list[torch.Tensor]:
 
 # ------------------------------------------------------------------------------------------------ decoder learning
 def test_the_defaults_are_the_published_ones():
-    decoder, latent = DecoderSettings(), TuneSettings()
+    decoder, latent = DecoderSettings(), LatentSettings()
     assert (decoder.steps, decoder.lr, decoder.background_weight, decoder.blocks) == (75, 1e-4, 100, "all")
     assert (latent.steps, latent.lr, latent.background_weight) == (75, 0.1, 100)
+    assert latent.lr / latent.latent_scale == pytest.approx(0.549, abs=1e-3)  # on the VAE's latent of SD 1.x
     assert decoder.patience == latent.patience == 0
     codec, z, source, mask = problem()
     usual = tune_decoder(codec, z, source, None, mask)
@@ -183,7 +184,7 @@ def test_works_on_inference_tensors_under_inference_mode():
         codec, latent, source, mask = problem()
         assert next(codec.decoder.parameters()).is_inference() or latent.is_inference()
         hidden = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=3, blocks=2))
-        moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=3))
+        moved = tune_latent(codec, latent, source, None, mask, settings=LatentSettings(steps=3))
     codec, latent, source, mask = problem()
     usual = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=3, blocks=2))
     assert torch.equal(hidden.image, usual.image)
@@ -193,7 +194,7 @@ def test_works_on_inference_tensors_under_inference_mode():
 # ------------------------------------------------------------------------------------------------- latent learning
 def test_latents_learn_alone_in_any_batch():
     codec, latent, source, mask = problem(batch=3)
-    chosen = TuneSettings(steps=8)
+    chosen = LatentSettings(steps=8, latent_scale=1.0)
     together = tune_latent(codec, latent, source, None, mask, settings=chosen)
     assert together.psnr_after > together.psnr_before
     assert (together.latent - latent).abs().max() > 0.1
@@ -203,12 +204,20 @@ def test_latents_learn_alone_in_any_batch():
     torch.testing.assert_close(codec.decode(together.latent), together.image)
 
 
+def test_the_rate_of_the_latent_counts_on_the_scaled_latent():
+    """Adam's first step is its rate, whatever the gradient: on the VAE's latent it is the published rate over the scale."""
+    codec, latent, source, mask = problem()
+    for scale in (0.18215, 0.13025, 1.0):
+        tuned = tune_latent(codec, latent, source, None, mask, settings=LatentSettings(steps=1, latent_scale=scale))
+        assert float((tuned.latent - latent).abs().max()) == pytest.approx(0.1 / scale, rel=1e-4)
+
+
 def test_latent_losses_are_means_and_a_full_mask_moves_nothing():
     codec, latent, source, mask = problem(batch=2)
     decoder = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=1))
-    moved = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=1))
+    moved = tune_latent(codec, latent, source, None, mask, settings=LatentSettings(steps=1))
     assert moved.losses == pytest.approx(decoder.losses)
-    still = tune_latent(codec, latent, source, None, torch.ones_like(mask), settings=TuneSettings(steps=3))
+    still = tune_latent(codec, latent, source, None, torch.ones_like(mask), settings=LatentSettings(steps=3))
     assert torch.equal(still.latent, latent)
     assert codec.clones[-1].released
 
@@ -225,9 +234,16 @@ def test_refusals_name_what_to_do():
     for blocks in (0, 4, "last", True, 1.5):
         with pytest.raises(ParameterError, match="blocks"):
             tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(blocks=blocks))
-    for wrong in ({"steps": -1}, {"lr": 0.0}, {"lr": float("nan")}, {"patience": -1}, {"background_weight": -1.0}):
+    for wrong in (
+        {"steps": -1},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"patience": -1},
+        {"background_weight": -1.0},
+        {"latent_scale": 0.0},
+    ):
         with pytest.raises(ParameterError):
-            tune_latent(codec, latent, source, None, mask, settings=TuneSettings(**wrong))
+            tune_latent(codec, latent, source, None, mask, settings=LatentSettings(**wrong))
 
 
 # ----------------------------------------------------------------------------------------------------------- fuzz
@@ -250,7 +266,7 @@ def test_any_input_gives_an_image_or_an_edit_error(sizes, extra, batches, fill, 
     edited = random_image(batches[3], height, width).to(dtype) if given_edit else None
     counts = batches if given_edit else batches[:3]
     fits = not extra and fill not in ("nan", "high") and all(b in (1, max(counts)) for b in counts)
-    chosen = DecoderSettings(steps=1) if which is tune_decoder else TuneSettings(steps=1)
+    chosen = DecoderSettings(steps=1) if which is tune_decoder else LatentSettings(steps=1)
     try:
         tuned = which(codec, latent, source, edited, mask, settings=chosen)
     except EditError:

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from editkit.pipelines.blended.decoder_tuning import DecoderSettings, TuneSettings, tune_decoder, tune_latent
+from editkit.pipelines.blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
 from editkit.pipelines.core.errors import EditError, ParameterError
 from editkit.pipelines.learning.early_stopping import Plateau
 from editkit.pipelines.learning.optimise import learning_mode, optimise
@@ -34,7 +34,7 @@ def run(codec: ToyCodec, which: str, progress) -> None:
     latent, source = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), smooth_image(2, 16, 13)
     mask = box(1, 16, 13, (0, 8), (0, 8))
     if which == "latent":
-        tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps=STEPS), progress=progress)
+        tune_latent(codec, latent, source, None, mask, settings=LatentSettings(steps=STEPS), progress=progress)
     else:
         chosen = DecoderSettings(
             steps=STEPS, lr=1e-2, blocks="all" if which == "decoder" else 2, low_memory=which == "saving"

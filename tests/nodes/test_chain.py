@@ -80,6 +80,16 @@ def test_tuned_vae_decodes_like_its_image_and_the_users_vae_stays(loaded, exampl
     assert all(torch.equal(before[name], value) for name, value in after.items())
 
 
+def test_latent_fine_tune_takes_the_published_step_by_default(loaded, example):
+    """0.1 on the scaled latent: Adam's first step is the rate, so the latent moves by 0.1 / 0.18215, with a model or not."""
+    model, _, vae = loaded
+    latent = call("EncodeImage", image=1 - example.image, vae=vae)[0]
+    given = {"vae": vae, "latent": latent, "source": example.image, "mask": example.mask, "steps": 1}
+    for more in ({}, {"model": model}):
+        tuned = call("TuneLatent", **given, **more)[0]
+        assert float((tuned["samples"] - latent["samples"]).abs().max()) == pytest.approx(0.549, abs=1e-3)
+
+
 def test_ranking_keeps_images_and_latents_together(loaded, example):
     chain = blended_chain(*loaded, example.image, example.mask, example.prompt, copies=4, steps=3)
     images = call("DecodeLatent", latent=chain["edited"], vae=loaded[2])[0]

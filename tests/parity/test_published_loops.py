@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from editkit.pipelines.blended.blending import BlendOptions, blended_denoise
-from editkit.pipelines.blended.decoder_tuning import TuneSettings, rate_in_model_scale, tune_latent
+from editkit.pipelines.blended.decoder_tuning import LatentSettings, latent_scale, tune_latent
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilate
@@ -272,8 +272,8 @@ def test_latent_tuning_at_its_published_rate():
         optimizer.step()
         losses.append(float(loss.detach()))
     model = ToyDenoiser(lambda z, sigma, value: z, scale=codec.scale, channels=3)
-    rate = rate_in_model_scale(model, 0.1)
-    assert rate == pytest.approx(0.1 / codec.scale)
-    found = tune_latent(codec, latent, source, None, mask, settings=TuneSettings(steps, rate))
+    scale = latent_scale(model)
+    assert scale == pytest.approx(codec.scale)
+    found = tune_latent(codec, latent, source, None, mask, settings=LatentSettings(steps, latent_scale=scale))
     assert found.losses == pytest.approx(losses, rel=1e-5)
     assert error(found.latent * codec.scale, scaled.detach()) < 1e-5

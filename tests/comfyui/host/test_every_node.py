@@ -51,7 +51,7 @@ def scene() -> SimpleNamespace:
 def tuned_latent(scene: SimpleNamespace) -> list[Tensor]:
     """The latent learns: outside the mask its decode comes closer to the source, and the result is another latent."""
     flat = {"samples": samples_of(scene.latent) * 0.9}
-    given = {"vae": scene.vae, "latent": flat, "source": scene.image, "mask": scene.mask, "steps": 5, "lr": 0.02}
+    given = {"vae": scene.vae, "latent": flat, "source": scene.image, "mask": scene.mask, "steps": 5, "lr": 0.004}
     latent, image, curve, report = call("TuneLatent", **given)
     before, after = (float(text.split(" dB")[0].split()[-1]) for text in report.split(":")[1].split(","))
     assert after > before
