@@ -19,7 +19,7 @@ from torch import Tensor
 from ...pipelines.attention.p2p import P2POptions
 from ...pipelines.evaluation.metrics import psnr
 from . import attention_trials as t
-from .blended import Claim, print_claims, share
+from .claim import Claim, print_claims, share
 
 RUN = t.Run()
 LOOSE = replace(RUN, options=None)

@@ -27,7 +27,7 @@ from ...pipelines.evaluation.metrics import psnr
 from ...pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from ...pipelines.inversion.null_text import NullTextOptions, null_text
 from . import trials as t
-from .blended import Claim, print_claims, share
+from .claim import Claim, print_claims, share
 
 SETTINGS = DiffEditSettings()
 IMPLICIT = InversionOptions("implicit")

@@ -45,7 +45,7 @@ from ...pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
 from ...pipelines.layerdiffusion.reference_background import object_latent_mask
 from . import trials as t
-from .blended import Claim, print_claims
+from .claim import Claim, print_claims
 from .rowwise import RowwiseDenoiser, rowwise
 
 KIND = 80_000  # of the trials' stream

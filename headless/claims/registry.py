@@ -28,6 +28,7 @@ class Table:
 
 TABLES = {
     "blended": Table("blended", "Blended Latent Diffusion: edits, ranking and background methods", trials=True),
+    "thin-masks": Table("thin_masks", "thin strokes: progressive shrinking against its baselines", trials=True),
     "diffedit": Table("diffedit", "DiffEdit: masks, edits, inversion and null-text inversion", trials=True),
     "attention": Table("attention", "Prompt-to-Prompt and P2Plus: swaps, refinements, weights", trials=True),
     "style": Table("style", "StyleDiffusion: reconstructions and edits", trials=True),

@@ -25,7 +25,7 @@ from ...pipelines.stylediffusion.edit import StyleEditOptions, style_edit
 from ...pipelines.stylediffusion.inversion import PRESETS, StyleOptions, StyleResult, image_features, style_invert
 from ...pipelines.stylediffusion.value_embeddings import ValueEmbeddings
 from . import trials as t
-from .blended import Claim, print_claims
+from .claim import Claim, print_claims
 from .diffedit import Scenes, interval, scenes
 
 STEPS = 30

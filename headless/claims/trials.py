@@ -5,7 +5,7 @@ Trials of one kind run as a batch: every image has its own mask, prompt and seed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from ...hosts.bundled.scenes import (
 )
 from ...pipelines.blended.pipeline import EditSettings, sample_blended
 from ...pipelines.core.guidance import EditPrompts
-from ...pipelines.core.masks import dilation_schedule, downsample
+from ...pipelines.core.masks import MaskSchedule, dilation_schedule, downsample
 from ...pipelines.core.protocols import Context
 
 FIRST = 3_000_000  # of the held-out stream: scenes that no other measure sees
@@ -135,35 +135,57 @@ def images_of(trials: Sequence[Trial]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack([t.source for t in trials])), torch.from_numpy(np.stack([t.mask for t in trials]))
 
 
+def targets_of(trials: Sequence[Trial]) -> Tensor:
+    """What the edits should show [N, S, S, 3]."""
+    return torch.from_numpy(np.stack([render(trial.target, SIZE) for trial in trials]))
+
+
 def stacked(contexts: Sequence[Context]) -> Context:
     """One context with a row per image."""
     return Context(torch.cat([context.tokens for context in contexts]))
 
 
-def edit_all(model: Any, trials: Sequence[Trial], settings: EditSettings, *, batch: int = 16) -> Tensor:
+def edit_all(
+    model: Any,
+    trials: Sequence[Trial],
+    settings: EditSettings,
+    *,
+    schedule: Callable[[Tensor], MaskSchedule] | None = None,
+    batch: int = 16,
+) -> Tensor:
     """Blended edits of all trials.
 
     Args:
         model: the bundled model.
         trials: their images must have one size.
         settings: trial i uses the seed `settings.seed` + i.
+        schedule: gives the mask schedule of latent masks [B, h, w]; None takes that of the settings.
         batch: trials per batch, at most.
 
     Returns: edited latents [N, C, h, w], unscaled.
     """
     parts = []
     for start in range(0, len(trials), batch):
-        parts.append(_edit_batch(model, trials[start : start + batch], settings, settings.seed + start))
+        parts.append(_edit_batch(model, trials[start : start + batch], settings, settings.seed + start, schedule))
     return torch.cat(parts)
 
 
-def _edit_batch(model: Any, trials: Sequence[Trial], settings: EditSettings, seed: int) -> Tensor:
+def _edit_batch(
+    model: Any,
+    trials: Sequence[Trial],
+    settings: EditSettings,
+    seed: int,
+    make_schedule: Callable[[Tensor], MaskSchedule] | None,
+) -> Tensor:
     denoiser, codec = model.denoiser, model.codec
     images, masks = images_of(trials)
     source = codec.encode(images)
     height, width = source.shape[-2:]
     latent_pixels = downsample(masks, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
-    schedule = dilation_schedule(latent_pixels.mask, settings.kernels, spacing=settings.stage_spacing)
+    if make_schedule is None:
+        schedule = dilation_schedule(latent_pixels.mask, settings.kernels, spacing=settings.stage_spacing)
+    else:
+        schedule = make_schedule(latent_pixels.mask)
     prompts = EditPrompts(
         stacked([model.text.encode(trial.prompt) for trial in trials]), model.text.encode(""), settings.guidance_scale
     )

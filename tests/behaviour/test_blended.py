@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from editkit.headless.claims import blended as claims
+from editkit.headless.claims import thin_masks
 from editkit.headless.claims import trials as t
 from editkit.pipelines.blended.decoder_tuning import DecoderSettings, tune_decoder
 from editkit.pipelines.evaluation.clip_ranking import rank_by_text
@@ -40,12 +41,13 @@ def test_background_is_replaced_around_the_object(model):
     assert rate(model, t.new_background, t.background_right) >= 0.6
 
 
-def test_a_stroke_needs_room_for_its_thing_until_late(model):
-    plain, shrinking = (
-        rate(model, t.thin_stroke, t.stroke_right, replace(settings, steps=24), 2 * COUNT)
-        for settings in (claims.SETTINGS, claims.SHRINKING)
-    )
-    assert shrinking >= plain + 0.15
+def test_a_stroke_needs_room_for_its_object_until_late(model):
+    """On fresh strokes; the simplest baseline is measured beside the schedules, and nothing exceeds the ceiling."""
+    found = thin_masks.thin_table(model, 24, settings=replace(claims.SETTINGS, steps=24))
+    rates = {name: sum(hits) / len(hits) for name, hits in found.items()}
+    assert rates[thin_masks.LOG_SIGMA] >= rates[thin_masks.PLAIN] + 0.1
+    assert rates[thin_masks.BASELINE] >= rates[thin_masks.PLAIN] + 0.1
+    assert max(rates.values()) == rates[thin_masks.CEILING] >= 0.7
 
 
 def test_without_guidance_towards_the_prompt_nothing_new_appears(model):
