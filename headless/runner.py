@@ -10,19 +10,15 @@ import functools
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..pipelines.core.errors import EditError, LoadError, ParameterError
-from .arguments import check_text
 from .run import Run
+from .widgets import Widget, checked_widget, widgets_of
 
 log = logging.getLogger("editkit")
-
-# The types of a stock node's widgets.
-ANNOTATIONS = {"int": "INT", "float": "FLOAT", "str": "STRING", "bool": "BOOLEAN"}
 
 
 def load_host() -> None:
@@ -165,9 +161,9 @@ def node_classes() -> dict[str, Any]:
 
 
 def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[Any, ...]:
-    kinds = _kinds(cls)
+    widgets = widgets_of(cls)
     inputs = {
-        key: _value(value, run) if is_link(value) else checked_widget(key, value, kinds.get(key, ""))
+        key: _value(value, run) if is_link(value) else checked_widget(key, value, widgets.get(key, Widget()))
         for key, value in node.get("inputs", {}).items()
     }
     function = _function(cls, run)
@@ -200,37 +196,6 @@ def _function(cls: Any, run: Run) -> Callable[..., Any]:
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _kinds(cls: Any) -> dict[str, str]:
-    """The type of every input, as ComfyUI names it; of nodes that are not ours, nothing."""
-    if getattr(cls, "stock_node", False):
-        annotations = {name: str(p.annotation) for name, p in inspect.signature(cls).parameters.items()}
-        return {name: ANNOTATIONS.get(kind, "") for name, kind in annotations.items()}
-    if getattr(cls, "__module__", "").startswith(__name__.partition(".headless")[0] + ".nodes"):
-        return {entry.id: entry.get_io_type() for entry in cls.define_schema().inputs}
-    return {}
-
-
-def checked_widget(key: str, value: Any, kind: str) -> Any:
-    """A value that the workflow holds itself. Raises ParameterError for another type than the input's."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == "INT" and number and value == value // 1:
-        return int(value)
-    if kind == "FLOAT" and number and abs(value) <= sys.float_info.max:
-        return value
-    if isinstance(value, str):
-        check_text(value, f"input {key!r}")
-    types: dict[str, Any] = {"STRING": str, "COMBO": (str, int, float), "BOOLEAN": bool, "": object}
-    if kind in types and isinstance(value, types[kind]):
-        return value
-    need = {
-        "INT": "give a whole number",
-        "FLOAT": "give a number",
-        "BOOLEAN": "give true or false",
-        "STRING": "give a text",
-    }
-    raise ParameterError(f"input {key!r} is {str(value)[:60]!r}: {need.get(kind, 'connect the output of a node')}")
 
 
 def _value(value: Any, run: Run) -> Any:

@@ -22,7 +22,7 @@ from ..pipelines.blended.prediction import blended_predictor
 from ..pipelines.core.errors import LoadError, ParameterError
 from ..pipelines.core.guidance import EditPrompts, constant_positive
 from ..pipelines.core.samplers import Predict, predictor, sample
-from ..pipelines.core.shapes import check_image, check_latent, match_batch
+from ..pipelines.core.shapes import check_image, check_latent, check_mask, match_batch
 from ..pipelines.core.sigmas import check_sigmas, executed_steps
 from ..pipelines.evaluation.drawing import save_image as write_image
 from .run import Run
@@ -103,12 +103,12 @@ def preview_mask(run: Run, mask: Any) -> tuple[Any, ...]:
 
 @stock_node("MaskToImage")
 def mask_to_image(run: Run, mask: Any) -> tuple[Any, ...]:
-    return (mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3),)
+    return (check_mask(mask, "mask")[..., None].expand(-1, -1, -1, 3),)
 
 
 @stock_node("InvertMask")
 def invert_mask(run: Run, mask: Any) -> tuple[Any, ...]:
-    return (1 - mask,)
+    return (1 - check_mask(mask, "mask"),)
 
 
 @stock_node("CLIPTextEncode")
@@ -119,6 +119,7 @@ def clip_text_encode(run: Run, clip: Any, text: str) -> tuple[Any, ...]:
 @stock_node("ConditioningZeroOut")
 def conditioning_zero_out(run: Run, conditioning: Any) -> tuple[Any, ...]:
     """The negative of models that were trained with zeros for no prompt (SDXL)."""
+    context_of(conditioning, "conditioning")
     return ([[tokens * 0, {**extras, **_zeroed(extras)}] for tokens, extras in conditioning],)
 
 
@@ -137,12 +138,14 @@ def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
 
 @stock_node("VAEDecode")
 def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
-    return (to_host(codec_of(vae).decode(samples_of(samples))),)
+    codec = codec_of(vae)
+    image = codec.decode(check_latent(samples_of(samples), "samples"))
+    return (check_image(to_host(image), "the decoded image"),)
 
 
 @stock_node("RepeatLatentBatch")
 def repeat_latent_batch(run: Run, samples: dict, amount: int) -> tuple[Any, ...]:
-    values = samples_of(samples)
+    values = check_latent(samples_of(samples), "samples")
     return ({**samples, "samples": values.repeat(amount, 1, 1, 1)},)
 
 

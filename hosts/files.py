@@ -39,7 +39,7 @@ def embedding_files() -> list[str]:
 def embedding_path(name: str) -> Path:
     """The file of a name from `embedding_files`; headless, a path. Raises LoadError if there is no such file."""
     if not in_comfyui():
-        return Path(name)
+        return headless_path(name)
     kind, _, rest = name.partition("/")
     for found, root in _roots():
         path = (root / rest).resolve()
@@ -48,6 +48,16 @@ def embedding_path(name: str) -> Path:
     raise LoadError(
         f"there is no file {name!r}: save embeddings first, or put the file below models/{FOLDER}, and refresh the page"
     )
+
+
+def headless_path(name: str) -> Path:
+    """The path that a headless workflow names. Raises LoadError for a name that no file can have."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # too long, the home of nobody, no text, a NUL
+        raise LoadError(f"there can be no file {str(name)[:60]!r} ({str(error)[:80]}): give a path") from error
+    return path
 
 
 def save_embedding_file(name: str, write: Write) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..pipelines.blended.candidates import Candidates
 from ..pipelines.core.errors import MismatchError, ParameterError, ShapeError
-from ..pipelines.core.shapes import Sources, check_latent, checked_sources, padded_length
+from ..pipelines.core.shapes import Sources, check_latent, checked_sources, padded_length, refuse_nan
 from .host import intermediate_device, keep_on_device
 
 log = logging.getLogger("editkit")
@@ -178,14 +178,20 @@ def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) 
         sigma: of `z`, 0 or above.
         like: a LATENT whose other entries the result inherits.
     Returns: a LATENT that reads as `z` unscaled, and for EditKit's own nodes as `z` itself.
+    Raises: ShapeError for NaN or infinity in `z`.
     """
+    refuse_nan(z, "the result")
     without_weights = getattr(denoiser, "without_weights", None)
     sampling = denoiser if without_weights is None else without_weights()
     return _device_latent(DeviceTensor(z, float(sigma), sampling), like)
 
 
 def finished_out(latent: Tensor, like: Mapping[str, Any]) -> DeviceLatent:
-    """A LATENT of a noise-free, unscaled tensor [B, C, h, w], with the other entries of `like`."""
+    """A LATENT of a noise-free, unscaled tensor [B, C, h, w], with the other entries of `like`.
+
+    Raises: ShapeError for NaN or infinity: a model overflowed.
+    """
+    refuse_nan(latent, "the result")
     return _device_latent(DeviceTensor(latent), like)
 
 

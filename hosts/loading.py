@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines.core.errors import LoadError
+from .bundled import BUNDLED
+from .files import headless_path
 from .host import in_comfyui, this_host
 
 DIFFUSERS = "diffusers"  # below ComfyUI's models folder, as are the two below
@@ -15,9 +17,9 @@ SUBFOLDERS = ("unet", "vae", "text_encoder")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
 
 
-def load_bundled() -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the bundled model."""
-    return this_host().load_bundled()
+def load_bundled(model: str = BUNDLED) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a bundled model, one of `BUNDLED_MODELS`. Raises LoadError for missing files."""
+    return this_host().load_bundled(model)
 
 
 def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
@@ -25,7 +27,7 @@ def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
 
     Raises: LoadError for a folder that is missing, incomplete or holds pickles.
     """
-    return this_host().load_diffusers_folder(_checked_folder(name) if in_comfyui() else Path(name))
+    return this_host().load_diffusers_folder(_checked_folder(name) if in_comfyui() else headless_path(name))
 
 
 def _checked_folder(name: str) -> Path:
@@ -72,7 +74,7 @@ def _ranker_roots() -> list[tuple[str, Path]]:
 def ranker_path(name: str) -> Path:
     """The file of a name from `ranker_files`; headless, a path. Raises LoadError if there is no such file."""
     if not in_comfyui():
-        return Path(name)
+        return headless_path(name)
     kind, _, rest = name.partition("/")
     for found, root in _ranker_roots():
         path = (root / rest).resolve()

@@ -6,6 +6,7 @@ objects that follow `pipelines/core/protocols.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,10 @@ def context_of(conditioning: Any, socket: str) -> Context:
     if not isinstance(conditioning, (list, tuple)) or not conditioning:
         raise EditError(f"{socket} is an empty CONDITIONING: connect a CLIP Text Encode node")
     for part in conditioning:
-        if not isinstance(part[0], Tensor):
+        if not (isinstance(part, (list, tuple)) and len(part) > 1 and isinstance(part[0], Tensor)):
             raise EditError(f"{socket} has no text embedding: connect a CLIP Text Encode node")
+        if not isinstance(part[1], Mapping):
+            raise EditError(f"{socket} has a {type(part[1]).__name__} beside its text: connect a CLIP Text Encode node")
         check_tokens(part[0], socket)
         pooled = part[1].get("pooled_output")
         if isinstance(pooled, Tensor) and not pooled.isfinite().all():

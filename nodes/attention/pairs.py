@@ -16,15 +16,21 @@ from ...pipelines.attention.pair_sampling import PairPlan, paired_context
 from ...pipelines.attention.prompts.prompt_edit import PromptEdit
 from ...pipelines.core.errors import EditError
 from ...pipelines.core.protocols import Context
+from ...pipelines.core.shapes import check_tokens, refuse_nan
 from ...pipelines.core.sigmas import check_sigmas
 from .._api import io
 from .._inputs import prompt_pair_inputs, sigmas_input, trajectory_input
 
 
 def edit_in(value: Any, socket: str = "edit") -> PromptEdit:
-    """The prompt edit of a socket. Raises EditError for something else."""
+    """The prompt edit of a socket. Raises EditError for something else, and for NaN or infinity in its prompts."""
     if not isinstance(value, PromptEdit):
         raise EditError(f"{socket} is a {type(value).__name__}: connect the prompt edit of 'Align Prompts (P2P)'")
+    for prompt in (value.source, value.target):
+        check_tokens(prompt.tokens, socket)
+    for tensor in (value.source.pooled, value.target.pooled, value.mapper, value.alphas, value.equalizer):
+        if tensor is not None:
+            refuse_nan(tensor, socket)
     return value
 
 

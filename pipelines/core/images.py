@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .noise import seeded_noise
 from .protocols import LatentCodec
-from .shapes import crop_to, pad_to_factor
+from .shapes import crop_to, pad_to_factor, refuse_nan
 
 
 def encode_image(codec: LatentCodec, image: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
@@ -30,7 +30,8 @@ def encode_image(codec: LatentCodec, image: Tensor, *, seeds: Sequence[int] | No
 def decode_image(codec: LatentCodec, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Decode clean latents [B, C, h, w], unscaled, and crop the image to `size` (height, width); None keeps all of it.
 
-    Raises: ShapeError for an image smaller than `size`.
+    Raises: ShapeError for an image smaller than `size`, and where the VAE answers with NaN or infinity.
     """
     image = codec.decode(latent)
+    refuse_nan(image, "the decoded image")
     return image if size is None else crop_to(image, *size)

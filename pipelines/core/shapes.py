@@ -27,7 +27,7 @@ def check_image(image: Tensor, socket: str) -> Tensor:
     if not image.is_floating_point():
         raise ShapeError(f"{socket} holds {image.dtype}: an IMAGE holds floats from 0 to 1, so divide by 255")
     image = image[..., :3].float()
-    _refuse_nan(image, socket)
+    refuse_nan(image, socket)
     if image.max() > BRIGHTEST or image.min() < 1 - BRIGHTEST:
         raise ShapeError(
             f"{socket} has values from {image.min():.3g} to {image.max():.3g}: an IMAGE lies in 0 to 1, "
@@ -47,7 +47,7 @@ def check_mask(mask: Tensor, socket: str) -> Tensor:
     if mask.ndim != 3 or 0 in mask.shape:
         raise ShapeError(f"{socket} has shape {list(mask.shape)}: a MASK is [batch, height, width] with no empty side")
     mask = mask.float()
-    _refuse_nan(mask, socket)
+    refuse_nan(mask, socket)
     if mask.min() < 0 or mask.max() > 1:
         raise ShapeError(
             f"{socket} has values from {mask.min():.3g} to {mask.max():.3g}: a MASK lies in 0 to 1 (1 = edit)"
@@ -67,14 +67,15 @@ def check_latent(latent: Tensor, socket: str, channels: int | None = None) -> Te
         raise ShapeError(
             f"{socket} has {latent.shape[1]} channels but the model takes {channels}: encode with the model's own VAE"
         )
-    _refuse_nan(latent, socket)
+    refuse_nan(latent, socket)
     return latent
 
 
-def _refuse_nan(value: Tensor, socket: str) -> None:
+def refuse_nan(value: Tensor, socket: str) -> None:
+    """Raise ShapeError for NaN or infinity, naming the socket."""
     if not torch.isfinite(value).all():
         raise ShapeError(
-            f"{socket} contains NaN or infinity: check the node that made it (a half-precision VAE can overflow)"
+            f"{socket} contains NaN or infinity: check what came in (a model or VAE in half precision can overflow)"
         )
 
 
