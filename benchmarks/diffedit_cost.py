@@ -25,7 +25,8 @@ from ..pipelines.core.masks import constant_schedule
 from ..pipelines.core.noise import seeded_noise
 from ..pipelines.core.protocols import Context
 from ..pipelines.core.sigmas import executed_steps
-from ..pipelines.diffedit import DiffEditSettings, diffedit, masked_decode, strength_sigma
+from ..pipelines.diffedit.edit import DiffEditSettings, diffedit, masked_decode
+from ..pipelines.diffedit.mask import strength_sigma
 from ..pipelines.inversion.ddim import InversionOptions, invert
 from .cost import LIMIT, CountingUnet, alternating, finished
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from . import diffedit, imagic, masks, sdedit
+from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
 from .blended import background, blending
+from .diffedit import edit as diffedit_edit
+from .diffedit import mask as diffedit_mask
 from .evaluation import clip_rank, measure
 from .inversion import ddim, embedding_files, null_text
 from .layerdiffusion import embeddings as layered_embeddings
@@ -25,7 +27,8 @@ MODULES = (
     sdedit,
     null_text,
     embedding_files,
-    diffedit,
+    diffedit_mask,
+    diffedit_edit,
     prompts,
     p2p,
     masactrl,

@@ -34,16 +34,8 @@ if TYPE_CHECKING:
     from .core.shapes import crop_to, pad_to_factor
     from .core.trajectory import Trajectory
     from .core.tune_plan import TunePlan
-    from .diffedit import (
-        DiffEditMask,
-        DiffEditResult,
-        DiffEditSettings,
-        MaskRule,
-        diffedit,
-        diffedit_mask,
-        masked_decode,
-        strength_sigma,
-    )
+    from .diffedit.edit import DiffEditResult, DiffEditSettings, diffedit, masked_decode
+    from .diffedit.mask import DiffEditMask, MaskNegatives, MaskRule, diffedit_mask, strength_sigma
     from .evaluation.clip_ranking import Ranking, rank_by_text, text_scores
     from .evaluation.drawing import save_image, sheet
     from .evaluation.metrics import clip_score, largest_change_outside, psnr, psnr_outside, ssim
@@ -92,6 +84,7 @@ __all__ = [
     "LocalBlendOptions",
     "MasaCtrl",
     "MasaCtrlOptions",
+    "MaskNegatives",
     "MaskRule",
     "MaskSchedule",
     "Measures",
@@ -207,7 +200,8 @@ _HOMES = {
     ".core.samplers": "predictor sample",
     ".core.shapes": "crop_to pad_to_factor",
     ".core.trajectory": "Trajectory",
-    ".diffedit": "DiffEditMask DiffEditResult DiffEditSettings MaskRule diffedit diffedit_mask masked_decode strength_sigma",
+    ".diffedit.edit": "DiffEditResult DiffEditSettings diffedit masked_decode",
+    ".diffedit.mask": "DiffEditMask MaskNegatives MaskRule diffedit_mask strength_sigma",
     ".evaluation.clip_ranking": "Ranking rank_by_text text_scores",
     ".evaluation.drawing": "save_image sheet",
     ".evaluation.metrics": "clip_score largest_change_outside psnr psnr_outside ssim",

@@ -22,7 +22,8 @@ from torch import Tensor
 from ...pipelines.blended.composite import composite_source
 from ...pipelines.core.masks import downsample
 from ...pipelines.core.protocols import Context
-from ...pipelines.diffedit import DiffEditSettings, diffedit, diffedit_mask, mask_in_pixels, strength_sigma
+from ...pipelines.diffedit.edit import DiffEditSettings, diffedit
+from ...pipelines.diffedit.mask import diffedit_mask, mask_in_pixels, strength_sigma
 from ...pipelines.evaluation.metrics import psnr
 from ...pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from ...pipelines.inversion.null_text import NullTextOptions, null_text

@@ -13,14 +13,8 @@ from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilation_schedule
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.protocols import Context
-from editkit.pipelines.diffedit import (
-    DiffEditSettings,
-    MaskRule,
-    diffedit,
-    diffedit_mask,
-    masked_decode,
-    strength_sigma,
-)
+from editkit.pipelines.diffedit.edit import DiffEditSettings, diffedit, masked_decode
+from editkit.pipelines.diffedit.mask import MaskNegatives, MaskRule, diffedit_mask, strength_sigma
 from editkit.pipelines.inversion.ddim import InversionOptions, invert
 from editkit.tests.toys import ToyDenoiser, prompt, random_latent
 
@@ -87,6 +81,41 @@ def test_guidance_and_parameterisation_do_not_change_the_mask():
     assert torch.equal(plain.mask, other.mask) and torch.allclose(plain.heat, other.heat, atol=1e-4)
 
 
+def test_negatives_of_the_mask_guide_each_prediction():
+    """|s_n + w (s - s_n) - (t_n + w (t - t_n))|: here values s, t plus negatives, so w (t - s) + (1 - w) (t_n - s_n)."""
+
+    def field(z, sigma, value):
+        return value * (0.1 + box()[:, None]) + 0 * z
+
+    for source_negative, target_negative, difference in ((-0.5, -0.5, 7.5), (0.0, 1.0, 1.0), (1.0, 0.0, 14.0)):
+        negatives = MaskNegatives(prompt(source_negative), prompt(target_negative))
+        denoiser = ToyDenoiser(field)
+        calls = list(_differences_of(denoiser, negatives))
+        assert denoiser.forward_passes == 4 * B * len(calls)
+        for found_difference, _ in calls:
+            assert torch.allclose(found_difference, difference * (0.1 + box()).expand(B, H, W), rtol=1e-5)
+
+
+def _differences_of(denoiser, negatives):
+    seen = []
+    original = MaskRule()
+    found(
+        denoiser,
+        maps=1,
+        negatives=negatives,
+        rule=lambda difference: seen.append((difference, 0)) or original(difference),
+    )
+    return seen
+
+
+def test_equal_negatives_leave_the_mask_as_it_is_without_them():
+    same = MaskNegatives(prompt(-0.5), prompt(-0.5))
+    plain, guided = found(ToyDenoiser(local)), found(ToyDenoiser(local), negatives=same)
+    assert torch.equal(plain.mask, guided.mask) and torch.allclose(plain.heat, guided.heat, atol=1e-5)
+    with pytest.raises(ParameterError, match="guidance_scale of the mask is 0"):
+        MaskNegatives(prompt(), prompt(), 0.0)
+
+
 def test_chunks_do_not_change_the_mask():
     whole = found(ToyDenoiser(local), maps=5)
     for rows in (1, 2, 5, 7):
@@ -128,7 +157,7 @@ def test_both_prompts_see_the_same_noise_and_maps_see_different_ones():
 def test_the_order_of_the_noises_does_not_matter(monkeypatch):
     noisy = ToyDenoiser(lambda z, sigma, value: torch.tanh(z) + value * (0.1 + box()[:, None]) * (1 + z.abs()))
     first = found(noisy, maps=4)
-    module = sys.modules["editkit.pipelines.diffedit"]  # the package's attribute of this name is the function
+    module = sys.modules["editkit.pipelines.diffedit.mask"]
     monkeypatch.setattr(
         module,
         "seeded_noise",

@@ -14,7 +14,7 @@ from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context
 from editkit.pipelines.core.samplers import predictor, sample
 from editkit.pipelines.core.trajectory import context_digest
-from editkit.pipelines.diffedit import masked_decode
+from editkit.pipelines.diffedit.edit import masked_decode
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
 from editkit.pipelines.inversion.negative_prompt import negative_prompt, slerp

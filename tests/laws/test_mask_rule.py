@@ -7,7 +7,7 @@ import torch
 
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.masks import remove_islands
-from editkit.pipelines.diffedit import MaskRule, heat_image, mask_in_pixels
+from editkit.pipelines.diffedit.mask import MaskRule, heat_image, mask_in_pixels
 from editkit.tests.toys import random_latent
 
 

@@ -14,7 +14,8 @@ from editkit.pipelines.core.errors import EditError, MismatchError, ParameterErr
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.noise import image_seeds
-from editkit.pipelines.diffedit import MaskRule, diffedit_mask, mask_in_pixels, masked_decode, strength_sigma
+from editkit.pipelines.diffedit.edit import masked_decode
+from editkit.pipelines.diffedit.mask import MaskNegatives, MaskRule, diffedit_mask, mask_in_pixels, strength_sigma
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.toy_graph import STEPS, encoded, inverted, model, sigmas, text
 from editkit.tests.toy_codec import ToyCodec, box
@@ -70,6 +71,23 @@ def test_a_sigma_takes_the_place_of_the_strength():
     sigma = strength_sigma(host.denoiser, 0.3)
     assert torch.equal(found(host, latent, strength=0.9, sigma=sigma)[3], found(host, latent, strength=0.3)[3])
     assert not torch.equal(found(host, latent, strength=0.9)[3], found(host, latent, strength=0.3)[3])
+
+
+def test_negatives_of_the_mask_come_in_pairs():
+    host, (_, latent) = model(local), encoded()
+    given = {"source_negative": text(0.5), "target_negative": text(-1.0), "mask_cfg": 3.0}
+    soft = found(host, latent, maps=2, seed=7, **given)[3]
+    assert host.denoiser.forward_passes == 4 * 2
+    wanted = diffedit_mask(
+        host.denoiser, latent["samples"], prompt(0.0), prompt(1.0), seeds=[7], maps=2,
+        negatives=MaskNegatives(prompt(0.5), prompt(-1.0), 3.0),
+    )  # fmt: skip
+    assert torch.equal(soft, wanted.heat)
+    with pytest.raises(ParameterError, match="target_negative is not connected"):
+        found(host, latent, source_negative=text(0.5))
+    whole = {"model": host, "latent": latent, "source": text(0.0), "target": text(1.0), "negative": text(0.0)}
+    latent_mask = call("DiffEdit", **whole, steps=STEPS, maps=2, seed=7, **given)[2]
+    assert torch.equal(latent_mask, wanted.mask)
 
 
 def test_equal_prompts_give_an_empty_mask_and_a_warning(caplog):

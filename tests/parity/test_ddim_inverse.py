@@ -10,7 +10,7 @@ from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
 from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.protocols import Context
-from editkit.pipelines.diffedit import diffedit_mask, strength_sigma
+from editkit.pipelines.diffedit.mask import MaskNegatives, diffedit_mask, strength_sigma
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.pipelines.inversion.null_text import NullTextOptions, null_text
 from editkit.tests.parity import tiny
@@ -64,9 +64,14 @@ def test_implicit_round_trip_on_a_network(prediction):
     assert errors["implicit"] < 1e-3 and errors["implicit"] < 0.1 * min(errors["next"], errors["current"]), errors
 
 
-def test_the_mask_is_the_published_rule():
-    """Guided at 7.5 with 4 n rows, eps differences, threshold on the mean: diffusers' generate_mask for one picture."""
-    model, source, target, null = denoiser(), context(1), context(2), context(5)
+@pytest.mark.parametrize("negatives", [None, (5, 6)])
+def test_the_mask_is_the_published_rule(negatives):
+    """Guided at 7.5 with 4 n rows, eps differences, threshold on the mean: diffusers' generate_mask for one picture.
+
+    With one negative for both prompts ours needs none; with two (source_negative_prompt, target_negative_prompt) it does.
+    """
+    model, source, target = denoiser(), context(1), context(2)
+    null_source, null_target = (context(seed) for seed in negatives or (5, 5))
     latent, seeds, maps = random_latent(1, 4, 8, 8, seed=3), [9], 6
     latent[..., 2:5, 1:4] *= 60
     sigma = strength_sigma(model, 0.5)
@@ -76,14 +81,16 @@ def test_the_mask_is_the_published_rule():
     noise = torch.cat([seeded_noise((4, 8, 8), seeds, draw=j) for j in range(maps)])
     x = abar**0.5 * latent * 0.18215 + (1 - abar) ** 0.5 * noise
     with torch.no_grad():
-        e_null, e_source, e_target = (
-            model.unet(x, t, c.tokens.expand(maps, -1, -1)).sample for c in (null, source, target)
+        e_null_source, e_null_target, e_source, e_target = (
+            model.unet(x, t, c.tokens.expand(maps, -1, -1)).sample for c in (null_source, null_target, source, target)
         )
-    difference = ((e_null + 7.5 * (e_target - e_null)) - (e_null + 7.5 * (e_source - e_null))).abs()
+    guided_source = e_null_source + 7.5 * (e_source - e_null_source)
+    difference = ((e_null_target + 7.5 * (e_target - e_null_target)) - guided_source).abs()
     guidance_map = difference.reshape(1, maps, 4, 8, 8).mean([1, 2])
     magnitude = guidance_map.mean() * 3.0
     heat = guidance_map.clamp(0, magnitude) / magnitude
-    ours = diffedit_mask(model, latent, source, target, seeds=seeds, maps=maps)
+    chosen = None if negatives is None else MaskNegatives(null_source, null_target)
+    ours = diffedit_mask(model, latent, source, target, seeds=seeds, maps=maps, negatives=chosen)
     assert (ours.heat - heat).abs().max() < 3e-5  # float32 in another order; a map is about 0.3
     assert torch.equal(ours.mask, torch.where(heat <= 0.5, 0.0, 1.0)) and 0 < ours.mask.mean() < 1
 

@@ -18,7 +18,7 @@ from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule, dilate
 from editkit.pipelines.core.noise import seeded_noise
 from editkit.pipelines.core.sigmas import ENDS, PublishedGrid, leading_sigmas
-from editkit.pipelines.diffedit import masked_decode
+from editkit.pipelines.diffedit.edit import masked_decode
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct
 from editkit.pipelines.inversion.negative_prompt import negative_prompt
 from editkit.pipelines.inversion.null_text import NullTextOptions, null_text

@@ -22,7 +22,8 @@ from editkit.hosts.trajectory import trajectory_in
 from editkit.pipelines.core.errors import FamilyError, MismatchError
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.masks import constant_schedule
-from editkit.pipelines.diffedit import diffedit_mask, masked_decode
+from editkit.pipelines.diffedit.edit import masked_decode
+from editkit.pipelines.diffedit.mask import diffedit_mask
 from editkit.pipelines.inversion.ddim import invert, reconstruct
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights

@@ -1,30 +1,22 @@
-"""DiffEdit: a mask from two prompts, and the masked decode of an inverted image (Couairon et al. 2022).
-
-The mask covers the places where two prompts give different predictions of the same noised image
-(docs/methods.md, section 6).
-"""
+"""DiffEdit's mask: where two prompts give different predictions of the same noised image (docs/methods.md, section 6)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blended.blending import BlendOptions, blended_denoise, unscale_over_source
-from .core.errors import ParameterError, ShapeError
-from .core.guidance import EditPrompts, Negative
-from .core.masks import MaskSchedule, constant_schedule, remove_islands
-from .core.noise import seeded_noise
-from .core.progress import Progress, StagedProgress, silent
-from .core.protocols import Context, Denoiser
-from .core.shapes import check_latent, crop_to
-from .core.sigmas import executed_steps
-from .core.trajectory import Trajectory
-from .inversion.ddim import InversionOptions, invert
+from ..core.errors import ParameterError, ShapeError
+from ..core.guidance import mix
+from ..core.masks import remove_islands
+from ..core.noise import seeded_noise
+from ..core.progress import Progress, silent
+from ..core.protocols import Context, Denoiser
+from ..core.shapes import check_latent, crop_to
 
 log = logging.getLogger("editkit")
 
@@ -74,6 +66,26 @@ class MaskRule:
 
 
 @dataclass(frozen=True)
+class MaskNegatives:
+    """Guidance of the mask's predictions, each by a negative prompt of its own, as diffusers offers.
+
+    Equal negatives scale all differences alike and leave the mask as it is without them.
+
+    Attributes:
+        source, target: negative prompt of the source and of the target prompt.
+        guidance_scale: of both predictions, above 0.
+    """
+
+    source: Context
+    target: Context
+    guidance_scale: float = 7.5
+
+    def __post_init__(self) -> None:
+        if not self.guidance_scale > 0:
+            raise ParameterError(f"guidance_scale of the mask is {self.guidance_scale}: give a number above 0 (7.5)")
+
+
+@dataclass(frozen=True)
 class DiffEditMask:
     """The mask of two prompts.
 
@@ -104,13 +116,15 @@ def diffedit_mask(
     maps: int = 10,
     sigma: float | None = None,
     rule: MaskRule | None = None,
+    negatives: MaskNegatives | None = None,
     max_batch: int | None = None,
     progress: Progress = silent,
 ) -> DiffEditMask:
     """The mask of what must change for `source` to become `target`; 2 x maps forward passes per image.
 
-    No guidance: with one negative for both prompts it would scale all differences alike and add forward passes. The
-    model's parameterisation does not matter: differences of denoised, eps and v predictions are proportional.
+    No guidance by default: with one negative for both prompts it would scale all differences alike and add forward
+    passes. Two negatives need 4 x maps. The model's parameterisation does not matter: differences of denoised, eps and
+    v predictions are proportional.
 
     Args:
         denoiser: the model.
@@ -121,6 +135,7 @@ def diffedit_mask(
         maps: number of noised copies of each image to compare, >= 1 (10 as published).
         sigma: noise to compare at; None takes strength 0.5.
         rule: from differences to the mask; the published rule by default.
+        negatives: a negative prompt for each of the two, with which their predictions are guided.
         max_batch: most latents in one model call (each is evaluated for both prompts); None tries all, and halves the
             number when memory runs out. The mask does not depend on it.
         progress: called after every map.
@@ -135,7 +150,7 @@ def diffedit_mask(
     sigma = strength_sigma(denoiser, 0.5) if sigma is None else sigma
     total = torch.zeros_like(z[:, 0])
     magnitudes = z.new_zeros(len(z))
-    calls = _differences(denoiser, z, sigma, (source, target), seeds, maps, max_batch)
+    calls = _differences(denoiser, z, sigma, _Prompts(source, target, negatives), seeds, maps, max_batch)
     for done, (difference, magnitude) in enumerate(calls, 1):
         total = total + difference
         magnitudes = magnitudes + magnitude
@@ -156,11 +171,34 @@ def _empty_masks(mask: Tensor) -> list[int]:
     return empty
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """The two prompts of a mask, and how their predictions are guided."""
+
+    source: Context
+    target: Context
+    negatives: MaskNegatives | None
+
+    @property
+    def contexts(self) -> Sequence[Context]:
+        plain = (self.source, self.target)
+        return plain if self.negatives is None else (*plain, self.negatives.source, self.negatives.target)
+
+    def predict(self, denoiser: Denoiser, z: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
+        """The denoised latents of `count` copies of the batch under the source and the target prompt."""
+        denoised = denoiser.denoise(z, sigma, [_repeated(context, count) for context in self.contexts])
+        if self.negatives is None:
+            return denoised[0], denoised[1]
+        source, target, source_negative, target_negative = denoised
+        scale = self.negatives.guidance_scale
+        return mix(source, source_negative, scale), mix(target, target_negative, scale)
+
+
 def _differences(
     denoiser: Denoiser,
     z: Tensor,
     sigma: float,
-    contexts: tuple[Context, Context],
+    prompts: _Prompts,
     seeds: list[int],
     maps: int,
     max_batch: int | None,
@@ -172,14 +210,14 @@ def _differences(
         count = min(together, maps - done)
         try:
             noised = [_noised(denoiser, z, sigma, seeds, j) for j in range(done, done + count)]
-            denoised = denoiser.denoise(torch.cat(noised), sigma, [_repeated(context, count) for context in contexts])
+            predicted = prompts.predict(denoiser, torch.cat(noised), sigma, count)
         except torch.cuda.OutOfMemoryError:
             if count == 1:
                 raise
             together = count // 2
             log.warning("out of memory with %d maps in one model call: trying %d", count, together)
             continue
-        source, target = denoised.view(2, count, *z.shape)
+        source, target = (denoised.view(count, *z.shape) for denoised in predicted)
         for j in range(count):
             yield (target[j] - source[j]).abs().mean(1), source[j].abs().mean(dim=(1, 2, 3))
         done += count
@@ -220,166 +258,3 @@ def heat_image(heat: Tensor, factor: int, height: int, width: int) -> Tensor:
     """
     value = mask_in_pixels(heat, factor, height, width)[..., None] * 3
     return (value - torch.arange(3, device=value.device)).clamp(0, 1)
-
-
-def masked_decode(
-    denoiser: Denoiser,
-    trajectory: Trajectory,
-    schedule: MaskSchedule,
-    prompts: EditPrompts,
-    *,
-    ratio: float = 0.8,
-    legacy_offset: bool = False,
-    progress: Progress = silent,
-) -> Tensor:
-    """Denoise an inverted image with the prompts inside the mask and along its trajectory outside; 2 r N forward passes.
-
-    Args:
-        denoiser: the model.
-        trajectory: inversion of the image with this model.
-        schedule: mask on the latent grid (`constant_schedule` of DiffEdit's mask, or any other).
-        prompts: positive, negative and guidance scale.
-        ratio: encoding ratio r in (0, 1]: fraction of the steps to decode. A larger ratio changes more.
-        legacy_offset: put back the trajectory one step too late, as diffusers does (docs/methods.md, section 16,
-            row 12): the outside then ends with the variance-preserving latent one step before the source.
-        progress: called after every step.
-    Returns: clean latent [B, C, h, w], unscaled; outside the mask the bits of the trajectory's source latent.
-    Raises: MismatchError, ShapeError, ParameterError.
-    """
-    start = trajectory.steps - executed_steps(trajectory.steps, ratio)
-    batch = max(trajectory.batch, schedule.batch)
-    z = blended_denoise(
-        denoiser,
-        trajectory.expanded(batch).latent(start),
-        trajectory,
-        trajectory.sigmas,
-        schedule,
-        prompts,
-        seeds=[0] * batch,
-        start=start,
-        options=BlendOptions(background_level="previous (DDIM)" if legacy_offset else "aligned"),
-        progress=progress,
-    )
-    if legacy_offset:
-        return denoiser.scale_out(z)
-    return unscale_over_source(denoiser, z, trajectory.source_latent, schedule, trajectory.sigmas)
-
-
-@dataclass(frozen=True)
-class DiffEditSettings:
-    """Settings of the whole method; defaults as published (docs/methods.md, section 6).
-
-    Attributes:
-        steps: steps of the whole grid.
-        ratio: encoding ratio, fraction of the steps that are inverted and decoded, (0, 1].
-        maps: number of noised copies compared for the mask.
-        strength: how noisy they are, (0, 1].
-        guidance_scale: of the decode; the mask and the inversion use no guidance.
-        legacy_offset: see `masked_decode`.
-        rule: from differences to the mask.
-        inversion: how to invert.
-    """
-
-    steps: int = 50
-    ratio: float = 0.8
-    maps: int = 10
-    strength: float = 0.5
-    guidance_scale: float = 7.5
-    legacy_offset: bool = False
-    rule: MaskRule = field(default_factory=MaskRule)
-    inversion: InversionOptions = field(default_factory=InversionOptions)
-
-
-@dataclass(frozen=True)
-class DiffEditResult:
-    """An edit.
-
-    Attributes:
-        latent: clean edited latents, unscaled, [B, C, h, w].
-        mask: the mask of the edit.
-        trajectory: the inversion; None where every mask was empty.
-    """
-
-    latent: Tensor
-    mask: DiffEditMask
-    trajectory: Trajectory | None
-
-
-def diffedit(
-    denoiser: Denoiser,
-    latent: Tensor,
-    source: Context,
-    target: Context,
-    negative: Negative | None,
-    *,
-    seeds: list[int],
-    settings: DiffEditSettings | None = None,
-    inversion: Context | None = None,
-    max_batch: int | None = None,
-    progress: Progress = silent,
-) -> DiffEditResult:
-    """Mask, inversion and masked decode: 2 n + r N + 2 r N forward passes per image (140 for n = 10, N = 50, r = 0.8).
-
-    Args:
-        denoiser: the model.
-        latent: clean latent, unscaled, [B, C, h, w].
-        source: prompt of what the image shows.
-        target: prompt of what it should show.
-        negative: negative prompt of the decode; not needed at guidance scale 1.
-        seeds: one per image, for the noise behind the mask.
-        settings: the published numbers by default.
-        inversion: inversion prompt; None takes `source`. The paper inverts with an empty prompt.
-        max_batch: most latents in one model call while the mask is computed; see `diffedit_mask`.
-        progress: called after every map and step.
-    Returns: outside the mask the latent has the bits of `latent`; images with an empty mask come back unchanged.
-    Raises: ShapeError, ParameterError, FamilyError.
-    """
-    settings = settings or DiffEditSettings()
-    legs = StagedProgress(progress, (settings.maps, *[executed_steps(settings.steps, settings.ratio)] * 2))
-    found = diffedit_mask(
-        denoiser,
-        latent,
-        source,
-        target,
-        seeds=seeds,
-        maps=settings.maps,
-        sigma=strength_sigma(denoiser, settings.strength),
-        rule=settings.rule,
-        max_batch=max_batch,
-        progress=legs(0),
-    )
-    if len(found.empty) == len(latent):
-        return DiffEditResult(latent, found, None)
-    prompts = EditPrompts(target, negative, settings.guidance_scale)
-    return _edit_masked(denoiser, latent, source if inversion is None else inversion, found, prompts, settings, legs)
-
-
-def _edit_masked(
-    denoiser: Denoiser,
-    latent: Tensor,
-    inversion: Context,
-    found: DiffEditMask,
-    prompts: EditPrompts,
-    settings: DiffEditSettings,
-    legs: StagedProgress,
-) -> DiffEditResult:
-    """Invert with the prompt `inversion` and decode with `prompts` under the mask."""
-    trajectory = invert(
-        denoiser,
-        latent,
-        inversion,
-        denoiser.schedule(settings.steps),
-        options=settings.inversion,
-        ratio=settings.ratio,
-        progress=legs(1),
-    )
-    edited = masked_decode(
-        denoiser,
-        trajectory,
-        constant_schedule(found.mask),
-        prompts,
-        ratio=settings.ratio,
-        legacy_offset=settings.legacy_offset,
-        progress=legs(2),
-    )
-    return DiffEditResult(edited, found, trajectory)
