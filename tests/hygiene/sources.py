@@ -6,7 +6,7 @@ import ast
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -66,6 +66,30 @@ class Source:
     def calls(self) -> Iterator[tuple[str, ast.Call]]:
         """Every call with the dotted name that it calls (`torch.randn`, `x.cuda`); others have an empty name."""
         return ((dotted(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call))
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """What local names stand for: `load` of `from torch import load`, `s` of `import comfy.samplers as s`."""
+        found: dict[str, str] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        return found
+
+    def names(self) -> Iterator[tuple[str, ast.AST, ast.Call | None]]:
+        """Every name that is read (`torch.hub.load`), in full whatever it was imported as, with the call of it if it is called."""
+        called = {id(node.func): node for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
+        inner = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner and isinstance(node.ctx, ast.Load):
+                yield self.full(node), node, called.get(id(node))
+
+    def full(self, node: ast.AST) -> str:
+        """The dotted name of a chain of attributes, with what its first name was imported as."""
+        first, dot, rest = dotted(node).partition(".")
+        return self.aliases.get(first, first) + dot + rest
 
     def imports(self, *, types: bool = False) -> Iterator[Import]:
         """Every import; those that only a type checker sees with `types`."""

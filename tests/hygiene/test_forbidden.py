@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from editkit.tests.hygiene.sources import PRODUCT, Source, dotted, report, sources
+from editkit.tests.hygiene.sources import PRODUCT, Source, report, sources
 
-UNSAFE_MODULES = {"ctypes", "dill", "joblib", "marshal", "multiprocessing", "pickle", "pty", "shelve", "subprocess"}
+UNSAFE_MODULES = {
+    "builtins", "code", "codeop", "ctypes", "dill", "imp", "joblib", "marshal", "multiprocessing", "pickle", "pty", "runpy",
+    "shelve", "subprocess",
+}  # fmt: skip
 NETWORK_MODULES = {
     "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib", "websocket",
     "websockets",
@@ -17,7 +20,22 @@ NETWORK_MODULES = {
 # `editkit run --server URL` talks to the ComfyUI that the user names; nothing else may.
 NETWORK_FILE = "headless/server_client.py"
 
+# Whatever fetches a file, wherever it is imported from.
+DOWNLOADS = {
+    "cached_download", "download_url_to_file", "hf_hub_download", "load_state_dict_from_url", "snapshot_download", "urlopen",
+    "urlretrieve",
+}  # fmt: skip
+DOWNLOAD_MODULES = ("torch.hub", "torch.utils.model_zoo")
+
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
+IMPORTS = {"importlib.import_module", "importlib.reload", "importlib.util.spec_from_file_location"}
+# Import our own modules by relative names.
+IMPORTING_FILES = {"pipelines/core/lazy.py", "headless/claims/registry.py"}
+HOSTS = {
+    "PIL", "comfy", "comfy_api", "comfy_execution", "diffusers", "execution", "folder_paths", "latent_preview", "numpy",
+    "open_clip", "safetensors", "server", "torch", "transformers",
+}  # fmt: skip
+SWITCHES = ("torch.backends.",)  # restored where they are set; tests/laws/test_learning.py
 GLOBAL_RNG = {
     "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.manual_seed", "torch.rand_like", "torch.randint_like",
     "torch.randn_like", "torch.random.manual_seed", "torch.seed", "torch.set_rng_state",
@@ -49,14 +67,33 @@ def network(source: Source) -> Finding:
     for name, call in source.calls():
         if name.endswith(".from_pretrained") and not has_true(call, "local_files_only"):
             yield call.lineno, "from_pretrained without local_files_only=True may ask a hub"
+    for name, node, _ in source.names():
+        if name.rpartition(".")[2] in DOWNLOADS or f"{name}.".startswith(tuple(f"{m}." for m in DOWNLOAD_MODULES)):
+            yield line_of(node), f"{name} downloads"
 
 
 def runs_code(source: Source) -> Finding:
-    for name, call in source.calls():
-        if name in RUNS_CODE or name.startswith(("os.exec", "os.spawn")):
-            yield call.lineno, f"calls {name}"
-        if name == "torch.load" and not has_true(call, "weights_only"):
-            yield call.lineno, "torch.load without weights_only=True runs what is in the file"
+    for name, node, call in source.names():
+        if name.removeprefix("builtins.") in RUNS_CODE or name.startswith(("os.exec", "os.spawn", "os.posix_spawn")):
+            yield line_of(node), f"names {name}"
+        if name == "torch.load" and not (call and has_true(call, "weights_only")):
+            yield line_of(node), "torch.load without weights_only=True runs what is in the file"
+    for _, call in source.calls():
+        if any(k.arg == "allow_pickle" and not is_false(k.value) for k in call.keywords):
+            yield call.lineno, "allow_pickle runs what is in the file"
+
+
+def imports_by_name(source: Source) -> Finding:
+    """A module imported by a function escapes the rules on imports."""
+    for name, node, call in source.names():
+        if name in IMPORTS and (source.path not in IMPORTING_FILES or call is None or absolute(call)):
+            yield line_of(node), f"{name} of anything but an own module"
+
+
+def absolute(call: ast.Call) -> bool:
+    """Whether a call of import_module may import something that is not below a given package."""
+    first = call.args[0]
+    return len(call.args) < 2 or (isinstance(first, ast.Constant) and not str(first.value).startswith("."))
 
 
 def prints(source: Source) -> Finding:
@@ -103,26 +140,32 @@ def literal_factor(source: Source) -> Finding:
 
 def host_patches(source: Source) -> Finding:
     """Assigning to something of the host changes it for every other pack."""
-    hosts = {"comfy", "folder_paths", "server", "latent_preview"} | {
-        name
-        for found in source.imports()
-        if found.root.startswith("comfy") and not found.relative
-        for name in found.names
-    }
+
+    def of_host(node: ast.AST) -> bool:
+        name = source.full(node)
+        imported = {alias.split(".")[0] for alias in source.aliases.values()} | {f.root for f in source.imports()}
+        return name.split(".")[0] in HOSTS & imported and not name.startswith(SWITCHES)
+
     for node in ast.walk(source.tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Attribute) and dotted(target).split(".")[0] in hosts:
-                yield node.lineno, f"assigns to {dotted(target)}"
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load) and of_host(node):
+            yield node.lineno, f"assigns to {source.full(node)}"
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and of_host(node.value):
+            yield node.lineno, f"assigns to an entry of {source.full(node.value)}"
     for name, call in source.calls():
-        if name == "setattr" and call.args and dotted(call.args[0]).split(".")[0] in hosts:
-            yield call.lineno, f"sets an attribute of {dotted(call.args[0])}"
+        if name in ("setattr", "delattr") and call.args and of_host(call.args[0]):
+            yield call.lineno, f"sets an attribute of {source.full(call.args[0])}"
 
 
 def has_true(call: ast.Call, name: str) -> bool:
     return any(k.arg == name and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+
+
+def is_false(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
 
 
 def is_accelerator(node: ast.AST) -> bool:
@@ -135,6 +178,7 @@ RULES = [
     unsafe_imports,
     network,
     runs_code,
+    imports_by_name,
     prints,
     asserts,
     global_randomness,
@@ -161,6 +205,19 @@ def test_the_pack_never(rule: Callable[[Source], Finding]):
         (runs_code, "eval('1')"),
         (runs_code, "torch.load('x.pt')"),
         (runs_code, "os.execv('x', [])"),
+        (runs_code, "from torch import load\nload('x.pt')"),
+        (runs_code, "import torch as t\nt.load('x.pt')"),
+        (runs_code, "read = torch.load"),
+        (runs_code, "import numpy as np\nnp.load('x', allow_pickle=True)"),
+        (runs_code, "run = eval"),
+        (runs_code, "map(exec, lines)"),
+        (runs_code, "from os import system\nsystem('x')"),
+        (unsafe_imports, "import builtins\nbuiltins.eval('1')"),
+        (imports_by_name, "import importlib\nimportlib.import_module('requests')"),
+        (imports_by_name, "from importlib import import_module as get\nget('requests', 'editkit')"),
+        (network, "torch.hub.load('x', 'y')"),
+        (network, "from torch.hub import load_state_dict_from_url as get\nget('x')"),
+        (network, "from diffusers.utils import hf_hub_download\nhf_hub_download('x')"),
         (prints, "print(1)"),
         (asserts, "assert x"),
         (global_randomness, "torch.manual_seed(0)"),
@@ -178,6 +235,11 @@ def test_the_pack_never(rule: Callable[[Source], Finding]):
         (host_patches, "import comfy.lora\ncomfy.lora.f = g"),
         (host_patches, "from comfy import samplers\nsamplers.KSAMPLER.sample = g"),
         (host_patches, "from comfy import samplers\nsetattr(samplers, 'x', 1)"),
+        (host_patches, "import comfy.samplers as samplers\nsamplers.KSAMPLER = g"),
+        (host_patches, "import comfy.samplers as s\ns.KSAMPLER.sample, x = g, 1"),
+        (host_patches, "import comfy.samplers as s\ns.SCHEDULERS['x'] = g"),
+        (host_patches, "import torch\ntorch.nn.Module.forward = g"),
+        (host_patches, "from diffusers.models import attention_processor as a\ndel a.Attention.forward"),
     ],
 )
 def test_the_rules_notice(rule, code):
@@ -196,6 +258,11 @@ def test_the_rules_notice(rule, code):
         (fixed_device, "d = torch.device('cuda') if torch.cuda.is_available() else torch.device('cpu')"),
         (literal_factor, "h = height // factor + 8"),
         (host_patches, "self.comfy = 1"),
+        (host_patches, "import torch\ntorch.backends.cudnn.deterministic = True"),
+        (host_patches, "server = find()\nserver.url = 1"),
+        (runs_code, "np.load('x', allow_pickle=False)"),
+        (runs_code, "from torch import load\nload('x', weights_only=True)"),
+        (network, "hub = 1"),
     ],
 )
 def test_the_rules_let_pass(rule, code):
