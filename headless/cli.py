@@ -82,7 +82,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
     parser.add_argument("--prompt", required=True, help="what the image should show")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
+    parser.add_argument("--model", type=Path, help="'bundled', 'bundled flow', or a folder in diffusers layout")
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
     parser.add_argument(
@@ -157,17 +157,22 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
     """Model and ranker of `editkit edit`; one candidate needs no ranker."""
     import torch
 
+    from ..hosts.bundled import BUNDLED, BUNDLED_MODELS
     from ..hosts.diffusers.loading import load_bundled, load_folder
     from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker, load_open_clip
 
     device = check_device(options.device)
     dtype = torch.float16 if options.half else torch.float32
-    model = load_folder(options.model, device, dtype) if options.model else load_bundled(device, dtype)
+    own = options.model is not None and str(options.model) not in BUNDLED_MODELS
+    if own:
+        model = load_folder(options.model, device, dtype)
+    else:
+        model = load_bundled(device, dtype, str(options.model or BUNDLED))
     if options.candidates == 1:
         return model, None
     if options.ranker:
         return model, load_open_clip(options.ranker_architecture, options.ranker, device=device)
-    if options.model:
+    if own:
         message = "editkit: the bundled ranker knows only images of the bundled model; candidates are not ranked"
         print(message, file=sys.stderr)
         return model, None

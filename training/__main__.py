@@ -2,7 +2,8 @@
 
     scenes     a contact sheet of training images       vae        the autoencoder
     latents    encode the training images               unet       the U-Net and its text encoder
-    ranker     the image-text ranker                       export     write hosts/bundled, if better
+    ranker     the image-text ranker                       flow       the flow transformer, over the shipped text encoder
+    export     write hosts/bundled, if better
     evaluate   the acceptance table of the shipped files  examples   draw the images that ship with the workflows
 
 Stages before `export` resume from the work folder; each is a function of its seed and step count.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 WORK = Path("output") / "training"
-STEPS = {"vae": 5000, "latents": 30_000, "unet": 6500, "ranker": 1800, "scenes": 24}
+STEPS = {"vae": 5000, "latents": 30_000, "unet": 6500, "flow": 4800, "ranker": 1800, "scenes": 24}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
         if name in STEPS:
             what = {"latents": "images to encode", "scenes": "images to show"}.get(name, "optimiser steps in all")
             stage.add_argument("--steps", type=int, default=STEPS[name], help=f"{what} (default: {STEPS[name]})")
-        if name in ("vae", "unet", "ranker", "scenes"):
+        if name in ("vae", "unet", "flow", "ranker", "scenes"):
             stage.add_argument("--seed", type=int, default=0, help="default: 0")
-        if name == "unet":
+        if name in ("unet", "flow"):
             stage.add_argument("--device", default="cpu", help="default: cpu")
         if name in ("export", "evaluate"):
             stage.add_argument("--quick", action="store_true", help="an eighth of the trials")
@@ -88,6 +89,13 @@ def _unet(options: argparse.Namespace) -> int:
     from . import unet
 
     unet.train(options.folder, options.steps, seed=options.seed, device=options.device)
+    return 0
+
+
+def _flow(options: argparse.Namespace) -> int:
+    from . import flow
+
+    flow.train(options.folder, options.steps, seed=options.seed, device=options.device)
     return 0
 
 
@@ -135,6 +143,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], int]] = {
     "vae": _vae,
     "latents": _latents,
     "unet": _unet,
+    "flow": _flow,
     "ranker": _ranker,
     "export": _export,
     "evaluate": _evaluate,

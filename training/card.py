@@ -8,10 +8,11 @@ from ..hosts.bundled.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PATTERNS,
 from .evaluate import HEADER, line
 from .measures import Row
 
-TEMPLATE = """# The bundled model
+TEMPLATE = """# The bundled models
 
-A very small text-to-image latent diffusion model and a very small image-text ranker. They know one toy world, so
-that every example, workflow and test of EditKit can be run, and checked, without a download.
+Two very small text-to-image latent diffusion models, a U-Net and a flow transformer, and a very small image-text
+ranker. They know one toy world, so that every example, workflow and test of EditKit can be run, and checked, without a
+download.
 
 | part | what | file size |
 |---|---|---|
@@ -19,7 +20,8 @@ that every example, workflow and test of EditKit can be run, and checked, withou
 
 All weights are float16 safetensors. The U-Net predicts noise on Stable Diffusion's schedule (scaled linear, 1000
 steps); the autoencoder has factor 8 and 4 channels; self- and cross-attention sit at full, half and quarter latent
-resolution.
+resolution. The flow transformer is a rectified flow with shift 2 over the same autoencoder and text encoder; prompts are
+padded to 24 tokens for it.
 Both text towers speak CLIP's token ids and store only the {rows} embedding rows that the grammar uses; other words are
 read as the mean row (`hosts/bundled/__init__.py`).
 
@@ -33,7 +35,7 @@ Prompts look like `a red circle on a pink background` and `a green star left of 
 background`; `hosts/bundled/scenes.py` is the grammar. The empty prompt is the unconditional one.
 
 ## How it was made
-`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker` and `export`, on images rendered
+`python -m editkit.training` with the stages `vae`, `latents`, `unet`, `ranker`, `flow` and `export`, on images rendered
 by `hosts/bundled/scenes.py`; no other data and no other weights. Every step is a function of seed and step number, so a
 stopped run can be resumed. Optimiser steps taken: {steps}.
 
@@ -67,6 +69,7 @@ def card(metrics: dict[str, Any], *, sizes: dict[str, int], steps: dict[str, int
     """
     names = {
         "unet": "U-Net, text-conditioned",
+        "transformer": "flow transformer in SD3's layout, text-conditioned",
         "vae": "autoencoder",
         "text_encoder": "text encoder",
         "ranker": "image-text ranker, in open_clip's format",

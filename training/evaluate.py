@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..hosts.bundled import FOLDER
-from ..hosts.diffusers.loading import load_folder
+from ..hosts.diffusers.loading import flow_over, load_folder
 from ..hosts.diffusers.open_clip_ranker import load_ranker
 from .loop import write_json
 from .measures import Row, measures
@@ -23,16 +23,17 @@ Show = Callable[[str], None]
 
 
 def evaluate(folder: Path = FOLDER, *, quick: bool = False, show: Show | None = None) -> dict[str, Any]:
-    """Measure `folder`/tiny and `folder`/ranker and return what `metrics.json` holds.
+    """Measure `folder`/tiny, `folder`/ranker and, if it is there, `folder`/flow, and return what `metrics.json` holds.
 
     Args:
         show: called with each line of the table as soon as it is known.
     """
     show = show or (lambda line: None)
     model, ranker = load_folder(folder / "tiny", "cpu", torch.float32), load_ranker(folder / "ranker")
+    flow = flow_over(folder / "flow", model) if (folder / "flow").is_dir() else None
     show(HEADER)
     rows = []
-    for row in measures(model, ranker, size=SIZE, quick=quick):
+    for row in measures(model, ranker, flow, size=SIZE, quick=quick):
         rows.append(row)
         show(line(row, quick=quick))
     if quick:
@@ -53,7 +54,7 @@ def line(row: Row, *, quick: bool = False) -> str:
     """One line of the table; shares as percentages."""
     factor, unit = (100, "%") if row.unit == "share" else (1, row.unit)
     interval = f"{row.low * factor:.1f} to {row.high * factor:.1f}"
-    floor = "" if row.floor is None else f"{row.floor * factor:.0f} {unit}"
+    floor = "" if row.floor is None else f"{row.floor * factor:.3g} {unit}"
     verdict = "" if row.floor is None else "pass" if good(row, quick=quick) else "FAIL"
     value = f"{row.value * factor:.1f} {unit}"
     return f"{row.name:<44}{value:>9}  {interval:<18}{row.n:>5}  {floor:>7}  {verdict:<7}  {row.seconds:.0f}"

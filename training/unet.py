@@ -83,6 +83,25 @@ def named_parameters(unet: torch.nn.Module, text: torch.nn.Module) -> dict[str, 
     return named | {f"text.{name}": value for name, value in text.named_parameters()}
 
 
+def scenes_of_step(count: int, pairs: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """Numbers [batch] of the scenes that a step learns from, a share of them (PAIRS_SHARE) from `pairs`, if there are any.
+
+    Args:
+        count: of all scenes.
+        pairs: numbers of scenes with two objects, [P].
+        batch: scenes a step.
+        generator: of the draw.
+    Returns: [batch], int64.
+    Raises: nothing.
+    Source: this repository; single objects are learned first, and binding each colour to its shape takes longer.
+    """
+    index = torch.randint(count, (batch,), generator=generator)
+    if len(pairs):
+        many = round(PAIRS_SHARE * batch)
+        index[:many] = pairs[torch.randint(len(pairs), (many,), generator=generator)]
+    return index
+
+
 def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """One timestep from each of `count` equal parts of 0..999, shuffled."""
     t = ((torch.arange(count) + torch.rand(count, generator=generator)) * 1000 / count).long().clamp(0, 999)
@@ -109,10 +128,7 @@ def denoising_loss(
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        index = torch.randint(len(captions), (batch,), generator=generator)
-        if len(pairs) and step >= PAIRS_FROM * steps:
-            many = round(PAIRS_SHARE * batch)
-            index[:many] = pairs[torch.randint(len(pairs), (many,), generator=generator)]
+        index = scenes_of_step(len(captions), pairs if step >= PAIRS_FROM * steps else pairs[:0], batch, generator)
         t = stratified_timesteps(batch, generator).to(device)
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
         drop = torch.rand(batch, generator=generator) < 0.1

@@ -1,6 +1,7 @@
 """The bundled models' files and how they are read.
 
     tiny/     a text-to-image latent diffusion model in diffusers layout
+    flow/     a flow transformer in SD3's layout over the VAE and the text encoder of tiny/
     ranker/   an image-text ranker: open_clip_config.json, open_clip_model.safetensors, token_ids.json
 
 All weights are float16 safetensors. Both text towers use CLIP's token ids, but store only the token embeddings of the
@@ -28,6 +29,11 @@ from ...pipelines.core.errors import LoadError
 
 FOLDER = Path(__file__).parent
 VOCABULARY = 49408  # of CLIP's byte-pair tokenizer
+FLOW_TEXT_LENGTH = 24  # tokens that prompts of the flow model are padded to; longer prompts keep their length
+
+BUNDLED = "bundled"
+BUNDLED_FLOW = "bundled flow"
+BUNDLED_MODELS = (BUNDLED, BUNDLED_FLOW)
 
 TINY_FILES = (
     "model_index.json",
@@ -38,6 +44,12 @@ TINY_FILES = (
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
     "text_encoder/token_ids.json",
+    "scheduler/scheduler_config.json",
+)
+FLOW_FILES = (
+    "model_index.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
     "scheduler/scheduler_config.json",
 )
 RANKER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "token_ids.json")
@@ -68,6 +80,11 @@ def expand_embedding(rows: Tensor, ids: Sequence[int], vocabulary: int = VOCABUL
 def tiny_folder() -> Path:
     """The bundled diffusion model, in diffusers layout. Raises LoadError if a file is missing."""
     return _complete(FOLDER / "tiny", TINY_FILES)
+
+
+def flow_folder() -> Path:
+    """The bundled flow transformer, in diffusers layout. Raises LoadError if a file is missing."""
+    return _complete(FOLDER / "flow", FLOW_FILES)
 
 
 def ranker_folder() -> Path:

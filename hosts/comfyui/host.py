@@ -21,7 +21,7 @@ from ...pipelines.core.progress import Progress
 from ...pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
 from ...pipelines.inversion.negative_embeddings import Embeddings
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
-from ..bundled import tiny_folder
+from ..bundled import BUNDLED_FLOW, flow_folder, tiny_folder
 from ..sockets import HeadlessVae, refuse_patched
 from .patch_keys import blends, has_attention_edit
 
@@ -131,7 +131,11 @@ class ComfyUIHost:
         roots = [Path(root) for root in [*registered, Path(folder_paths.models_dir) / kind]]
         return [root for root in dict.fromkeys(roots) if root.is_dir()]
 
-    def load_bundled(self) -> tuple[Any, Any, Any]:
+    def load_bundled(self, model: str) -> tuple[Any, Any, Any]:
+        if model == BUNDLED_FLOW:
+            from .bundled import build_bundled_flow
+
+            return build_bundled_flow(flow_folder(), tiny_folder())
         from .bundled import build_bundled
 
         return build_bundled(tiny_folder())

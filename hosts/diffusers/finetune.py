@@ -1,9 +1,9 @@
-"""A copy of a diffusers U-Net that is fine-tuned, and a denoiser with the learned weights."""
+"""A copy of a diffusers network that is fine-tuned, and a denoiser with the learned weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,30 +12,34 @@ from torch import Tensor, nn
 from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.learning.weight_deltas import Learner, apply_changes, copied, learning_need
 
-PREFIX = "lora_unet_"
 
+class Trainable(Protocol):
+    """The part of a `NetworkDenoiser` that this module reads and replaces."""
 
-class UNetDenoiser(Protocol):
-    """The part of a `DiffusersDenoiser` (a dataclass) that this module reads and replaces."""
+    layer_prefix: str
+    """How LoRA files begin the names of the network's layers."""
 
-    unet: Any
-
+    @property
+    def network(self) -> Any: ...
+    @property
+    def blocks(self) -> list[nn.Module]: ...
     @property
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    def with_network(self, network: Any) -> Any: ...
 
 
-D = TypeVar("D", bound=UNetDenoiser)
+D = TypeVar("D", bound=Trainable)
 
 
-def layer_name(name: str) -> str:
-    """A U-Net layer as LoRA files call it: lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q."""
-    return PREFIX + name.replace(".", "_")
+def layer_name(denoiser: Trainable, name: str) -> str:
+    """A layer as LoRA files call it: lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q."""
+    return denoiser.layer_prefix + name.replace(".", "_")
 
 
 def network_blocks(unet: Any) -> list[nn.Module]:
-    """The blocks for gradient checkpointing (`optimise.recomputing`)."""
+    """The blocks of a U-Net for gradient checkpointing (`optimise.recomputing`)."""
     return [*unet.down_blocks, *([] if unet.mid_block is None else [unet.mid_block]), *unet.up_blocks]
 
 
@@ -45,12 +49,12 @@ class DiffusersClone:
     parameters: Sequence[Tensor]
     blocks: Sequence[nn.Module]
 
-    def __init__(self, denoiser: UNetDenoiser, plan: TunePlan) -> None:
-        learning_need(denoiser.unet, plan).check(denoiser.device, "a copy of the model that learns")
-        self._learner: Any = Learner(denoiser.unet, plan, layer_name)
-        self.denoiser: Any = _with_unet(denoiser, self._learner.network)
+    def __init__(self, denoiser: Trainable, plan: TunePlan) -> None:
+        learning_need(denoiser.network, plan).check(denoiser.device, "a copy of the model that learns")
+        self._learner: Any = Learner(denoiser.network, plan, partial(layer_name, denoiser))
+        self.denoiser: Any = denoiser.with_network(self._learner.network)
         self.parameters = self._learner.parameters
-        self.blocks = network_blocks(self._learner.network)
+        self.blocks = self.denoiser.blocks
 
     def changes(self) -> dict[str, Tensor]:
         """See `DenoiserClone.changes`."""
@@ -65,10 +69,6 @@ class DiffusersClone:
 
 def with_changes(denoiser: D, changes: Mapping[str, Tensor]) -> D:
     """A denoiser of the same type with a copy of the weights, to which `changes` are added (`weight_deltas.py`)."""
-    unet = copied(denoiser.unet, denoiser.dtype)
-    apply_changes(unet, changes, layer_name)
-    return _with_unet(denoiser, unet)
-
-
-def _with_unet(denoiser: D, unet: nn.Module) -> D:
-    return replace(denoiser, unet=unet, _fingerprint=None)  # type: ignore[type-var]  # it is a dataclass
+    network = copied(denoiser.network, denoiser.dtype)
+    apply_changes(network, changes, partial(layer_name, denoiser))
+    return denoiser.with_network(network)

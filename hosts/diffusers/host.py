@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from ...pipelines.core.progress import Progress
 from ...pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
 from ...pipelines.inversion.negative_embeddings import Embeddings
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
-from ..bundled import tiny_folder
 from ..sockets import (
     Blend,
     HeadlessClip,
@@ -32,6 +32,9 @@ from ..sockets import (
     refuse_second_blend,
     refuse_second_edit,
 )
+
+if TYPE_CHECKING:
+    from .loading import LoadedModel
 
 log = logging.getLogger("editkit")
 
@@ -148,16 +151,22 @@ class HeadlessHost:
     def model_folders(self, kind: str) -> list[Path]:
         return []
 
-    def load_bundled(self) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
-        return self.load_diffusers_folder(tiny_folder())
+    def load_bundled(self, model: str) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
+        from .loading import load_bundled
+
+        return _sockets(partial(load_bundled, model=model))
 
     def load_diffusers_folder(self, folder: Path) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
-        """Loaded outside inference mode, whatever the caller is in: autograd may save the weights."""
         from .loading import load_folder
 
-        with torch.inference_mode(False):
-            loaded: Any = load_folder(folder)
-        return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)
+        return _sockets(partial(load_folder, folder))
 
     def managed_ranker(self, ranker: Any) -> Any:
         return ranker
+
+
+def _sockets(load: Callable[[], LoadedModel]) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
+    """Loaded outside inference mode, whatever the caller is in: autograd may save the weights."""
+    with torch.inference_mode(False):
+        loaded = load()
+    return HeadlessModel(loaded.denoiser), HeadlessClip(loaded.text), HeadlessVae(loaded.codec)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from ...pipelines.core.errors import FamilyError
-from ...pipelines.core.sigmas import SPACINGS
+from ...pipelines.core.sigmas import SPACINGS, shifted_sigmas
 
 ZERO_SNR_ABAR = 4.8973451890853435e-08  # instead of 0 at the last timestep, so that its sigma is finite; as in ComfyUI
 
@@ -39,6 +40,37 @@ def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
     if scheduler.get("rescale_betas_zero_snr"):
         abar = _zero_terminal_snr(abar)
     return ((1 - abar) / abar).sqrt().float()
+
+
+def flow_table(scheduler: dict[str, Any]) -> torch.Tensor:
+    """The sigmas of a flow model's grids, ascending float32 [T], from a diffusers scheduler config.
+
+    A shift that depends on the image size (`use_dynamic_shifting`, Flux) is taken at the largest training size, as
+    ComfyUI's loaders do.
+    Raises: FamilyError for a schedule that EditKit does not have, by the name of the setting.
+    """
+    for name in (
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "shift_terminal",
+        "stochastic_sampling",
+    ):
+        if scheduler.get(name) not in (None, False):
+            raise FamilyError(
+                f"scheduler_config.json sets {name} to {scheduler[name]!r}, which EditKit does not support: set it to "
+                "null there"
+            )
+    kind = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
+    if kind != "FlowMatchEulerDiscreteScheduler":
+        raise FamilyError(f"scheduler {kind!r} is not a flow schedule: FlowMatchEulerDiscreteScheduler is needed")
+    steps = int(scheduler.get("num_train_timesteps", 1000))
+    shift = float(scheduler.get("shift", 1.0))
+    if scheduler.get("use_dynamic_shifting"):
+        if scheduler.get("time_shift_type", "exponential") != "exponential":
+            raise FamilyError("time_shift_type must be exponential: EditKit knows no other shift of a flow schedule")
+        shift = math.exp(float(scheduler.get("max_shift", 1.15)))
+    return shifted_sigmas(shift, steps)
 
 
 def timestep_spacing(scheduler: dict[str, Any]) -> str:

@@ -105,12 +105,16 @@ class ClipTower:
         layer: which hidden state is the embedding. None: the last, after the final norm; -2: the one before the last, as
             SDXL reads it.
         row_of_id: for a compact vocabulary, the stored row of every CLIP id.
+        short: a prompt that fits this many tokens is padded to these instead of a whole window.
+        pools: whether the end token's embedding is the pooled vector, where the model has no projection.
     """
 
     tokenizer: SpanTokenizer
     model: nn.Module
     layer: int | None = None
     row_of_id: Tensor | None = None
+    short: int | None = None
+    pools: bool = False
 
     def windows(self, text: str) -> list[list[Token]]:
         """Padded windows of `length` tokens. Special tokens have the span (-1, -1)."""
@@ -119,6 +123,8 @@ class ClipTower:
         room = tokenizer.length - 2
         parts = [content[i : i + room] for i in range(0, len(content), room)] or [[]]
         begin, end, pad = (Token(i, -1, -1) for i in (tokenizer.bos, tokenizer.eos, tokenizer.pad))
+        if self.short is not None and len(content) <= self.short - 2:
+            room = self.short - 2
         return [[begin, *part, end, *[pad] * (room - len(part))] for part in parts]
 
     @torch.no_grad()
@@ -130,7 +136,7 @@ class ClipTower:
             ids = self.row_of_id.cpu()[ids]
         out = self.model(ids.to(device), output_hidden_states=self.layer is not None)
         hidden = out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
-        pooled = getattr(out, "text_embeds", None)
+        pooled = out.pooler_output if self.pools else getattr(out, "text_embeds", None)
         return hidden.reshape(1, -1, hidden.shape[-1]).float(), None if pooled is None else pooled[:1].float()
 
 
@@ -139,17 +145,17 @@ class ClipTextEncoder:
 
     def __init__(self, towers: Sequence[ClipTower], *, zeros_for_empty: bool = False) -> None:
         """`zeros_for_empty`: an empty negative prompt is zeros (`force_zeros_for_empty_prompt` of SDXL folders)."""
-        self._towers = list(towers)
+        self.towers = list(towers)
         self._zeros_for_empty = zeros_for_empty
 
     def modules(self) -> list[nn.Module]:
-        return [tower.model for tower in self._towers]
+        return [tower.model for tower in self.towers]
 
     def encode(self, text: str) -> Context:
-        encoded = [tower.encode(text) for tower in self._towers]
+        encoded = [tower.encode(text) for tower in self.towers]
         longest = max(tokens.shape[1] for tokens, _ in encoded)
         tokens = torch.cat([_extend(part, longest) for part, _ in encoded], dim=-1)
-        return Context(tokens, encoded[-1][1] if len(encoded) > 1 else None, text)
+        return Context(tokens, encoded[-1][1] if len(encoded) > 1 or self.towers[0].pools else None, text)
 
     def encode_negative(self, text: str) -> Context:
         """See `TextEncoder.encode_negative`."""
@@ -163,7 +169,7 @@ class ClipTextEncoder:
         )
 
     def tokens(self, text: str) -> list[Token]:
-        return [token for window in self._towers[0].windows(text) for token in window]
+        return [token for window in self.towers[0].windows(text) for token in window]
 
 
 def _extend(tokens: Tensor, length: int) -> Tensor:

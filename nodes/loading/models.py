@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...hosts.bundled import BUNDLED, BUNDLED_MODELS
 from ...hosts.loading import (
     diffusers_folders,
     load_bundled,
@@ -11,8 +12,6 @@ from ...hosts.loading import (
     ranker_files,
 )
 from .._api import RankerSocket, io, schema
-
-BUNDLED = "bundled"
 
 
 class LoadModel(io.ComfyNode):
@@ -30,9 +29,12 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[BUNDLED, *diffusers_folders()],
+                    options=[*BUNDLED_MODELS, *diffusers_folders()],
                     default=BUNDLED,
-                    tooltip="'bundled', or a folder in models/diffusers with unet, vae and text_encoder (safetensors only).",
+                    tooltip=(
+                        "'bundled' (a U-Net), 'bundled flow' (a flow transformer), or a folder in models/diffusers with unet, "
+                        "vae and text_encoder (safetensors only)."
+                    ),
                 )
             ],
             outputs=[
@@ -44,7 +46,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        return io.NodeOutput(*(load_bundled() if model == BUNDLED else load_diffusers_folder(model)))
+        return io.NodeOutput(*(load_bundled(model) if model in BUNDLED_MODELS else load_diffusers_folder(model)))
 
 
 class LoadRanker(io.ComfyNode):

@@ -109,6 +109,20 @@ def even_sigmas(table: Tensor, steps: int, strength: float = 1.0) -> Tensor:
     return _last_steps(table[index], steps, strength)
 
 
+def shifted_sigmas(shift: float, count: int = 1000) -> Tensor:
+    """The table of a flow model: even times t = 1 / count, ..., 1 shifted to s t / (1 + (s - 1) t), ascending float32 [count].
+
+    Args:
+        shift: s, above 0; 1 = even, above 1 = more of the run at high noise (Esser et al. 2024, equation 23).
+        count: number of sigmas, at least 1.
+    Raises: ParameterError.
+    """
+    if not shift > 0 or count < 1:
+        raise ParameterError(f"shift is {shift} and count is {count}: give a shift above 0 and at least one sigma")
+    times = torch.arange(1, count + 1) / count
+    return shift * times / (1 + (shift - 1) * times)
+
+
 def spaced_sigmas(table: Tensor, steps: int, strength: float = 1.0, spacing: str = "leading") -> Tensor:
     """The grid whose timesteps are spaced as diffusers' DDIM scheduler does by the setting `spacing`.
 

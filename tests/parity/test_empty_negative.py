@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from editkit.headless.stock_nodes import STOCK_NODES
-from editkit.hosts.diffusers.loading import load_bundled, zeros_for_empty_prompt
+from editkit.hosts.diffusers.loading import load_bundled
+from editkit.hosts.diffusers.loading.text import zeros_for_empty_prompt
 from editkit.hosts.diffusers.text_encoder import ClipTextEncoder, ClipTower
 from editkit.pipelines.blended.pipeline import EditSettings, edit_latents
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.host import open_denoiser
 from editkit.hosts.sockets import context_of
 from editkit.pipelines.attention.pair_batch import interleave, pair_context, pair_rows, separate

@@ -17,7 +17,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider
 from diffusers import UNet2DConditionModel
 
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.diffusers.denoiser import DiffusersDenoiser
 from editkit.hosts.diffusers.schedules import sigma_table
 from editkit.hosts.host import open_denoiser, paired_model

@@ -12,7 +12,7 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_EmptyNoise, Noi
 from torch import Tensor
 
 import nodes as stock_nodes
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.host import blended_model, open_denoiser, sampling_of
 from editkit.hosts.sockets import context_of
 from editkit.pipelines.blended.blending import blended_denoise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.host import open_denoiser, sampling_of
 from editkit.hosts.sockets import context_of
 from editkit.pipelines.blended.blending import blended_denoise, unscale_over_source

@@ -12,7 +12,7 @@ from torch import Tensor
 import nodes as stock_nodes
 from editkit.hosts.bundled import tiny_folder
 from editkit.hosts.bundled.example_images import load_example
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui.bundled import build_bundled
 from editkit.hosts.comfyui.host import ComfyUIHost
 from editkit.hosts.diffusers.loading import load_bundled

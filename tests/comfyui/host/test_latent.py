@@ -15,7 +15,7 @@ from torch import Tensor
 
 import nodes as stock
 from editkit.hosts import latent as _latent
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui import memory as _host_memory
 from editkit.hosts.host import in_comfyui, open_denoiser, sampling_of
 from editkit.hosts.latent import finished_out, latent_in, latent_out

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.host import open_denoiser, progress_bar, sampling_of
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError, ParameterError, ShapeError

@@ -1,4 +1,4 @@
-"""The shipped model through both hosts: the same predictions, images and tokens."""
+"""The shipped models through both hosts: the same predictions, images and tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from editkit.hosts.bundled import BUNDLED_MODELS
 from editkit.hosts.diffusers.loading import load_bundled as load_headless
 from editkit.hosts.host import codec_of, open_denoiser, text_encoder_of
 from editkit.hosts.loading import load_bundled
@@ -14,18 +15,23 @@ from editkit.pipelines.core.errors import LoadError
 PROMPT = "a red circle on a gray background"
 
 
+@pytest.fixture(scope="module", params=BUNDLED_MODELS)
+def name(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def native():
+def native(name):
     try:
         with torch.inference_mode():
-            return load_bundled()
+            return load_bundled(name)
     except LoadError as error:
         pytest.skip(f"the bundled model is not there: {error}")
 
 
 @pytest.fixture(scope="module")
-def headless():
-    return load_headless()
+def headless(name):
+    return load_headless(model=name)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -37,8 +43,8 @@ def test_predictions(native, headless) -> None:
     ours, theirs = text_encoder_of(native[1]).encode(PROMPT), headless.text.encode(PROMPT)
     assert (ours.tokens - theirs.tokens).abs().max() <= 1e-4
     with open_denoiser(native[0], z.shape, [ours]) as denoiser:
-        for sigma in (0.05, 1.0, 8.0):
-            state = z * sigma
+        for sigma in (0.05, 0.5, 1.0) if denoiser.flow else (0.05, 1.0, 8.0):
+            state = z if denoiser.flow else z * sigma
             a = (state - denoiser.denoise(state, sigma, [ours])) / sigma
             b = (state - headless.denoiser.denoise(state, sigma, [theirs])) / sigma
             assert (a - b).abs().max() <= 1e-4, sigma
@@ -48,8 +54,13 @@ def test_predictions(native, headless) -> None:
 
 def test_tokens(native, headless) -> None:
     encoder = text_encoder_of(native[1])
-    for text in (PROMPT, "A small  yellow star, left of a ring."):
+    long = "a red circle left of a blue star and a green ring on a large striped pink background with a dotted white square"
+    for text in (PROMPT, "A small  yellow star, left of a ring.", "", long):
         assert encoder.tokens(text) == headless.text.tokens(text)
+        ours, theirs = encoder.encode(text), headless.text.encode(text)
+        assert (ours.tokens - theirs.tokens).abs().max() <= 1e-4
+        if theirs.pooled is not None:
+            assert (ours.pooled - theirs.pooled).abs().max() <= 1e-4
 
 
 def test_images(native, headless) -> None:
