@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,14 +94,36 @@ def _images(result: EditResult, image: Tensor, mask: Tensor) -> Files:
 def _write(folder: Path, files: Files) -> None:
     """Write all files beside their places and move them there when all are complete, the report last. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _listed(folder)
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as drafts:
         for name, write in files.items():
             write(Path(drafts) / name)
-        for name in files:
-            (Path(drafts) / name).replace(folder / name)
-    for name in earlier - set(files):
-        (folder / name).unlink(missing_ok=True)
+        with _locked(folder):
+            earlier = _listed(folder)
+            for name in files:
+                (Path(drafts) / name).replace(folder / name)
+            for name in earlier - set(files):
+                (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One edit at a time moves its files into a folder, so that two processes do not mix theirs.
+
+    The lock is on the folder itself and ends with the process. Where the system or the file system has no such locks
+    (Windows, some network drives), there is none.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _listed(folder: Path) -> set[str]:
