@@ -15,7 +15,8 @@ from ...pipelines.blended.decoder_tuning import (
     tune_latent,
 )
 from ...pipelines.blended.poisson import blend_poisson
-from ...pipelines.core.shapes import check_image, check_latent, check_mask, with_sources
+from ...pipelines.core.errors import ShapeError
+from ...pipelines.core.shapes import check_image, check_latent, check_mask, match_batch, with_sources
 from ...pipelines.evaluation.drawing import curve
 from .._api import io, preview, schema, show_text
 from .._inputs import latent_input, loss_curve_output, report_output
@@ -85,8 +86,29 @@ def _linear_light() -> io.Boolean.Input:
     )
 
 
-def _of_candidates(latent, source, mask) -> tuple:
-    """Source and mask for every candidate of a LATENT: those of its own source image."""
+def _candidates() -> io.Latent.Input:
+    return io.Latent.Input(
+        "latent",
+        optional=True,
+        tooltip="The latent that the edited images were decoded from. Connect it where there are several candidates of several "
+        "sources: images do not say which source each belongs to, the latent does.",
+    )
+
+
+def _of_candidates(latent, source, mask, edited=None) -> tuple:
+    """Source and mask for every candidate of a LATENT: those of its own source image. Without a LATENT, unchanged.
+
+    Raises: ShapeError where `edited` has another number of images than the LATENT, or several for each source without it.
+    """
+    if latent is None:
+        images, sources = len(check_image(edited, "edited")), len(check_image(source, "source"))
+        if 1 < sources < images:
+            raise ShapeError(
+                f"edited has {images} entries but source has {sources}: connect latent, which knows the source of each"
+            )
+        return source, mask
+    if edited is not None:
+        match_batch(check_image(edited, "edited"), len(check_latent(samples_of(latent), "latent")), "edited", "latent")
     sources = sources_of(latent, "latent")
     return (
         with_sources(check_image(source, "source"), sources, "source", "latent"),
@@ -244,12 +266,13 @@ class BlendPoisson(io.ComfyNode):
                 "the source. Inside, the edit's colours shift towards the surroundings."
             ),
             search_aliases=["seamless clone", "gradient domain", "poisson image editing", "composite"],
-            inputs=[_edited("The edited image."), _source(), _mask()],
+            inputs=[_edited("The edited image."), _source(), _mask(), _candidates()],
             outputs=[_image_output("The source with the edit's gradients inside the mask.")],
         )
 
     @classmethod
-    def execute(cls, edited, source, mask) -> io.NodeOutput:
+    def execute(cls, edited, source, mask, latent=None) -> io.NodeOutput:
+        source, mask = _of_candidates(latent, source, mask, edited)
         image = to_host(blend_poisson(edited, source, mask))
         return io.NodeOutput(image, ui=preview(cls, image))
 
@@ -266,12 +289,13 @@ class BlendPixels(io.ComfyNode):
                 "a feather the seam can show."
             ),
             search_aliases=["alpha blend", "feather", "paste", "composite"],
-            inputs=[_edited("The edited image."), _source(), _mask(), _feather(), _linear_light()],
+            inputs=[_edited("The edited image."), _source(), _mask(), _feather(), _linear_light(), _candidates()],
             outputs=[_image_output("The blended image.")],
         )
 
     @classmethod
-    def execute(cls, edited, source, mask, feather, linear_light) -> io.NodeOutput:
+    def execute(cls, edited, source, mask, feather, linear_light, latent=None) -> io.NodeOutput:
+        source, mask = _of_candidates(latent, source, mask, edited)
         image = blend_pixels(edited, source, mask, feather_px=feather, linear_light=linear_light)
         return io.NodeOutput(to_host(image), ui=preview(cls, to_host(image)))
 
@@ -288,7 +312,13 @@ class CompositeSource(io.ComfyNode):
                 "equals the source bit for bit, and the node measures that. The feather lies inside the mask."
             ),
             search_aliases=["composite", "paste", "exact background", "inpaint stitch"],
-            inputs=[_edited("The edited image, best from a fine-tuned decoder."), _source(), _mask(), _feather()],
+            inputs=[
+                _edited("The edited image, best from a fine-tuned decoder."),
+                _source(),
+                _mask(),
+                _feather(),
+                _candidates(),
+            ],
             outputs=[
                 _image_output("The composite."),
                 io.Float.Output(
@@ -300,7 +330,8 @@ class CompositeSource(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, edited, source, mask, feather) -> io.NodeOutput:
+    def execute(cls, edited, source, mask, feather, latent=None) -> io.NodeOutput:
+        source, mask = _of_candidates(latent, source, mask, edited)
         image, change = composite_source(edited, source, mask, feather_px=feather)
         image = to_host(image)
         return io.NodeOutput(image, change, ui=show_text(cls, image, f"largest change outside the mask: {change:g}"))

@@ -90,3 +90,22 @@ def test_sources_follow_their_candidates_through_ranking_and_tuning(batch):
     tuned = call("TuneLatent", **given)[1]
     plain = {**given, "latent": {"samples": ranked["samples"]}, "source": image[[1, 0, 0, 1, 0, 1]], "mask": mask[:1]}
     assert torch.allclose(tuned, call("TuneLatent", **plain)[1])
+
+
+@pytest.mark.parametrize("name", ["CompositeSource", "BlendPixels", "BlendPoisson"])
+def test_every_edited_image_is_composited_over_its_own_source(batch, name):
+    image, noised = batch[2], batch[4]
+    decoded = image.repeat(COPIES, 1, 1, 1) * 0.5
+    mask = torch.zeros(1, *image.shape[1:3])
+    with pytest.raises(ShapeError, match="source has 2: connect latent"):
+        call(name, edited=decoded, source=image, mask=mask)
+    for order in ([0, 1, 2, 3, 4, 5], [3, 0, 5]):  # as noised, and as ranked
+        latent = {
+            "samples": noised["samples"][order],
+            "editkit_images": IMAGES,
+            "editkit_source": [n % 2 for n in order],
+        }
+        result = call(name, edited=decoded[order], source=image, mask=mask, latent=latent)[0]
+        assert torch.equal(result, image[[n % 2 for n in order]])
+    with pytest.raises(ShapeError, match="edited has 6 entries but latent has 3"):
+        call(name, edited=decoded, source=image, mask=mask, latent=latent)
