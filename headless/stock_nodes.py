@@ -19,7 +19,7 @@ from ..hosts.sockets import HeadlessGuider, HeadlessModel, conditioning_of, cont
 from ..pipelines.attention.pair_sampling import PairRun, paired_predictor, shared_noise
 from ..pipelines.blended.blending import Background, unscale_over_source
 from ..pipelines.blended.prediction import blended_predictor
-from ..pipelines.core.errors import LoadError, ParameterError
+from ..pipelines.core.errors import LoadError, ParameterError, ShapeError
 from ..pipelines.core.guidance import EditPrompts, constant_positive
 from ..pipelines.core.samplers import Predict, predictor, sample
 from ..pipelines.core.shapes import check_image, check_latent, check_mask, match_batch
@@ -131,6 +131,8 @@ def _zeroed(extras: dict[str, Any]) -> dict[str, Any]:
 @stock_node("VAEEncode")
 def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
     codec, image = codec_of(vae), check_image(pixels, "pixels")
+    if min(image.shape[1:3]) < codec.factor:
+        raise ShapeError(f"pixels are {image.shape[2]} x {image.shape[1]}: give at least {codec.factor} on each side")
     height, width = (side // codec.factor * codec.factor for side in image.shape[1:3])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return ({"samples": codec.encode(image[:, top : top + height, left : left + width])},)
@@ -139,7 +141,7 @@ def vae_encode(run: Run, pixels: Any, vae: Any) -> tuple[Any, ...]:
 @stock_node("VAEDecode")
 def vae_decode(run: Run, samples: dict, vae: Any) -> tuple[Any, ...]:
     codec = codec_of(vae)
-    image = codec.decode(check_latent(samples_of(samples), "samples"))
+    image = codec.decode(check_latent(samples_of(samples), "samples", codec.channels))
     return (check_image(to_host(image), "the decoded image"),)
 
 

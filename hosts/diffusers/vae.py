@@ -93,6 +93,7 @@ class TunedCodec(DiffusersCodec):
         return next(self.vae.encoder.parameters()).dtype
 
     def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+        check_latent(latent, "latent", self.channels)
         with torch.no_grad():
             pixels = self.vae.decoder(self.vae.post_quant_conv(latent.to(self.device, torch.float32)))
         image = pixels.movedim(1, -1) * 0.5 + 0.5

@@ -17,7 +17,7 @@ from ...pipelines.core.errors import MismatchError, ParameterError
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.masks import MaskSchedule, constant_schedule
 from ...pipelines.core.noise import image_seeds
-from ...pipelines.core.shapes import check_latent, common_batch, match_batch, with_sources
+from ...pipelines.core.shapes import check_latent, common_batch, match_batch, refuse_nan, with_sources
 from ...pipelines.core.sigmas import ENDS, ROUNDINGS, PublishedGrid, check_sigmas
 from ...pipelines.core.trajectory import Trajectory
 from .._api import io, reproduction_switch, schema
@@ -38,8 +38,14 @@ TO_THE_END = 10000
 
 
 def as_schedule(value) -> MaskSchedule:
-    """The mask schedule of a socket. A plain latent MASK becomes a schedule that is the same at every step."""
-    return value if isinstance(value, MaskSchedule) else constant_schedule(value)
+    """The mask schedule of a socket. A plain latent MASK becomes a schedule that is the same at every step.
+
+    Raises: ShapeError for a value that is neither, and for NaN or infinity.
+    """
+    if not isinstance(value, MaskSchedule):
+        return constant_schedule(value)
+    refuse_nan(value.masks, "schedule")
+    return value
 
 
 class EditSigmas(io.ComfyNode):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.attention_sites import Branch, Role, RowMap
+from ..core.errors import ShapeError
 from ..core.protocols import Context
 from ..core.shapes import match_batch
 
@@ -82,6 +83,13 @@ def _interleaved(contexts: Sequence[Context], images: int, named: Context) -> Co
     def rows(values: Sequence[Tensor]) -> Tensor:
         return interleave(*(match_batch(value, images, "prompt", "latent").to(values[-1]) for value in values))
 
+    sizes = {tuple(context.tokens.shape[1:]) for context in contexts}
+    if len(sizes) > 1:
+        found = " and ".join(f"{tokens} x {width}" for tokens, width in sorted(sizes))
+        raise ShapeError(
+            f"the prompts have text embeddings of {found} (tokens x width): encode all with this model's CLIP, as long as the "
+            "longest"
+        )
     pooled = [context.pooled for context in contexts if context.pooled is not None]
     all_pooled = rows(pooled) if len(pooled) == len(contexts) else None
     return Context(rows([context.tokens for context in contexts]), all_pooled, named.text, named.host)
