@@ -30,6 +30,17 @@ def _register_package() -> None:
 _register_package()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long", default=False):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: add --long"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Sums do not depend on the machine's core count, and tests that run side by side do not wait for each other."""
