@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pipelines.core.errors import LoadError, ParameterError
+from ...pipelines.core.errors import LoadError, ParameterError, out_of_memory
 
 FOLDER = Path(__file__).parent / "examples"
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of grey with more than 8 bits
@@ -91,6 +91,8 @@ def _values(path: str | Path, mode: str) -> Tensor:
     except Image.DecompressionBombError as error:
         raise LoadError(f"{path} has too many pixels to be read safely ({error}): scale it down first") from error
     except Exception as error:  # damaged files make Pillow raise errors of every kind
+        if out_of_memory(error):
+            raise
         raise LoadError(f"{path} cannot be read as an image ({error})") from error
     return torch.from_numpy(array.reshape(1, *array.shape[:2], -1).copy()) / 255
 

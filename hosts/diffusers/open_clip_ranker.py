@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...pipelines.core.errors import FamilyError, LoadError
+from ...pipelines.core.errors import FamilyError, LoadError, out_of_memory
 from ..bundled import expand_embedding, ranker_folder
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -242,6 +242,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise LoadError(
             f"{path.name} cannot be read as plain weights ({_first_line(error)}): convert it to safetensors"
         ) from error

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: Python's, the GPU's, or the plain RuntimeError of torch's CPU allocator."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in said
+        or "not enough memory" in said
+    )
+
+
 class EditError(ValueError):
     """An input of an edit is wrong; the message names the socket and the remedy."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ....pipelines.core.errors import LoadError
+from ....pipelines.core.errors import LoadError, out_of_memory
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def from_pretrained(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> An
         model, found = cls.from_pretrained(
             str(where), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # a damaged folder makes the libraries raise errors of every kind
+        if out_of_memory(error):
+            raise
         raise LoadError(
             f"{where} cannot be loaded ({brief(error)}): safetensors files in diffusers layout are needed"
         ) from error
