@@ -10,6 +10,7 @@ from .diffedit import edit as diffedit_edit
 from .diffedit import mask as diffedit_mask
 from .evaluation import clip_rank, measure
 from .inversion import ddim, embedding_files, null_text
+from .inversion import flow as flow_inversion
 from .layerdiffusion import embeddings as layered_embeddings
 from .layerdiffusion import finetune as layered_finetune
 from .loading import images, models
@@ -40,6 +41,7 @@ MODULES = (
     layered_embeddings,
     layered_finetune,
     imagic,
+    flow_inversion,
 )
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 

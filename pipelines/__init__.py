@@ -42,10 +42,13 @@ if TYPE_CHECKING:
     from .evaluation.report import Measures, measure_edit
     from .imagic import Imagic, imagic
     from .inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
+    from .inversion.flow import FlowInversionOptions, SourceGuidance, invert_flow, sample_inverted
+    from .inversion.flow_edit import FlowEditOptions, flow_edit
     from .inversion.negative_embeddings import Embeddings, load_embeddings, save_embeddings
     from .inversion.negative_prompt import negative_prompt
     from .inversion.null_text import NullTextOptions, NullTextResult, null_text
     from .inversion.proximal import Proximal
+    from .inversion.regularisation import Regularisation
     from .layerdiffusion.embeddings import EmbeddingOptions, LayeredEmbeddings, layered_embeddings
     from .layerdiffusion.finetune import LayeredTuning, TuneOptions, layered_tune
     from .layerdiffusion.iterative_guidance import IterativeGuidance
@@ -71,6 +74,8 @@ __all__ = [
     "EmbeddingOptions",
     "Embeddings",
     "FamilyError",
+    "FlowEditOptions",
+    "FlowInversionOptions",
     "ImageEncoder",
     "Imagic",
     "InversionOptions",
@@ -104,7 +109,9 @@ __all__ = [
     "Proximal",
     "Ranker",
     "Ranking",
+    "Regularisation",
     "ShapeError",
+    "SourceGuidance",
     "StyleEditOptions",
     "StyleOptions",
     "StyleResult",
@@ -132,10 +139,12 @@ __all__ = [
     "dilation_schedule",
     "downsample",
     "edit_latents",
+    "flow_edit",
     "image_features",
     "image_seeds",
     "imagic",
     "invert",
+    "invert_flow",
     "largest_change_outside",
     "layered_embeddings",
     "layered_tune",
@@ -157,6 +166,7 @@ __all__ = [
     "reference_from_text",
     "release_schedule",
     "sample",
+    "sample_inverted",
     "save_changes",
     "save_embeddings",
     "save_image",
@@ -208,10 +218,13 @@ _HOMES = {
     ".evaluation.report": "Measures measure_edit",
     ".imagic": "Imagic imagic",
     ".inversion.ddim": "InversionOptions invert reconstruct reconstruction_quality",
+    ".inversion.flow": "FlowInversionOptions SourceGuidance invert_flow sample_inverted",
+    ".inversion.flow_edit": "FlowEditOptions flow_edit",
     ".inversion.negative_embeddings": "Embeddings load_embeddings save_embeddings",
     ".inversion.null_text": "NullTextOptions NullTextResult null_text",
     ".inversion.negative_prompt": "negative_prompt",
     ".inversion.proximal": "Proximal",
+    ".inversion.regularisation": "Regularisation",
     ".layerdiffusion.embeddings": "EmbeddingOptions LayeredEmbeddings layered_embeddings",
     ".layerdiffusion.iterative_guidance": "IterativeGuidance",
     ".layerdiffusion.finetune": "LayeredTuning TuneOptions layered_tune",

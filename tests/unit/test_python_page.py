@@ -132,6 +132,14 @@ def layered(x):
     assert not torch.equal(x.found.object.tokens, x.first.tokens)
 
 
+@result_of("Flow models: FlowEdit and flow inversion")
+def flow(x):
+    assert x.flow.denoiser.flow
+    assert x.trajectory.family == "flow"
+    assert torch.isfinite(x.edited).all()
+    assert not torch.equal(x.edited, x.latent)
+
+
 @result_of("SDEdit and Differential Diffusion")
 def sdedit(x):
     source = x.codec.decode(x.latent)
