@@ -266,8 +266,9 @@ def test_progress_counts_and_a_raise_cancels():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"start": 4}, "start_step"),
-        ({"start": 2, "end": 2}, "end_step"),
+        ({"start": 4}, "start_step is 4"),
+        ({"start": -1}, "start_step is -1"),
+        ({"start": 2, "end": 2}, "end_step is 2"),
         ({"options": dict(eta=1.5)}, "eta"),
         ({"options": dict(blend="sideways")}, "sideways"),
     ],

@@ -232,3 +232,12 @@ def test_preview_shows_every_stage_of_every_image():
     strip = dilation_schedule(torch.cat([line(), 1 - line()])).preview(zoom=2)
     assert strip.shape == (1, 2 * (64 + 2) + 2, 4 * (64 + 2) + 2, 3)
     assert strip[0, 2 + 2 * 16, 2 + 2 * 12, 0] == 1 and strip[0, 0, 0, 0] == 0.5
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 16, 32, 64])
+def test_latent_pixels_cover_exact_blocks_at_every_factor(factor):
+    """Of a mask that is padded to whole latent pixels, too: the last row of a block belongs to that block alone."""
+    mask = torch.zeros(1, 3 * factor - factor // 2, 2 * factor)
+    mask[0, factor - 1, factor] = 1
+    for known in (None, factor):
+        assert downsample(mask, 3, 2, factor=known).mask.tolist() == [[[0, 1], [0, 0], [0, 0]]]
