@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .blended.composite import blend_pixels, composite_source
     from .blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
     from .blended.pipeline import EditResult, EditSettings, best_device, blended_edit, edit_latents
+    from .blended.pixel_blending import PixelBlending
     from .blended.poisson import blend_poisson
     from .core.errors import EditError, FamilyError, LoadError, MismatchError, ParameterError, ShapeError
     from .core.guidance import EditPrompts
@@ -102,6 +103,7 @@ __all__ = [
     "PairPrompts",
     "PairResult",
     "ParameterError",
+    "PixelBlending",
     "PlugAndPlay",
     "PlugAndPlayOptions",
     "Progress",
@@ -200,6 +202,7 @@ _HOMES = {
     ".blended.composite": "blend_pixels composite_source",
     ".blended.decoder_tuning": "DecoderSettings LatentSettings tune_decoder tune_latent",
     ".blended.pipeline": "EditResult EditSettings best_device blended_edit edit_latents",
+    ".blended.pixel_blending": "PixelBlending",
     ".blended.poisson": "blend_poisson",
     ".core.errors": "EditError FamilyError LoadError MismatchError ParameterError ShapeError",
     ".core.guidance": "EditPrompts",

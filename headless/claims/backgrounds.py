@@ -28,6 +28,7 @@ from .claim import Claim, paired
 PLAIN = "plain decode"
 DECODER = "tuned decoder"
 LATENT = "tuned latent"
+FASTER = "tuned decoder, 3e-4"  # three times the published rate: the best of those that were tried on photographs
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class Method:
 
 
 def background_table(model: Any, edits: Iterable[Edit]) -> list[Method]:
-    """Plain decode, tuned decoder, tuned latent, Poisson and pixel blending on the same edits, at their published settings."""
+    """Plain decode, tuned decoder, tuned latent, Poisson and pixel blending on the same edits, at their published settings;
+    and the decoder at three times its rate.
+    """
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for edit in edits:
         for name, image in background_images(model, edit):
@@ -92,6 +95,7 @@ def background_images(model: Any, edit: Edit) -> Iterator[tuple[str, Tensor]]:
     given = (model.codec, edit.latent, edit.source, None, edit.mask)
     yield PLAIN, plain
     yield DECODER, tune_decoder(*given, settings=DecoderSettings()).image
+    yield FASTER, tune_decoder(*given, settings=DecoderSettings(lr=3e-4)).image
     yield LATENT, tune_latent(*given, settings=LatentSettings(latent_scale=latent_scale(model.denoiser))).image
     yield "poisson", blend_poisson(plain, edit.source, edit.mask)
     yield "pixels", blend_pixels(plain, edit.source, edit.mask)
@@ -101,6 +105,7 @@ def background_claims(table: Sequence[Method]) -> list[Claim]:
     """The decoder restores the background, keeps the edit, and no other method is better in both columns."""
     by_name = {method.name: method for method in table}
     plain, tuned = by_name.pop(PLAIN), by_name.pop(DECODER)
+    by_name.pop(FASTER, None)  # its own method at another rate
     before, after = float(plain.psnr.mean()), float(tuned.psnr.mean())
     kept = [float(method.kept.mean()) for method in (plain, tuned)]
     return [
@@ -130,10 +135,10 @@ def difference(method: Method, rival: Method) -> str:
 
 def print_table(table: Sequence[Method]) -> None:
     """Both columns of every method, and the methods that are better in both."""
-    print(f"{'background method':<18} {'outside dB':>10} {'seam /255':>10} {'edit kept':>10}  better in both")
+    print(f"{'background method':<20} {'outside dB':>10} {'seam /255':>10} {'edit kept':>10}  better in both")
     for method in table:
         psnr, seam, kept = (float(value.mean()) for value in (method.psnr, method.seam, method.kept))
         outside = "exact" if method.exact else f"{psnr:.2f}"
         verdict = "-" if kept != kept else f"{kept:.1%}"
         better = ", ".join(other.name for other in table if other.better_in_both(method)) or "-"
-        print(f"{method.name:<18} {outside:>10} {seam * 255:10.3f} {verdict:>10}  {better}", flush=True)
+        print(f"{method.name:<20} {outside:>10} {seam * 255:10.3f} {verdict:>10}  {better}", flush=True)

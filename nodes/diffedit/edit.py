@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...hosts.embeddings import negative_in, opened_for, prompts_to_open
+from ...hosts.embeddings import negative_in, opened_for
 from ...hosts.host import batch_that_fits, open_denoiser, progress_bar, sampling_of
 from ...hosts.latent import finished_out, unnoised_samples
 from ...hosts.sockets import context_of
@@ -29,6 +29,7 @@ from ..blended.blending import as_schedule
 from .mask_sockets import (
     mask_inputs,
     mask_outputs,
+    mask_prompts,
     negative_inputs,
     negatives_in,
     prompts,
@@ -181,13 +182,9 @@ class DiffEdit(io.ComfyNode):
         )
         source_prompt, prompt = context_of(source, "source"), context_of(target, "target")
         inversion_prompt = source_prompt if inversion is None else context_of(inversion, "inversion")
-        negative_prompt = negative_in(negative)
-        negatives = negatives_in(source_negative, target_negative, mask_cfg)
-        opened = [*opened_for(prompt, negative_prompt, cfg), *prompts_to_open(source_prompt, inversion_prompt)]
-        if negatives is not None:
-            opened += prompts_to_open(negatives.source, negatives.target)
-        sigma_grid = sampling_of(model).schedule(steps)
-        with open_denoiser(model, clean.shape, opened, sigmas=sigma_grid) as denoiser:
+        negative_prompt, negatives = negative_in(negative), negatives_in(source_negative, target_negative, mask_cfg)
+        opened = [*opened_for(prompt, negative_prompt, cfg), source_prompt, inversion_prompt, *mask_prompts(negatives)]
+        with open_denoiser(model, clean.shape, opened, sigmas=sampling_of(model).schedule(steps)) as denoiser:
             result = diffedit(
                 denoiser,
                 clean,
@@ -202,8 +199,7 @@ class DiffEdit(io.ComfyNode):
                 progress=progress_bar(maps + 2 * executed_steps(steps, encoding_ratio), model),
             )
         outputs, text = shown(result.mask, size)
-        edited = finished_out(result.latent, like=latent)
-        return io.NodeOutput(edited, *outputs, ui=show_text(cls, outputs[2], text))
+        return io.NodeOutput(finished_out(result.latent, like=latent), *outputs, ui=show_text(cls, outputs[2], text))
 
 
 NODES = [MaskedDecode, DiffEdit]

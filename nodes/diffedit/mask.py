@@ -12,6 +12,7 @@ from .._inputs import latent_input, model_input, seed_input
 from .mask_sockets import (
     mask_inputs,
     mask_outputs,
+    mask_prompts,
     negative_inputs,
     negatives_in,
     prompts,
@@ -95,8 +96,7 @@ class DiffEditMaskNode(io.ComfyNode):
         rule = MaskRule(clip_ratio, threshold, smooth, smallest_island, batch_mean)
         contexts = [context_of(source, "source"), context_of(target, "target")]
         negatives = negatives_in(source_negative, target_negative, mask_cfg)
-        opened = contexts if negatives is None else [*contexts, negatives.source, negatives.target]
-        with open_denoiser(model, clean.shape, opened) as denoiser:
+        with open_denoiser(model, clean.shape, [*contexts, *mask_prompts(negatives)]) as denoiser:
             found = diffedit_mask(
                 denoiser,
                 clean,

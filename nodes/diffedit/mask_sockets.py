@@ -8,6 +8,7 @@ from ...hosts.host import codec_of, to_host
 from ...hosts.latent import image_size
 from ...hosts.sockets import context_of
 from ...pipelines.core.errors import ParameterError
+from ...pipelines.core.protocols import Context
 from ...pipelines.diffedit.mask import DiffEditMask, MaskNegatives, heat_image, mask_in_pixels
 from .._api import io
 from .._inputs import prompt_pair_inputs, strength_input
@@ -102,7 +103,13 @@ def negatives_in(source_negative: Any, target_negative: Any, scale: float) -> Ma
         )
     if missing:
         return None
-    return MaskNegatives(*(context_of(value, name) for name, value in given.items()), guidance_scale=scale)
+    source, target = (context_of(value, name) for name, value in given.items())
+    return MaskNegatives(source, target, scale)
+
+
+def mask_prompts(negatives: MaskNegatives | None) -> list[Context]:
+    """The negatives of the mask for `open_denoiser`."""
+    return [] if negatives is None else [negatives.source, negatives.target]
 
 
 def vae_for_size() -> io.Vae.Input:

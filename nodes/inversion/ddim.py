@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...hosts.host import codec_of, open_denoiser, progress_bar, to_host
 from ...hosts.latent import latent_out, unnoised_samples, without_sources
 from ...hosts.sockets import context_of
@@ -17,6 +19,7 @@ from ...pipelines.inversion.ddim import (
     reconstruct,
     reconstruction_quality,
 )
+from ...pipelines.inversion.regularisation import Regularisation
 from .._api import TrajectorySocket, io, schema, show_text
 from .._inputs import (
     PATCHES_STAY,
@@ -25,6 +28,7 @@ from .._inputs import (
     latent_input,
     model_input,
     report_output,
+    seed_input,
     sigmas_input,
 )
 
@@ -73,6 +77,43 @@ def _measuring_inputs() -> list:
             optional=True,
             tooltip="The original image, to include the loss of the VAE in the measurement.",
         ),
+    ]
+
+
+def _regularisation_inputs() -> list:
+    """The regularised inversion of pix2pix-zero."""
+    return [
+        io.Int.Input(
+            "reg_steps",
+            display_name="regularisation steps",
+            default=0,
+            min=0,
+            max=100,
+            optional=True,
+            tooltip="Regularise the predicted noise in this many rounds per step, as pix2pix-zero does (5). 0 = off. Not for mode "
+            "implicit.",
+        ),
+        io.Float.Input(
+            "lambda_auto_corr",
+            display_name="auto-correlation weight",
+            default=20.0,
+            min=0.0,
+            max=1000.0,
+            step=0.5,
+            optional=True,
+            tooltip="Regularisation: weight of the noise's correlation with its own shifted copies, 0 to 1000. 0 = off.",
+        ),
+        io.Float.Input(
+            "lambda_kl",
+            display_name="KL weight",
+            default=20.0,
+            min=0.0,
+            max=1000.0,
+            step=0.5,
+            optional=True,
+            tooltip="Regularisation: weight of the noise's distance from mean 0 and variance 1, 0 to 1000. 0 = off.",
+        ),
+        seed_input("Regularisation: seed of the random shifts.", optional=True, control=False),
     ]
 
 
@@ -139,6 +180,7 @@ class InvertDDIM(io.ComfyNode):
                 cfg_input(
                     1.0, "CFG scale of the inversion. Above 1 the reconstruction becomes inexact.", optional=True
                 ),
+                *_regularisation_inputs(),
             ],
             outputs=_inversion_outputs(),
         )
@@ -159,16 +201,19 @@ class InvertDDIM(io.ComfyNode):
         image=None,
         negative=None,
         cfg=1.0,
+        reg_steps=0,
+        lambda_auto_corr=20.0,
+        lambda_kl=20.0,
+        seed=0,
     ) -> io.NodeOutput:
         if image is not None and vae is None:
             raise ParameterError("image is connected but vae is not: connect vae to compare with the image")
-        options = InversionOptions(mode, iterations, damping, tolerance)
+        regularisation = Regularisation(reg_steps, lambda_auto_corr, lambda_kl, seed=seed) if reg_steps else None
+        options = InversionOptions(mode, iterations, damping, tolerance, regularisation)
         sigma_grid, clean = check_sigmas(sigmas), unnoised_samples(latent, "latent")
         rest, source = without_sources(latent), context_of(positive, "positive")
         negative_prompt = None if negative is None else context_of(negative, "negative")
-        steps = executed_steps(len(sigma_grid) - 1, encoding_ratio)
-        stages = (steps, 0 if vae is None else steps)
-        progress = StagedProgress(progress_bar(sum(stages), model), stages)
+        progress = _progress(model, executed_steps(len(sigma_grid) - 1, encoding_ratio), measured=vae is not None)
         used = [source] if cfg == 1 or negative_prompt is None else [source, negative_prompt]
         with open_denoiser(model, clean.shape, used, sigmas=sigma_grid) as denoiser:
             inverted = invert(
@@ -187,12 +232,22 @@ class InvertDDIM(io.ComfyNode):
             if vae is not None:
                 guidance = {"negative": negative_prompt, "guidance_scale": cfg}
                 rebuilt = denoiser.scale_out(reconstruct(denoiser, inverted, source, **guidance, progress=progress(1)))
-        trajectory = trajectory_out(inverted, like=rest)
+        outputs = trajectory_out(inverted, like=rest), noised
         if rebuilt is None:
-            return io.NodeOutput(trajectory, noised, NOT_MEASURED, NOT_MEASURED, "not measured: connect vae")
-        found = reconstruction_quality(codec_of(vae), rebuilt, clean, image)
-        text = _report(found)
-        return io.NodeOutput(trajectory, noised, *_worst(found), text, ui=show_text(cls, to_host(found.image), text))
+            return io.NodeOutput(*outputs, NOT_MEASURED, NOT_MEASURED, "not measured: connect vae")
+        return _measured(cls, outputs, reconstruction_quality(codec_of(vae), rebuilt, clean, image))
+
+
+def _progress(model: Any, steps: int, *, measured: bool) -> StagedProgress:
+    """Of the inversion, and of the sampling back where the result is measured."""
+    stages = (steps, steps if measured else 0)
+    return StagedProgress(progress_bar(sum(stages), model), stages)
+
+
+def _measured(cls: type, outputs: tuple, found: ReconstructionQuality) -> io.NodeOutput:
+    """The outputs with the measures of the reconstruction."""
+    text = _report(found)
+    return io.NodeOutput(*outputs, *_worst(found), text, ui=show_text(cls, to_host(found.image), text))
 
 
 def _worst(found: ReconstructionQuality) -> tuple[float, float]:

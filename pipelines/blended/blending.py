@@ -19,6 +19,7 @@ from ..core.progress import Progress, silent
 from ..core.protocols import Denoiser
 from ..core.shapes import match_batch
 from ..core.sigmas import ancestral_sigmas, check_sigmas, euler_step
+from .pixel_blending import PixelBlending
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class BlendOptions:
         background_noise: "fixed" for the whole run (the outside stays on one ODE trajectory, and ranges compose
             exactly); "fresh" at every step, as published.
         eta: stochasticity of the DDIM step, [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
+        pixels: blends the last steps in pixels instead, as the LDM script can; not with a trajectory as background.
     """
 
     blend: str = "after"
     background_level: str = "aligned"
     background_noise: str = "fixed"
     eta: float = 0.0
+    pixels: PixelBlending | None = None
 
     CHOICES = {
         "blend": ("after", "before"),
@@ -53,6 +56,10 @@ class BlendOptions:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if not 0 <= self.eta <= 1:
             raise ParameterError(f"eta is {self.eta}: give 0 (deterministic) to 1 (as much noise as DDPM)")
+
+    def in_pixels(self, step: int, steps: int) -> bool:
+        """Whether `step` (from 0) of a grid of `steps` is blended in pixels."""
+        return self.pixels is not None and self.pixels.applies(step, steps)
 
 
 class SourceTrajectory(Protocol):
@@ -95,15 +102,12 @@ def blended_denoise(
     Args:
         denoiser: the model.
         z: latent at sigmas[start], [B, C, h, w], model scale.
-        source: clean source latent, [B or 1, C, h, w], model scale; or its trajectory, whose latents then are the
-            background at every sigma and no noise is drawn.
+        source: clean source latent, [B or 1, C, h, w], model scale; or its trajectory, and no background noise is drawn.
         sigmas: the full grid [N + 1], on which the mask schedule counts, also where only a range of steps runs.
-        schedule: mask schedule on the latent grid, batch B or 1.
-        prompts: positive, negative and guidance scale.
+        schedule, prompts: mask schedule on the latent grid, batch B or 1; positive, negative and guidance scale.
         seeds: one per image; with fixed noise these must be the seeds that noised the start.
         start, end: range of steps, `end` exclusive; None runs to the end of the grid.
-        options: where to blend, and with what noise.
-        progress: called after every step with the denoised prediction.
+        options, progress: where to blend and with what noise; called after every step with the denoised prediction.
     Returns: the latent at sigmas[end], [B, C, h, w]. If that sigma is 0, the outside of the mask equals `source` exactly.
     Raises: ShapeError, ParameterError, MismatchError.
     """
@@ -117,13 +121,16 @@ def blended_denoise(
     background = _background(denoiser, source, sigmas, z, seeds, options)
     for i in range(first, last):
         mask = schedule.at(i, grid)
-        if options.blend == "before":
+        if options.blend == "before" and not options.in_pixels(i, len(values) - 1):
             z = blend(z, background.at(values[i], i), mask)
         denoised = guided(denoiser, z, values[i], prompts.positive, prompts.negative, prompts.guidance_scale)
         z = _ddim_step(denoiser, z, denoised, values, i, eta=options.eta, seeds=seeds)
-        if options.blend == "after":
-            outside = _background_after(denoiser, background, values, i, options.background_level)
-            z = blend(z, outside, mask)
+        if options.pixels is not None and options.in_pixels(i, len(values) - 1):
+            whole = options.pixels.composited(denoiser, denoised)
+            around = _background(denoiser, whole, sigmas, z, seeds, options)
+            z = _background_after(denoiser, around, values, i, options.background_level)
+        elif options.blend == "after":
+            z = blend(z, _background_after(denoiser, background, values, i, options.background_level), mask)
         progress(i + 1 - first, last - first, denoised)
     return z
 
@@ -142,6 +149,11 @@ def _background(
         if fresh:
             raise ParameterError(
                 "background_noise is 'fresh' but the background is a trajectory, which draws no noise: choose 'fixed'"
+            )
+        if options.pixels is not None:
+            raise ParameterError(
+                "pixel_blending needs noise for the composited image, but the background is a trajectory, which has none: "
+                "disconnect the trajectory, or set pixel_blending to 0"
             )
         return source.fitted(denoiser, sigmas, z)
     if z.shape[1:] != source.shape[1:]:

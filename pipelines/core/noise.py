@@ -53,6 +53,22 @@ def seeded_draw(
     return torch.stack(uniform).to(device), torch.stack(noise).to(device)
 
 
+def seeded_uniform(
+    shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu", draw: int = 0
+) -> Tensor:
+    """Draw uniform numbers in [0, 1) for every image.
+
+    Args:
+        shape: the shape of one image's numbers.
+        seeds: one seed per image, 0 to 2**64 - 1.
+        device: where they are moved to; they are drawn on the CPU.
+        draw: number of the draw, from 0.
+    Returns: float32 [B, *shape] with B = len(seeds).
+    """
+    numbers = [torch.rand(tuple(shape), generator=_generator(seed, draw)) for seed in seeds]
+    return torch.stack(numbers).to(device)
+
+
 def _generator(seed: int, draw: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed((folded_seed(seed) + draw * STEP_STRIDE) % SEEDS)
 

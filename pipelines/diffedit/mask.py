@@ -122,9 +122,8 @@ def diffedit_mask(
 ) -> DiffEditMask:
     """The mask of what must change for `source` to become `target`; 2 x maps forward passes per image.
 
-    No guidance by default: with one negative for both prompts it would scale all differences alike and add forward
-    passes. Two negatives need 4 x maps. The model's parameterisation does not matter: differences of denoised, eps and
-    v predictions are proportional.
+    No guidance by default: one negative for both prompts would scale all differences alike. Two negatives need 4 x maps.
+    The parameterisation does not matter: differences of denoised, eps and v predictions are proportional.
 
     Args:
         denoiser: the model.
@@ -135,9 +134,8 @@ def diffedit_mask(
         maps: number of noised copies of each image to compare, >= 1 (10 as published).
         sigma: noise to compare at; None takes strength 0.5.
         rule: from differences to the mask; the published rule by default.
-        negatives: a negative prompt for each of the two, with which their predictions are guided.
-        max_batch: most latents in one model call (each is evaluated for both prompts); None tries all, and halves the
-            number when memory runs out. The mask does not depend on it.
+        negatives: a negative prompt for each of the two.
+        max_batch: most latents in one model call, each for all prompts; None tries all, and halves when memory runs out.
         progress: called after every map.
     Returns: mask and heat. A warning names the images with an empty mask.
     Raises: ShapeError, ParameterError.
@@ -156,7 +154,7 @@ def diffedit_mask(
         magnitudes = magnitudes + magnitude
         progress(done, maps)
     differs = total.mean(dim=(1, 2), keepdim=True) > ROUNDING * magnitudes.view(-1, 1, 1)
-    mask, heat = (rule or MaskRule())(torch.where(differs, total / maps, torch.zeros_like(total)))
+    mask, heat = (rule or MaskRule())((total / maps).where(differs, 0.0))
     return DiffEditMask(mask, heat, _empty_masks(mask))
 
 

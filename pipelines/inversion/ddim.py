@@ -26,6 +26,7 @@ from ..core.shapes import check_image, check_latent, crop_to
 from ..core.sigmas import check_sigmas, executed_steps
 from ..core.trajectory import Trajectory, made_trajectory
 from ..evaluation.metrics import psnr
+from .regularisation import Regularisation
 
 log = logging.getLogger("editkit")
 
@@ -43,12 +44,15 @@ class InversionOptions:
         damping: implicit: relaxation factor of the fixed-point iteration, (0, 1]; halved, image by image, where an
             iterate is worse than the one before.
         tolerance: implicit: an image has converged when its iterate moves less than this, relative to its norm.
+        regularisation: of the predicted noise before each step (pix2pix-zero). Not for "implicit", whose exact inverse
+            it would leave, nor for flow models, which predict no noise.
     """
 
     mode: str = "next"
     iterations: int = 5
     damping: float = 1.0
     tolerance: float = 1e-5
+    regularisation: Regularisation | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -59,6 +63,11 @@ class InversionOptions:
             raise ParameterError(f"damping is {self.damping}: give a number above 0 and up to 1 (1 = no damping)")
         if not self.tolerance > 0:
             raise ParameterError(f"tolerance is {self.tolerance}: give a small number above 0, for example 1e-5")
+        if self.regularisation is not None and self.mode == "implicit":
+            raise ParameterError(
+                "mode is 'implicit', the exact inverse of the sampler, which regularised noise is not: choose 'next' or "
+                "'current', or switch the regularisation off"
+            )
 
 
 @torch.no_grad()
@@ -92,7 +101,7 @@ def invert(
     """
     options = options or InversionOptions()
     sigmas = check_sigmas(sigmas)
-    _check_mode(denoiser, options.mode)
+    _check_mode(denoiser, options)
     z = denoiser.scale_in(check_latent(latent, "latent", denoiser.channels))
     predict = predictor(denoiser, EditPrompts(context, negative, guidance_scale))
     count = executed_steps(len(sigmas) - 1, ratio)
@@ -105,7 +114,7 @@ def invert(
             z, denoised, gap = _implicit_step(predict, latents[-1], guess, low, high, options)
             worst = max(worst, gap)
         else:
-            z, denoised = _explicit_step(predict, latents[-1], low, high, options.mode, denoiser.flow)
+            z, denoised = _explicit_step(predict, latents[-1], low, high, denoiser.flow, i, options)
         latents.append(z)
         progress(i + 1, count, denoised)
     if worst > options.tolerance:
@@ -113,10 +122,14 @@ def invert(
     return made_trajectory(denoiser, latent, latents, sigmas, context)
 
 
-def _check_mode(denoiser: Denoiser, mode: str) -> None:
-    if denoiser.flow and mode == "next":
+def _check_mode(denoiser: Denoiser, options: InversionOptions) -> None:
+    if denoiser.flow and options.mode == "next":
         raise FamilyError(
             f"mode 'next' is not defined for flow models ({denoiser.family!r}): choose 'implicit' or 'current'"
+        )
+    if denoiser.flow and options.regularisation is not None:
+        raise FamilyError(
+            f"flow models ({denoiser.family!r}) predict no noise that could be regularised: switch the regularisation off"
         )
 
 
@@ -129,17 +142,30 @@ def _rescaled(z: Tensor, low: float, high: float, flow: bool) -> Tensor:
 
 
 def _explicit_step(
-    predict: Predict, z: Tensor, low: float, high: float, mode: str, flow: bool
+    predict: Predict, z: Tensor, low: float, high: float, flow: bool, step: int, options: InversionOptions
 ) -> tuple[Tensor, Tensor]:
-    """The latent at `high` and its denoised prediction. At sigma 0 the derivative is 0 / 0: evaluate at `high`."""
-    if mode == "next" or low == 0:
+    """One step by a derivative that is evaluated once. At sigma 0 it is 0 / 0: evaluate at `high`.
+
+    Args:
+        predict: gives the denoised prediction of a latent and its sigma.
+        z: latent [B, C, h, w] at sigma `low`.
+        low, high: sigmas of the step.
+        flow: whether the model is a flow model.
+        step: number of the step, from 0, for the random shifts of the regularisation.
+        options: mode and regularisation.
+    Returns: the latent at `high` and its denoised prediction.
+    """
+    if options.mode == "next" or low == 0:
         x = _rescaled(z, low, high, flow)
         sigma = high
     else:
         x = z
         sigma = low
     denoised = predict(x, sigma)
-    return z + (high - low) * ((x - denoised) / sigma), denoised
+    if options.regularisation is None:
+        return z + (high - low) * ((x - denoised) / sigma), denoised
+    eps = options.regularisation((x - denoised) / sigma, step)
+    return z + (high - low) * eps, x - sigma * eps
 
 
 def _first_guess(latents: list[Tensor], sigmas: list[float], flow: bool) -> Tensor:

@@ -15,6 +15,7 @@ from editkit.pipelines.core.errors import EditError, FamilyError, MismatchError,
 from editkit.pipelines.core.guidance import EditPrompts
 from editkit.pipelines.core.noise import image_seeds
 from editkit.pipelines.inversion.ddim import InversionOptions, invert, reconstruct, reconstruction_quality
+from editkit.pipelines.inversion.regularisation import Regularisation
 from editkit.pipelines.sdedit import sdedit
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.toy_graph import STEPS, encoded, inverted, model, sigmas, text
@@ -38,6 +39,17 @@ def test_the_trajectory_is_the_pipelines(mode):
     )
     assert torch.equal(trajectory.source_latent, latent["samples"])
     assert noised.device_tensor.sigma == float(trajectory.sigmas[0]) and torch.equal(noised.z, trajectory.latents[0])
+
+
+def test_regularised_inversion_is_the_pipelines():
+    host, (_, latent) = model(), encoded(2)
+    held = inverted(host, latent, mode="next", reg_steps=2, lambda_auto_corr=0.1, lambda_kl=0.5, seed=3)[0]
+    options = InversionOptions(regularisation=Regularisation(2, 0.1, 0.5, seed=3))
+    wanted = invert(host.denoiser, latent["samples"], prompt(1.0), sigmas(host), options=options)
+    assert torch.equal(trajectory_in(held).latents, wanted.latents)
+    assert not torch.equal(wanted.latents, trajectory_in(inverted(host, latent, mode="next")[0]).latents)
+    with pytest.raises(ParameterError, match="mode is 'implicit'"):
+        inverted(host, latent, mode="implicit", reg_steps=1)
 
 
 def test_quality_is_measured_with_and_without_the_vae():
