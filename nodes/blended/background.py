@@ -101,10 +101,10 @@ def _of_candidates(latent, source, mask, edited=None) -> tuple:
     Raises: ShapeError where `edited` has another number of images than the LATENT, or several for each source without it.
     """
     if latent is None:
-        images, sources = len(check_image(edited, "edited")), len(check_image(source, "source"))
-        if 1 < sources < images:
+        images, own = len(check_image(edited, "edited")), len(check_image(source, "source"))
+        if 1 < own < images:
             raise ShapeError(
-                f"edited has {images} entries but source has {sources}: connect latent, which knows the source of each"
+                f"edited has {images} entries but source has {own}: connect latent, which knows the source of each"
             )
         return source, mask
     if edited is not None:
