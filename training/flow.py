@@ -25,6 +25,7 @@ from .unet import PAIRS_FROM, load_latents, scenes_of_step
 log = logging.getLogger("editkit.training")
 
 SHIFT = 2.0  # 36 image tokens tell colours and shapes apart only at high noise, so more of the run belongs there
+FASTEST, SLOWEST = 1.5, 0.1  # radians per patch
 HEAD = 64  # channels of an attention head: ComfyUI's SD3 knows no other
 CONFIG = {
     "sample_size": 12,
@@ -42,9 +43,24 @@ CONFIG = {
 }
 
 
+def positions(side: int, width: int) -> Tensor:
+    """Sinusoids of a patch's row and column, [1, side x side, width], from FASTEST to SLOWEST radians per patch.
+
+    SD3's own table is made for 64 patches a side: over 6 patches its sinusoids hardly move. The table is part of the
+    weights, so both hosts read this one.
+    """
+    quarter = width // 4
+    rates = FASTEST * (SLOWEST / FASTEST) ** (torch.arange(quarter) / (quarter - 1))
+    angles = torch.arange(side)[:, None] * rates
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    rows, columns = axis[:, None].expand(side, side, -1), axis[None].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(1, side * side, width)
+
+
 def build() -> SD3Transformer2DModel:
     """A new transformer: every block begins as the identity (adaLN-Zero, Peebles and Xie 2023, section 3.2)."""
     model = SD3Transformer2DModel(**CONFIG)
+    model.pos_embed.pos_embed.copy_(positions(CONFIG["pos_embed_max_size"], model.inner_dim))
     for name, part in model.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -29,6 +29,20 @@ DRAWN = """
 *p2plus_real_image*.
 """
 
+FLOW = """
+## With SD3.5, Flux or Qwen-Image
+
+1. Replace *Load EditKit Model*. SD3.5: **Load Checkpoint**. Flux: **Load Diffusion Model**, **DualCLIPLoader**
+(clip_l, t5xxl) and **Load VAE** (ae). Qwen-Image: **Load Diffusion Model**, **Load CLIP** (qwen_image) and **Load
+VAE**, with *ModelSamplingAuraFlow*.
+2. Replace *Example Image and Mask* by **Load Image** at about one megapixel, and describe the whole image in the
+prompts.
+3. Replace *Edit Sigmas* by **BasicScheduler** (simple, denoise 1): SD3.5 28 to 50 steps, Flux dev 28, Qwen-Image 20
+to 50.
+4. SD3.5 and Qwen-Image have CFG (4 to 5). Flux dev has distilled guidance: set every *cfg* to 1 and put
+*FluxGuidance* (3.5) behind the target prompt.
+"""
+
 RANKER = """4. The bundled ranker knows only images of the bundled model. Choose open_clip weights in *Load CLIP Ranker*, and
 change the text of *CLIP Rank*.
 """
@@ -130,6 +144,27 @@ prompt the same embeddings edit the image: here the background gets stripes, and
 
 The image, with a rough green blob in it, is noised and then denoised with the prompt. There is no mask: everything may
 change, and *strength* decides how much. 0.3 keeps the blob, 0.5 keeps its position and colour, 1 ignores the image.
+""",
+    "flow_blended_edit": """
+# Blended edit with a flow model
+
+Adds a new object under the mask with a rectified-flow transformer, as SD3, Flux and Qwen-Image are. The nodes are
+those of *blended_edit*: noise the image, denoise with the prompt under the mask, put the source back outside after
+every step. The result equals the source outside the mask, bit for bit.
+""",
+    "flow_edit": """
+# FlowEdit: two prompts, no mask, no inversion
+
+Every step adds the same noise to the image and to the edited image, and moves the edited image by the difference of
+the model's predictions under the two prompts. What both prompts describe stays. *steps that edit* decides how much
+may change: fewer keep more of the image.
+""",
+    "flow_inversion_edit": """
+# Invert an image with a flow model
+
+*Flow Inversion* follows the flow from the image to noise. RF-Inversion is drawn to real noise on the way, and the
+edit begins with the source mixed into its first steps (*eta*, up to *stop*), so that the layout stays. The other
+solvers, implicit, RF-Solver and FireFlow, rebuild the image more exactly; set *eta* to 0 with them.
 """,
     "word_swap": """
 # DDIM inversion with a word swap
@@ -252,8 +287,8 @@ Steps and updates suit the bundled model. For a checkpoint use 30 steps and *inn
 }
 
 
-def note(name: str, *, ranker: bool = False, mask: bool = True, drawn: bool = False) -> str:
+def note(name: str, *, ranker: bool = False, mask: bool = True, drawn: bool = False, flow: bool = False) -> str:
     """The note of a workflow with the steps to use another checkpoint, one line per paragraph or list item."""
-    steps = DRAWN if drawn else CHECKPOINT if mask else UNMASKED
+    steps = FLOW if flow else DRAWN if drawn else CHECKPOINT if mask else UNMASKED
     text = NOTES[name] + steps + (RANKER if ranker else "")
     return re.sub(r"(?<!\n)\n(?!\n|\d\.)", " ", text.strip())

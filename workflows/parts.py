@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..hosts.bundled import BUNDLED
 from ..hosts.bundled.example_images import load_example
 from .elements import Node, Output
 from .graph import Graph
@@ -22,10 +23,10 @@ class Start:
     prompt: str
 
 
-def begin(graph: Graph, example: str) -> Start:
+def begin(graph: Graph, example: str, model_name: str = BUNDLED) -> Start:
     """The first group: model and image."""
     with graph.group("1. Model and image"):
-        model = graph.add("EditKit_LoadModel")
+        model = graph.add("EditKit_LoadModel", model=model_name)
         image = graph.add("EditKit_LoadExample", name=example)
     words = load_example(example)
     return Start(model.out, model["clip"], model["vae"], image.out, image["mask"], words.caption, words.prompt)
