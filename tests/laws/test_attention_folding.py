@@ -234,3 +234,9 @@ def test_what_a_loop_must_evaluate():
     control = P2PControl(edits()["replace"], SIGMAS, P2POptions(0.6, 0.25, 0.5))
     assert [sorted(control.needs(step)) for step in range(4)] == [["cond", "uncond"], ["cond", "uncond"], ["cond"], []]
     assert [control.active(step) for step in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("divisor", [0, -1])
+def test_no_layer_is_chosen_by_dividing_by_nothing(divisor):
+    with pytest.raises(ParameterError, match=f"self_divisor is {divisor}"):
+        P2POptions(self_divisor=divisor)
