@@ -14,10 +14,10 @@ from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.patcher_extension
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
 
-from ...pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Place, Row, Site
+from ...pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Grid, Place, Row, Site
 from ...pipelines.core.errors import FamilyError, MismatchError, ParameterError
 from .patch_keys import ATTENTION_KEY
 
@@ -34,12 +34,19 @@ class Layers:
     Attributes:
         order: number of every transformer layer in order of execution.
         blocks: how many blocks each place has, by ComfyUI's name of the place.
+        halvings: place of every transformer, and how often the latent's grid was halved there.
         residuals: the residual branch of every convolutional block, with its place, its number and the count of them.
     """
 
     order: dict[Layer, int]
     blocks: dict[str, int]
+    halvings: frozenset[tuple[Place, int]]
     residuals: list[tuple[nn.Module, Place, int, int]]
+
+    def cross_grids(self, latent_pixels: Grid) -> frozenset[tuple[Place, Grid]]:
+        """Place and grid of every transformer, each of which has a cross-attention layer."""
+        height, width = latent_pixels
+        return frozenset((place, (-(-height // 2**n), -(-width // 2**n))) for place, n in self.halvings)
 
 
 def attention_layers(model: Any) -> Layers:
@@ -48,10 +55,14 @@ def attention_layers(model: Any) -> Layers:
     parts = list(_parts(network)) if isinstance(network, UNetModel) else []
     counts = {place: 1 + max(number for where, number, _ in parts if where == place) for place, _, _ in parts}
     order: dict[Layer, int] = {}
+    halved = 0
+    halvings: set[tuple[Place, int]] = set()
     residuals: list[tuple[nn.Module, Place, int, int]] = []
     middle = [part for place, _, part in parts if place == "middle" and isinstance(part, ResBlock)]
     for place, number, part in parts:
+        halved += isinstance(part, Downsample) - isinstance(part, Upsample)
         if isinstance(part, host_attention.SpatialTransformer):
+            halvings.add((PLACES[place], halved))
             for depth in range(len(part.transformer_blocks)):
                 order[place, number, depth] = len(order)
         elif isinstance(part, ResBlock):
@@ -63,7 +74,7 @@ def attention_layers(model: Any) -> Layers:
             "the separate self- and cross-attention of an SD 1.x, SD 2.x or SDXL model. With this model, use inversion "
             "with another prompt, DiffEdit or a blended denoise instead"
         )
-    return Layers(order, counts, residuals)
+    return Layers(order, counts, frozenset(halvings), residuals)
 
 
 def _parts(network: UNetModel) -> Iterator[tuple[str, int, nn.Module]]:
@@ -173,6 +184,7 @@ class NetworkCall:
             cross=kind == "attn2",
             sigma=self.sigma,
             rows=self.rows,
+            cross_grids=self.layers.cross_grids(_sides(extra["original_shape"])),
         )
 
     def _check(self, site: Site, query: Tensor) -> None:

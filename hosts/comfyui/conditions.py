@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_base
 import comfy.sampler_helpers as helpers
 import comfy.samplers as samplers
 import torch
@@ -20,7 +21,7 @@ from ..sockets import conditioning_of
 
 NAMES = ("positive", "negative")  # ComfyUI wires ControlNets and aesthetic scores by these keys
 ANNOUNCED = ("hooks", "control", "gligen", "additional_models")  # these must be loaded before a run
-TEXT = ("cross_attn", "pooled_output")
+TEXT = ("cross_attn", "pooled_output", "attention_mask")
 CACHED = 8  # prepared prompts and shapes to keep
 
 Parts = list[dict[str, Any]]
@@ -29,6 +30,20 @@ Parts = list[dict[str, Any]]
 def name_of_prompt(index: int) -> str:
     """ComfyUI's key of prompt number `index` of those that the MODEL was opened with."""
     return NAMES[index] if index < len(NAMES) else f"context{index}"
+
+
+def conditioning_for(inner: Any, context: Context) -> list:
+    """The CONDITIONING of a context, with a mask of its tokens where the network `inner` counts them by it (Lumina 2).
+
+    An embedding that was learned or joined may have another count than the prompt it comes from; one from a file has no mask.
+    """
+    fitted = []
+    for text, extras in conditioning_of(context):
+        mask = extras.get("attention_mask")
+        wrong = isinstance(inner, comfy.model_base.Lumina2) if mask is None else mask.shape[-1] != text.shape[1]
+        fresh = {"attention_mask": torch.ones(text.shape[:2], dtype=torch.long)} if wrong else {}
+        fitted.append([text, {**extras, **fresh}])
+    return fitted
 
 
 class Conditions:
@@ -60,7 +75,7 @@ class Conditions:
         return self._cached[key][1]
 
     def _made(self, context: Context, z: Tensor) -> Parts:
-        fresh = helpers.convert_cond(conditioning_of(context))
+        fresh = helpers.convert_cond(conditioning_for(self._inner, context))
         for index, (opened, _) in enumerate(self._opened):
             if context.host is not None and opened.host is context.host:
                 return self._with_text(index, fresh[0], z)

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.protocols import Context
-from ...pipelines.core.shapes import check_latent, check_width
+from ...pipelines.core.shapes import check_latent
 from ...pipelines.learning.loss_scaling import LossScaling
-from ..sockets import conditioning_of
 from .attention_hooks import Layers, attention_layers, controlled_options
-from .conditions import Conditions, Parts, name_of_prompt
+from .conditions import Conditions, Parts, conditioning_for, name_of_prompt
 from .gradients import differentiable_attention, learnable, network_blocks, refuse_inplace, reserve
 from .model_sampling import NativeModelSampling, sigma_tensor
 
@@ -50,7 +49,10 @@ def native_denoiser(
     if learning:
         refuse_inplace(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {name_of_prompt(i): helpers.convert_cond(conditioning_of(context)) for i, context in enumerate(contexts)}
+    conds = {
+        name_of_prompt(i): helpers.convert_cond(conditioning_for(model.model, context))
+        for i, context in enumerate(contexts)
+    }
     hook_mode = model.hook_mode
     loaded = []
     denoiser = None
@@ -153,7 +155,7 @@ class NativeDenoiser(NativeModelSampling):
         if self._conditions is None:
             raise RuntimeError("this denoiser is closed: open the MODEL again")
         for context in contexts:
-            check_width(context.tokens.shape[-1], self.text_width, context.socket)
+            self.check_text(context)
         return self._conditions.of(contexts, z)
 
 

@@ -19,7 +19,7 @@ from ...pipelines.core.errors import FamilyError
 
 # Memory of a backward pass, in ComfyUI's estimates of one model call: measured 9 (SD 1.5, 512 px) to 19 (SDXL, 1024 px).
 LEARNING_MEMORY = 20
-OVERWRITE = {"Flux": "Flux", "HunyuanVideo": "HunyuanImage", "NextDiT": "Lumina 2"}  # ComfyUI's networks by family
+OVERWRITE = {"Flux": "Flux", "HunyuanVideo": "HunyuanImage"}  # ComfyUI's networks by family
 NO_GRADIENTS = ("attention_sage", "attention_flash")
 LAYERS = ("ResBlock", "SpatialTransformer")  # a U-Net calls its blocks layer by layer, never as a whole
 
@@ -31,7 +31,7 @@ def refuse_inplace(model: Any) -> None:
     if family is not None:
         raise FamilyError(
             f"model is a {type(model.model).__name__} ({family}), whose network ComfyUI computes in place, so nothing can "
-            "learn through it: connect an SD 1.x, SD 2.x, SDXL or SD3 model"
+            "learn through it: connect an SD 1.x, SD 2.x, SDXL, SD3 or Lumina 2 model"
         )
 
 

@@ -15,7 +15,7 @@ from ...pipelines.core.sigmas import SIGMA_TOLERANCE, step_of_sigma
 from ...pipelines.core.trajectory import check_grid
 from ...pipelines.inversion.negative_embeddings import Embeddings
 from ...pipelines.layerdiffusion.iterative_guidance import IterativeGuidance
-from ..sockets import conditioning_of
+from .conditions import conditioning_for
 from .denoiser import evaluated, guidance
 from .model_sampling import NativeModelSampling
 
@@ -30,15 +30,18 @@ class EmbeddingsGuider(samplers.CFGGuider):
     """
 
     def __init__(self, model: Any, positive: Context, embeddings: Embeddings, scale: float) -> None:
-        """See `embeddings_guider` in `hosts/host.py`."""
+        """See `embeddings_guider` in `hosts/host.py`. Raises ShapeError for prompts of another text encoder."""
         super().__init__(model)
+        sampling = NativeModelSampling(model)
+        sampling.check_text(positive)
+        sampling.check_text(embeddings.base)
         # On the device where ComfyUI keeps prompts: a GUIDER may wait a long time for its sampler.
         self._embeddings = embeddings.to(management.intermediate_device())
         self._trajectory = self._embeddings.trajectory
         first = embeddings.steps - 1 if embeddings.tokens is None else embeddings.first
         steps = range(first, embeddings.steps)
-        negatives = {self._key(step): conditioning_of(embeddings.at(step)) for step in steps}
-        self.inner_set_conds({"positive": conditioning_of(positive), **negatives})
+        negatives = {self._key(step): conditioning_for(model.model, embeddings.at(step)) for step in steps}
+        self.inner_set_conds({"positive": conditioning_for(model.model, positive), **negatives})
         self.set_cfg(scale)
 
     def _key(self, step: int) -> str:
@@ -114,12 +117,15 @@ class IterativeGuider(samplers.CFGGuider):
     """
 
     def __init__(self, model: Any, guidance: IterativeGuidance, negative: Context, scale: float) -> None:
-        """See `iterative_guider` in `hosts/host.py`."""
+        """See `iterative_guider` in `hosts/host.py`. Raises ShapeError for prompts of another text encoder."""
         super().__init__(model)
+        sampling = NativeModelSampling(model)
+        for context in (guidance.object, guidance.mixed, negative):
+            sampling.check_text(context)
         self._guidance = guidance
         self._calls_to_come: list[tuple[float, float]] = []
         conds = {"positive": guidance.mixed, "object": guidance.object, "negative": negative}
-        self.inner_set_conds({key: conditioning_of(context) for key, context in conds.items()})
+        self.inner_set_conds({key: conditioning_for(model.model, context) for key, context in conds.items()})
         self.set_cfg(scale)
 
     def sample(

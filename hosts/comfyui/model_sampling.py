@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from ...pipelines.core.errors import FamilyError
-from ...pipelines.core.shapes import check_channels
+from ...pipelines.core.protocols import Context
+from ...pipelines.core.shapes import check_channels, check_pooled, check_width
 from ...pipelines.core.sigmas import even_sigmas, leading_sigmas
 
-TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim")  # of U-Nets, Flux, Lumina
+TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim")  # of U-Nets, Flux, Lumina, Qwen
+POOLED = {  # entry of the config, and how many of its numbers are not the pooled text (sizes and scores)
+    comfy.model_base.SDXL: ("adm_in_channels", 6 * 256),
+    comfy.model_base.SDXLRefiner: ("adm_in_channels", 5 * 256),
+    comfy.model_base.SD3: ("adm_in_channels", 0),
+    comfy.model_base.Flux: ("vec_in_dim", 0),
+}
 FAMILY_OF_CONTEXT = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 REFUSED = ("STABLE_CASCADE", "IMG_TO_IMG", "FLOW_COSMOS")
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -53,8 +60,17 @@ def family_of(model: Any) -> str:
 def text_width(model: Any) -> int | None:
     """The width of the text that a ModelPatcher's network takes; None for a family that does not say it."""
     config = model.model.model_config.unet_config
-    widths = [config[key] for key in TEXT_WIDTHS if isinstance(config.get(key), int)]
-    return widths[0] if widths else None
+    embedder = (config.get("context_embedder_config") or {}).get("params", {})  # of SD3
+    known = [*(config.get(key) for key in TEXT_WIDTHS), embedder.get("in_features")]
+    return next((width for width in known if isinstance(width, int)), None)
+
+
+def pooled_width(model: Any) -> int | None:
+    """The width of the pooled text that a ModelPatcher's network needs; None for a family without one."""
+    config = model.model.model_config.unet_config
+    key, others = next((found for kind, found in POOLED.items() if type(model.model) is kind), ("", 0))
+    width = config.get(key)
+    return width - others if isinstance(width, int) else None
 
 
 class NativeModelSampling:
@@ -67,6 +83,7 @@ class NativeModelSampling:
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.channels = int(self.latent_format.latent_channels)
         self.text_width = text_width(model)
+        self.pooled_width = pooled_width(model)
         self.device: torch.device = model.load_device
         self.fingerprint = f"{name_of(model.model)}-{name_of(self.sampling)}-{model.patches_uuid}"
 
@@ -82,6 +99,13 @@ class NativeModelSampling:
         table = self.sampling.sigmas.detach().float().cpu()
         discrete = isinstance(self.sampling, comfy.model_sampling.ModelSamplingDiscrete) and not self.flow
         return leading_sigmas(table, steps, strength) if discrete else even_sigmas(table, steps, strength)
+
+    def check_text(self, context: Context) -> None:
+        """Raise ShapeError for a prompt of another text encoder than the model's."""
+        check_width(context.tokens.shape[-1], self.text_width, context.socket)
+        extras = context.host[0][1] if context.host else {}
+        if "unclip_conditioning" not in extras:  # which takes the place of the pooled text
+            check_pooled(context.pooled, self.pooled_width, context.socket)
 
     def noise(self, clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         """See `Denoiser.noise`; ComfyUI's own scaling, so it fits a MODEL with patched sampling too."""

@@ -22,6 +22,7 @@ from ...pipelines.attention.pair_batch import interleave, separate
 from ...pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs, shared_noise
 from ...pipelines.core.attention_sites import Branch
 from ...pipelines.core.errors import MismatchError, ParameterError
+from ...pipelines.core.shapes import check_width
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .model_sampling import NativeModelSampling, sigma_tensor
 from .patch_keys import ATTENTION_KEY, has_attention_edit
@@ -70,6 +71,8 @@ class NativePairRun:
         # A copy of the sigmas, because uni_pc writes into them.
         grid = sigmas.detach().float().cpu().clone()
         texts = [part["cross_attn"] for part in positive]
+        for text in texts:
+            check_width(text.shape[-1], self.sampling.text_width, "positive")
         self.run: PairRun = plan.check(self.sampling, grid, latent.to(self.device), texts)  # type: ignore[arg-type]  # what it reads
         self.model_calls = 0
 

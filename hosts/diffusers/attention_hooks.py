@@ -181,6 +181,7 @@ def _sites(layers: list[_Layer], call: ControlledCall) -> Iterator[Site]:
     """The site of each layer, without the batch rows, which every network call sets."""
     places = [(layer.place, layer.block, layer.depth) for layer in layers]
     order = {place: index for index, place in enumerate(dict.fromkeys(places))}
+    cross = frozenset((layer.place, call.grid(layer.halvings)) for layer in layers if layer.cross)
     for layer, place in zip(layers, places, strict=True):
         yield Site(
             place=layer.place,
@@ -194,6 +195,7 @@ def _sites(layers: list[_Layer], call: ControlledCall) -> Iterator[Site]:
             cross=layer.cross,
             sigma=call.sigma,
             rows=(),
+            cross_grids=cross,
         )
 
 

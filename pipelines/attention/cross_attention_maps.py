@@ -15,7 +15,7 @@ from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser
 from ..core.shapes import check_latent
 from .pair_batch import single_rows
-from .token_maps import WordMaps, has_grid, map_divisor, word_weights
+from .token_maps import PLACES, MapGrid, WordMaps, word_weights
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,21 @@ class LayerChoice:
 
     Attributes:
         divisors: latent side / grid side of the layers: 1 = the latent's own size, 2 = half. Empty = 4, less for small
-            latents (`map_divisor`).
+            latents (`map_divisor`). The nearest grid that the network has counts where it has no layer on one of them.
         places: "down", "mid", "up".
     """
 
     divisors: tuple[int, ...] = ()
-    places: tuple[Place, ...] = ("down", "mid", "up")
+    places: tuple[Place, ...] = PLACES
+
+    def __post_init__(self) -> None:
+        grids = tuple(MapGrid(divisor, self.places) for divisor in self.divisors or (None,))
+        object.__setattr__(self, "_grids", grids)
 
     def has(self, site: Site) -> bool:
-        divisors = self.divisors or (map_divisor(site.latent_pixels),)
-        return site.cross and site.place in self.places and any(has_grid(site, divisor) for divisor in divisors)
+        grids: tuple[MapGrid, ...] = vars(self)["_grids"]
+        found = [grid.has(site) for grid in grids]  # all of them, because each may warn
+        return any(found)
 
 
 class MapCollector(Passive):
@@ -84,10 +89,11 @@ def attention_maps(
     """
     if not words or not states or any(not word for word in words):
         raise ParameterError("maps need at least one word with a token, and one sigma")
+    layers = layers or LayerChoice()
     collected = []
     for done, (sigma, z) in enumerate(states, 1):
         check_latent(z, "latent", denoiser.channels)
-        collector = MapCollector(word_weights(words, context.tokens.shape[1]), layers or LayerChoice())
+        collector = MapCollector(word_weights(words, context.tokens.shape[1]), layers)
         denoiser.denoise(z, sigma, [context], Controlled(collector, single_rows(len(z), ("cond",))))
         grids = collector.maps.total("target", len(z))
         sums = [F.interpolate(grid, size=z.shape[-2:], mode="bilinear") for grid in grids]

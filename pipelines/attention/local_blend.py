@@ -22,7 +22,7 @@ from ..core.errors import ParameterError
 from ..core.shapes import match_batch
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction, whole
-from .token_maps import EditedMaps, WordMaps, has_grid, map_divisor, word_weights
+from .token_maps import EditedMaps, MapGrid, WordMaps, word_weights
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class LocalBlendOptions:
         keep_threshold: the same for the words whose region must stay.
         pool: odd side of the max-pool over the blend words' map, in pixels of that map; 1 = off.
         smooth: enlarge maps bilinearly instead of by repetition.
-        divisor: latent side / grid side of the layers whose maps count. None = 4, less for small latents.
+        divisor: latent side / grid side of the layers whose maps count. None = 4, less for small latents. The
+            nearest that the network has counts where it has none there.
         edited_maps: read the target's maps as the edit has changed them, as the published code does, which edits the maps
             that it has stored; False = the target's own.
     """
@@ -69,6 +70,7 @@ class LocalBlend:
         }
         weights = {role: word_weights(words, edit.token_count) for role, words in self._words.items() if any(words)}
         self._maps = WordMaps(weights)
+        self._grid = MapGrid(options.divisor)
 
     @property
     def needs_source(self) -> bool:
@@ -79,8 +81,7 @@ class LocalBlend:
         self._maps.clear()
 
     def wants(self, site: Site) -> bool:
-        divisor = self.options.divisor or map_divisor(site.latent_pixels)
-        return site.cross and has_grid(site, divisor) and self._maps.wants(site.rows)
+        return self._grid.has(site) and self._maps.wants(site.rows)
 
     def add(self, q: Tensor, k: Tensor, site: Site, edited: EditedMaps | None = None) -> None:
         """Add one layer's maps of the blend words.

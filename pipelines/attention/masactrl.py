@@ -27,7 +27,7 @@ from ..core.errors import ParameterError
 from .pair_control import NO_BRANCH, PairControl
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction
-from .token_maps import WordMaps, has_grid, map_divisor, word_weights
+from .token_maps import MapGrid, WordMaps, word_weights
 
 BOTH: frozenset[Branch] = frozenset({"cond", "uncond"})
 COND: frozenset[Branch] = frozenset({"cond"})
@@ -75,6 +75,7 @@ class MasaCtrl(PairControl):
         super().__init__(sigmas)
         self.options = options or MasaCtrlOptions()
         self._maps = None if object_of is None else _object_maps(object_of)
+        self._grid = MapGrid()
 
     def reset(self) -> None:
         super().reset()
@@ -93,8 +94,8 @@ class MasaCtrl(PairControl):
     def wants(self, site: Site) -> bool:
         """Self-attention where t >= S and l >= L and there is a target; cross-attention only to record the object's maps."""
         if site.cross:
-            at_grid = has_grid(site, map_divisor(site.latent_pixels))
-            return self._collects and at_grid and self._maps is not None and self._maps.wants(site.rows)
+            at_grid = self._collects and self._grid.has(site)
+            return at_grid and self._maps is not None and self._maps.wants(site.rows)
         late = self.step(site.sigma) >= self.options.from_step
         deep = site.order >= math.ceil(self.options.from_layer * site.layers - 1e-9)
         return late and deep and any(row.role == "target" for row in site.rows)

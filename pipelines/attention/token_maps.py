@@ -6,15 +6,19 @@ as exp(q k_j / sqrt(d) - logsumexp), one column j of the softmax at a time, besi
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.attention_sites import Branch, Role, Row, Site
+from ..core.attention_sites import Branch, Grid, Place, Role, Row, Site
 from ..core.errors import MismatchError
 
+log = logging.getLogger("editkit")
+PLACES: tuple[Place, ...] = ("down", "mid", "up")
 SMALLEST_GRID = 8  # side of the smallest attention grid whose maps still show shapes
 
 
@@ -60,9 +64,39 @@ def map_divisor(latent_pixels: tuple[int, int], smallest: int = SMALLEST_GRID) -
     return next((d for d in (4, 2) if all(-(-side // d) >= smallest for side in latent_pixels)), 1)
 
 
-def has_grid(site: Site, divisor: int) -> bool:
-    """Whether the site's grid is exactly 1 / `divisor` of the latent on both sides (rounded up)."""
-    return all(side == -(-whole // divisor) for side, whole in zip(site.grid, site.latent_pixels, strict=True))
+class MapGrid:
+    """The attention grid whose maps count: 1 / `divisor` of the latent, or the nearest with cross-attention.
+
+    SDXL has no cross-attention at the latent's own size, which small latents would need.
+    """
+
+    def __init__(self, divisor: int | None = None, places: tuple[Place, ...] = PLACES, smallest: int = SMALLEST_GRID):
+        """Args: divisor: None = `map_divisor`. places: where layers count. smallest: see `map_divisor`."""
+        self.divisor = divisor
+        self.places = places
+        self.smallest = smallest
+        self._warned = False
+
+    def has(self, site: Site) -> bool:
+        """Whether the maps of a layer count: it is a cross-attention layer on the grid. Warns once of another grid."""
+        if not site.cross or site.place not in self.places:
+            return False
+        wanted = _divided(site.latent_pixels, self.divisor or map_divisor(site.latent_pixels, self.smallest))
+        grids = {grid for place, grid in site.cross_grids if place in self.places} or {wanted}
+        grid = min(grids, key=lambda grid: (abs(math.log(math.prod(grid) / math.prod(wanted))), -math.prod(grid)))
+        if grid != wanted and not self._warned:
+            self._warned = True
+            log.warning(
+                "this model has no cross-attention on a grid of %d x %d: the maps are read on its nearest, %d x %d",
+                *(wanted[1], wanted[0], grid[1], grid[0]),
+            )
+        return site.grid == grid
+
+
+def _divided(latent_pixels: Grid, divisor: int) -> Grid:
+    """1 / `divisor` of the latent on both sides, rounded up."""
+    height, width = latent_pixels
+    return -(-height // divisor), -(-width // divisor)
 
 
 def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:

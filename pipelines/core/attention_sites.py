@@ -15,6 +15,7 @@ from torch import Tensor
 Role = Literal["source", "target"]
 Branch = Literal["cond", "uncond"]
 Place = Literal["down", "mid", "up"]
+Grid = tuple[int, int]  # height, width
 
 
 class Row(NamedTuple):
@@ -71,6 +72,7 @@ class Site:
         cross: True for cross-attention (keys come from the text), False for self-attention.
         sigma: of the call.
         rows: the meaning of every batch row of q, k and v.
+        cross_grids: place and grid of every cross-attention layer of the network; empty = not known.
     """
 
     place: Place
@@ -84,6 +86,7 @@ class Site:
     cross: bool
     sigma: float
     rows: tuple[Row, ...]
+    cross_grids: frozenset[tuple[Place, Grid]] = frozenset()
 
     @property
     def tokens(self) -> int:

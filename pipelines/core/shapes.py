@@ -99,6 +99,21 @@ def check_width(width: int, expected: int | None, socket: str) -> None:
         )
 
 
+def check_pooled(pooled: Tensor | None, expected: int | None, socket: str) -> None:
+    """Raise ShapeError for a prompt without the pooled text [R, P] that a network takes; None accepts everything."""
+    if expected is None:
+        return
+    if pooled is None:
+        raise ShapeError(
+            f"{socket} has no pooled text, of which this model takes {expected} numbers: encode it with this model's CLIP"
+        )
+    if pooled.shape[-1] != expected:
+        raise ShapeError(
+            f"{socket} has a pooled text of {pooled.shape[-1]} numbers but this model takes {expected}: encode it with this "
+            "model's CLIP"
+        )
+
+
 def check_channels(latent: Tensor, channels: int) -> None:
     """Raise ShapeError for a latent [B, C, h, w] of another model family."""
     if latent.ndim != 4 or latent.shape[1] != channels:

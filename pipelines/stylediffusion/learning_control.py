@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.token_maps import has_grid, map_divisor
+from ..attention.token_maps import MapGrid
 from ..core.attention_sites import Passive, Row, Site
 from ..learning.loss_scaling import LossScaling
 
@@ -44,6 +44,7 @@ class LearningControl(Passive):
         self.attention_loss = torch.zeros(images, device=device)
         self.scaling = LossScaling(None)
         self._maps: dict[int, Tensor] = {}
+        self._grid = MapGrid(places=("down", "up"), smallest=LEAST_SIDE)
         self._index: dict[tuple[Row, ...], Tensor] = {}
 
     def begin(self, value: Tensor | None, compare: bool = True) -> None:
@@ -91,7 +92,12 @@ class LearningControl(Passive):
         return maps.to(v.dtype) @ v
 
     def _compares(self, site: Site) -> bool:
-        return self.compare and compared(site)
+        """Whether L_att includes a layer's maps.
+
+        It includes cross-attention in the down and up blocks at a quarter of the latent's grid: 16 x 16 of 64 x 64 as
+        published. Small latents use half of their grid, or the whole, so that a map has at least 6 latent pixels per side.
+        """
+        return self.compare and self._grid.has(site)
 
     def _of_rows(self, per_image: Tensor, site: Site) -> Tensor:
         """The entries of a call's rows; a call with all images needs no copy."""
@@ -103,13 +109,4 @@ class LearningControl(Passive):
         return self._index[site.rows]
 
 
-def compared(site: Site) -> bool:
-    """Whether L_att includes a layer's maps.
-
-    It includes cross-attention in the down and up blocks at a quarter of the latent's grid: 16 x 16 of 64 x 64 as published.
-    Small latents use half of their grid, or the whole, so that a map has at least 6 latent pixels per side.
-    """
-    return site.cross and site.place != "mid" and has_grid(site, map_divisor(site.latent_pixels, LEAST_SIDE))
-
-
-__all__ = ["LOSS_SCALE", "LearningControl", "compared"]
+__all__ = ["LOSS_SCALE", "LearningControl"]

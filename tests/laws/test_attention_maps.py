@@ -10,7 +10,7 @@ from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOption
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
-from editkit.pipelines.attention.token_maps import WordMaps, map_divisor, token_maps, word_weights
+from editkit.pipelines.attention.token_maps import MapGrid, WordMaps, map_divisor, token_maps, word_weights
 from editkit.pipelines.core.attention_sites import FeatureSite
 from editkit.pipelines.core.errors import MismatchError, ParameterError
 from editkit.tests.toy_attention import context, replace_edit, rows_of, site
@@ -84,6 +84,29 @@ def test_maps_that_never_came_are_missed():
 )
 def test_maps_are_read_at_a_quarter_unless_that_is_too_coarse(latent_pixels, divisor):
     assert map_divisor(latent_pixels) == divisor
+
+
+def grids(*pairs) -> dict:
+    return {"cross_grids": frozenset(pairs), "latent_pixels": (8, 8)}
+
+
+def test_maps_come_from_the_nearest_grid_that_has_cross_attention_and_it_is_said(caplog):
+    """SDXL has none at the latent's own size, which a small latent would need."""
+    sdxl = grids(("down", (4, 4)), ("up", (4, 4)), ("mid", (2, 2)))
+    maps = MapGrid()
+    assert maps.has(site(PAIR, grid=(4, 4), **sdxl)) and maps.has(site(PAIR, grid=(4, 4), **sdxl))
+    assert not maps.has(site(PAIR, grid=(2, 2), **sdxl)) and not maps.has(site(PAIR, grid=(4, 4), cross=False, **sdxl))
+    assert [record.getMessage() for record in caplog.records] == [
+        "this model has no cross-attention on a grid of 8 x 8: the maps are read on its nearest, 4 x 4"
+    ]
+    middle = MapGrid(places=("mid",))
+    assert middle.has(site(PAIR, place="mid", grid=(2, 2), **sdxl)) and not middle.has(site(PAIR, grid=(2, 2), **sdxl))
+
+
+def test_the_wanted_grid_counts_alone_where_the_network_has_it(caplog):
+    sd = grids(("down", (8, 8)), ("down", (4, 4)), ("mid", (2, 2)))
+    assert MapGrid().has(site(PAIR, grid=(8, 8), **sd)) and not MapGrid().has(site(PAIR, grid=(4, 4), **sd))
+    assert MapGrid(divisor=2).has(site(PAIR, grid=(4, 4), **sd)) and not caplog.records
 
 
 # ----------------------------------------------------------------------------------------------------------- LocalBlend

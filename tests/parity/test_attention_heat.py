@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from editkit.pipelines.attention.cross_attention_maps import LayerChoice, attention_maps
 from editkit.pipelines.attention.pair_batch import single_rows
 from editkit.pipelines.core.attention_sites import Controlled, Passive
-from editkit.pipelines.core.errors import MismatchError, ParameterError, ShapeError
+from editkit.pipelines.core.errors import ParameterError, ShapeError
 from editkit.tests.parity import attention_nets as nets
 from editkit.tests.toys import random_latent
 
@@ -68,7 +68,16 @@ def test_what_cannot_be_mapped_is_refused():
     for levels, words in (([], [[1]]), (levels_of(1.0), []), (levels_of(1.0), [[]])):
         with pytest.raises(ParameterError, match="at least one word"):
             attention_maps(model, levels, prompt, words)
-    with pytest.raises(MismatchError, match="no cross-attention at the requested"):
-        attention_maps(model, levels_of(1.0), prompt, [[1]], layers=LayerChoice((1,)))
     with pytest.raises(ShapeError, match="channels"):
         attention_maps(model, [(1.0, random_latent(1, 3, 8, 8))], prompt, [[1]])
+
+
+def test_sdxl_gives_its_nearest_maps_and_says_so(caplog):
+    model, prompt = nets.denoiser("sdxl"), nets.prompt(1, "sdxl")
+    nearest, half = (
+        attention_maps(model, levels_of(1.0), prompt, [[1]], layers=LayerChoice((divisor,))) for divisor in (1, 2)
+    )
+    assert torch.equal(nearest, half)
+    assert [record.getMessage() for record in caplog.records] == [
+        "this model has no cross-attention on a grid of 8 x 12: the maps are read on its nearest, 4 x 6"
+    ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts.comfyui import bundled as _host_native
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui.gradients import OVERWRITE, differentiable_attention, learnable, refuse_inplace
 from editkit.hosts.host import open_denoiser
 from editkit.hosts.sockets import context_of
@@ -213,7 +213,6 @@ def test_guidance_hooks_see_the_prompts_of_the_predictions(model) -> None:
 HOMES = {
     "Flux": "comfy.ldm.flux.model",
     "HunyuanVideo": "comfy.ldm.hunyuan_video.model",
-    "NextDiT": "comfy.ldm.lumina.model",
 }
 
 
