@@ -22,6 +22,7 @@ from ...pipelines.core.attention_sites import Controlled
 from ...pipelines.core.protocols import Context
 from ...pipelines.core.shapes import check_latent
 from ...pipelines.learning.loss_scaling import LossScaling
+from .attention.joint import JointLayers
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, conditioning_for, name_of_prompt
 from .gradients import differentiable_attention, learnable, network_blocks, refuse_inplace, reserve
@@ -106,7 +107,7 @@ class NativeDenoiser(NativeModelSampling):
         self._options = options
         self._patcher = patcher
         self._conditions: Conditions | None = Conditions(inner, self.device, opened)
-        self._layers: Layers | None = None  # found when the first control comes
+        self._layers: Layers | JointLayers | None = None  # found when the first control comes
 
     def without_weights(self) -> NativeModelSampling:
         """The part that may outlive the run."""
