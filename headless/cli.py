@@ -82,7 +82,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
     parser.add_argument("--prompt", required=True, help="what the image should show")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument("--model", type=Path, help="'bundled', 'bundled flow', or a folder in diffusers layout")
+    parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
     parser.add_argument(

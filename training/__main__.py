@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 WORK = Path("output") / "training"
-STEPS = {"vae": 5000, "latents": 30_000, "unet": 6500, "flow": 4800, "ranker": 1800, "scenes": 24}
+STEPS = {"vae": 5000, "latents": 30_000, "unet": 6500, "flow": 16_000, "ranker": 1800, "scenes": 24}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -155,8 +155,8 @@ def train(
     steps: int,
     *,
     seed: int = 0,
-    lr: float = 1.5e-3,
-    batch: int = 64,
+    lr: float = 1e-3,
+    batch: int = 16,
     device: str = "cpu",
     on_step: Callable[[int, Trainer], None] | None = None,
     on_step_every: int = 1000,
@@ -181,12 +181,18 @@ def train(
     """
     torch.manual_seed(seed)
     model = build().to(device)
-    trainer = Trainer(dict(model.named_parameters()), lr, ema=0.9985)
+    trainer = Trainer(dict(model.named_parameters()), lr, ema=0.9995)
     checkpoint = folder / "flow_train.safetensors"
     trainer.resume(checkpoint)
     loss_of_step = velocity_loss(model, *load_latents(folder), seed=seed + 2, steps=steps, batch=batch)
     for step in run_steps(
-        trainer, steps, loss_of_step, checkpoint=checkpoint, lr=lambda s: cosine_lr(s, steps, hold=0.3)
+        trainer,
+        steps,
+        loss_of_step,
+        checkpoint=checkpoint,
+        lr=lambda s: cosine_lr(s, steps, warmup=400, hold=0.3),
+        save_every=1000,
+        log_every=200,
     ):
         if on_step and step % on_step_every == 0:
             on_step(step, trainer)

@@ -145,26 +145,12 @@ prompt the same embeddings edit the image: here the background gets stripes, and
 The image, with a rough green blob in it, is noised and then denoised with the prompt. There is no mask: everything may
 change, and *strength* decides how much. 0.3 keeps the blob, 0.5 keeps its position and colour, 1 ignores the image.
 """,
-    "flow_blended_edit": """
-# Blended edit with a flow model
-
-Adds a new object under the mask with a rectified-flow transformer, as SD3, Flux and Qwen-Image are. The nodes are
-those of *blended_edit*: noise the image, denoise with the prompt under the mask, put the source back outside after
-every step. The result equals the source outside the mask, bit for bit.
-""",
     "flow_edit": """
 # FlowEdit: two prompts, no mask, no inversion
 
 Every step adds the same noise to the image and to the edited image, and moves the edited image by the difference of
 the model's predictions under the two prompts. What both prompts describe stays. *steps that edit* decides how much
 may change: fewer keep more of the image.
-""",
-    "flow_inversion_edit": """
-# Invert an image with a flow model
-
-*Flow Inversion* follows the flow from the image to noise. RF-Inversion is drawn to real noise on the way, and the
-edit begins with the source mixed into its first steps (*eta*, up to *stop*), so that the layout stays. The other
-solvers, implicit, RF-Solver and FireFlow, rebuild the image more exactly; set *eta* to 0 with them.
 """,
     "word_swap": """
 # DDIM inversion with a word swap

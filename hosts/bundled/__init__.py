@@ -33,7 +33,7 @@ FLOW_TEXT_LENGTH = 24  # tokens that prompts of the flow model are padded to; lo
 
 BUNDLED = "bundled"
 BUNDLED_FLOW = "bundled flow"
-BUNDLED_MODELS = (BUNDLED, BUNDLED_FLOW)
+BUNDLED_MODELS = (BUNDLED, BUNDLED_FLOW)  # the flow model is loaded from its files where they have been trained
 
 TINY_FILES = (
     "model_index.json",
@@ -80,6 +80,11 @@ def expand_embedding(rows: Tensor, ids: Sequence[int], vocabulary: int = VOCABUL
 def tiny_folder() -> Path:
     """The bundled diffusion model, in diffusers layout. Raises LoadError if a file is missing."""
     return _complete(FOLDER / "tiny", TINY_FILES)
+
+
+def bundled_models() -> list[str]:
+    """The names of the bundled models whose files are there."""
+    return [BUNDLED, *([BUNDLED_FLOW] if (FOLDER / "flow" / FLOW_FILES[1]).is_file() else [])]
 
 
 def flow_folder() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...hosts.bundled import BUNDLED, BUNDLED_MODELS
+from ...hosts.bundled import BUNDLED, BUNDLED_MODELS, bundled_models
 from ...hosts.loading import (
     diffusers_folders,
     load_bundled,
@@ -29,12 +29,9 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[*BUNDLED_MODELS, *diffusers_folders()],
+                    options=[*bundled_models(), *diffusers_folders()],
                     default=BUNDLED,
-                    tooltip=(
-                        "'bundled' (a U-Net), 'bundled flow' (a flow transformer), or a folder in models/diffusers with unet, "
-                        "vae and text_encoder (safetensors only)."
-                    ),
+                    tooltip="'bundled', or a folder in models/diffusers with unet, vae and text_encoder (safetensors only).",
                 )
             ],
             outputs=[

@@ -19,7 +19,7 @@ PROMISED = {
     "diffedit", "diffedit_into_blended", "differential_diffusion", "null_text_reconstruction", "sdedit", "word_swap",
     "p2p_replace", "p2p_refine", "p2p_reweight", "p2plus_real_image", "masactrl", "plug_and_play",
     "style_inversion_edit", "style_transfer", "layered_edit", "layered_edit_with_diffedit_mask", "imagic",
-    "flow_blended_edit", "flow_edit", "flow_inversion_edit",
+    "flow_edit",
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", shipped.NAMES)
 THUMBNAIL_BYTES = 40_000

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.hosts.bundled import BUNDLED_MODELS
+from editkit.hosts.bundled import bundled_models
 from editkit.hosts.diffusers.loading import load_bundled as load_headless
 from editkit.hosts.host import codec_of, open_denoiser, text_encoder_of
 from editkit.hosts.loading import load_bundled
@@ -15,7 +15,7 @@ from editkit.pipelines.core.errors import LoadError
 PROMPT = "a red circle on a gray background"
 
 
-@pytest.fixture(scope="module", params=BUNDLED_MODELS)
+@pytest.fixture(scope="module", params=bundled_models())
 def name(request) -> str:
     return request.param
 
