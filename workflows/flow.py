@@ -24,7 +24,8 @@ def flow_edit() -> Graph:
     start = replace(start, prompt=start.caption.replace("red", "blue"))
     with graph.group("2. FlowEdit"):
         latent = encode(graph, start)
-        source, target, empty = before(graph, start), after(graph, start), negative(graph, start)
+        source, target = before(graph, start), after(graph, start)
+        empty = negative(graph, start)
         graph.column()
         sigmas = _whole_grid(graph, start)
         edited = graph.add(

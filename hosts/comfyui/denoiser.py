@@ -50,10 +50,7 @@ def native_denoiser(
     if learning:
         refuse_inplace(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {
-        name_of_prompt(i): helpers.convert_cond(conditioning_for(model.model, context))
-        for i, context in enumerate(contexts)
-    }
+    conds = _converted(model.model, contexts)
     hook_mode = model.hook_mode
     loaded = []
     denoiser = None
@@ -83,6 +80,13 @@ def native_denoiser(
         samplers.cast_to_load_options(options, device=model.offload_device)
         model.hook_mode = hook_mode
         model.restore_hook_patches()
+
+
+def _converted(inner: Any, contexts: list[Context]) -> dict[str, list]:
+    """The prompts as ComfyUI prepares them, under the names of `name_of_prompt`."""
+    return {
+        name_of_prompt(i): helpers.convert_cond(conditioning_for(inner, context)) for i, context in enumerate(contexts)
+    }
 
 
 def _memory_shape(shape: tuple[int, ...], contexts: int) -> tuple[int, ...]:

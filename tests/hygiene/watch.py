@@ -92,10 +92,16 @@ def host_names():
             if callable(value) or isinstance(value, type(sys)):
                 names[f"{module_name}.{name}"] = value
             if isinstance(value, type) and str(value.__module__).split(".")[0] in HOSTS:
-                for key, inner in list(vars(value).items()):
-                    if callable(inner) or isinstance(inner, (classmethod, staticmethod, property)):
-                        names[f"{value.__module__}.{value.__qualname__}.{key}"] = inner
+                names.update(class_attributes(value))
     return names
+
+
+def class_attributes(cls):
+    return {
+        f"{cls.__module__}.{cls.__qualname__}.{key}": inner
+        for key, inner in list(vars(cls).items())
+        if callable(inner) or isinstance(inner, (classmethod, staticmethod, property))
+    }
 
 
 def interpreter():
