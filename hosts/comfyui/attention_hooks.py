@@ -1,4 +1,4 @@
-"""Attention control in a native U-Net, for one network call at a time.
+"""Attention control in a native U-Net, for one network call at a time. (`attention/joint.py`: in transformers.)
 
 The MODEL itself is not patched. The options of one model call carry a wrapper around the network. During the call it adds
 its hooks to the options, behind those that are there already (LoRA, IPAdapter, PAG, ...), and to the convolutional blocks
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Grid, Place, Row, Site
 from ...pipelines.core.errors import FamilyError, MismatchError, ParameterError
+from .attention.joint import JointLayers, joint_layers, joint_options
 from .patch_keys import ATTENTION_KEY
 
 NETWORK = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
@@ -49,8 +50,13 @@ class Layers:
         return frozenset((place, (-(-height // 2**n), -(-width // 2**n))) for place, n in self.halvings)
 
 
-def attention_layers(model: Any) -> Layers:
-    """The layers of a MODEL. Raises FamilyError for a network without separate self- and cross-attention."""
+def attention_layers(model: Any) -> Layers | JointLayers:
+    """The layers of a MODEL. Raises FamilyError for a network whose attention is not known."""
+    joint = joint_layers(model)
+    return _unet_layers(model) if joint is None else joint
+
+
+def _unet_layers(model: Any) -> Layers:
     network = model.get_model_object("diffusion_model")
     parts = list(_parts(network)) if isinstance(network, UNetModel) else []
     counts = {place: 1 + max(number for where, number, _ in parts if where == place) for place, _, _ in parts}
@@ -70,8 +76,8 @@ def attention_layers(model: Any) -> Layers:
             residuals.append((part.out_layers, PLACES[place], block, blocks))
     if not order or any(isinstance(part, host_attention.SpatialVideoTransformer) for _, _, part in parts):
         raise FamilyError(
-            f"model is a {type(model.model).__name__}, whose attention cannot be controlled: P2P, MasaCtrl and PnP need "
-            "the separate self- and cross-attention of an SD 1.x, SD 2.x or SDXL model. With this model, use inversion "
+            f"model is a {type(model.model).__name__}, whose attention cannot be controlled: P2P and MasaCtrl need an "
+            "SD 1.x, SD 2.x, SDXL, SD3, Flux or Qwen-Image model, PnP one of the first three. With this model, use inversion "
             "with another prompt, DiffEdit or a blended denoise instead"
         )
     return Layers(order, counts, frozenset(halvings), residuals)
@@ -85,7 +91,7 @@ def _parts(network: UNetModel) -> Iterator[tuple[str, int, nn.Module]]:
             yield from ((place, number, part) for part in block or ())
 
 
-def controlled_options(options: dict, controlled: Controlled, layers: Layers, sigma: float) -> dict:
+def controlled_options(options: dict, controlled: Controlled, layers: Layers | JointLayers, sigma: float) -> dict:
     """A copy of the options of one model call, with `controlled` in force.
 
     Args:
@@ -94,7 +100,10 @@ def controlled_options(options: dict, controlled: Controlled, layers: Layers, si
         layers: of the MODEL.
         sigma: of the model call.
     Returns: the options for one model call; `options` does not change.
+    Raises: FamilyError for a control that does not know the network's joint attention.
     """
+    if isinstance(layers, JointLayers):
+        return joint_options(options, controlled, layers, sigma)
 
     def network(
         executor: Any,

@@ -23,6 +23,7 @@ from ...pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs,
 from ...pipelines.core.attention_sites import Branch
 from ...pipelines.core.errors import MismatchError, ParameterError
 from ...pipelines.core.shapes import check_width
+from .attention.joint import JointLayers
 from .attention_hooks import Layers, attention_layers, controlled_options
 from .model_sampling import NativeModelSampling, sigma_tensor
 from .patch_keys import ATTENTION_KEY, has_attention_edit
@@ -32,7 +33,7 @@ BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers that draw from a Brown
 
 
 def native_paired_model(model: Any, plan: PairPlan) -> Any:
-    """See `paired_model`. Raises FamilyError for networks without separate self- and cross-attention."""
+    """See `paired_model`. Raises FamilyError for networks whose attention is not known."""
     layers = attention_layers(model)
     if has_attention_edit(model):
         raise ParameterError("this MODEL already has an attention edit: connect the MODEL from before the first one")
@@ -58,7 +59,9 @@ def native_paired_model(model: Any, plan: PairPlan) -> Any:
 class NativePairRun:
     """One run of a sampler: a context manager. Inside it, the guider's options carry the edit."""
 
-    def __init__(self, plan: PairPlan, layers: Layers, guider: Any, latent: Tensor, sigmas: Tensor) -> None:
+    def __init__(
+        self, plan: PairPlan, layers: Layers | JointLayers, guider: Any, latent: Tensor, sigmas: Tensor
+    ) -> None:
         self.layers = layers
         self.guider = guider
         self.device: torch.device = guider.model_patcher.load_device

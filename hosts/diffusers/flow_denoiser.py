@@ -23,6 +23,7 @@ from ...pipelines.core.sigmas import even_sigmas
 from ...pipelines.core.tune_plan import TunePlan
 from .attention_hooks import ControlledCall
 from .finetune import DiffusersClone, with_changes
+from .joint_hooks import joint_hooks
 from .network_denoiser import NetworkDenoiser, rows_of_batch
 
 
@@ -113,10 +114,7 @@ class FlowDenoiser(NetworkDenoiser):
     def _hooks(
         self, control: Controlled, sigma: float, latent_pixels: tuple[int, int]
     ) -> AbstractContextManager[ControlledCall]:
-        raise FamilyError(
-            "this model attends to text and image jointly, which headless attention control does not reach: use a mask "
-            "(blended edit, DiffEdit) or FlowEdit"
-        )
+        return joint_hooks(self.transformer, control, sigma, latent_pixels)
 
     def _timesteps(self, sigma: float | Tensor, contexts: int) -> Tensor:
         if isinstance(sigma, float):

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.attention_sites import Controlled, Passive, Place, Site
+from ..core.attention_sites import PLACES, Controlled, Passive, Place, Site
 from ..core.errors import ParameterError
 from ..core.progress import Progress, silent
 from ..core.protocols import Context, Denoiser
 from ..core.shapes import check_latent
 from .pair_batch import single_rows
-from .token_maps import PLACES, MapGrid, WordMaps, word_weights
+from .token_maps import MapGrid, WordMaps, word_weights
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class MapCollector(Passive):
         maps: the sums so far.
         orders: the layers that were recorded.
     """
+
+    joint = True
 
     def __init__(self, words: Tensor, layers: LayerChoice) -> None:
         """`words` [T, words]: the weight of every text token in every word."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core.attention_sites import Branch, Row, Site
 from ..core.errors import ParameterError
+from .joint import mutual_attention, with_image_of
 from .pair_control import NO_BRANCH, PairControl
 from .prompts.prompt_edit import PromptEdit
 from .step_ranges import check_fraction
@@ -58,8 +59,11 @@ class MasaCtrlOptions:
 class MasaCtrl(PairControl):
     """Mutual self-attention along one grid, with object masks if an edit names the object.
 
-    The masks come from the cross-attention maps of the object's words, summed over the steps so far.
+    The masks come from the cross-attention maps of the object's words, summed over the steps so far. In joint attention, the
+    target's image tokens attend to the source's image tokens and to their own text.
     """
+
+    joint = True
 
     def __init__(
         self, sigmas: Tensor, options: MasaCtrlOptions | None = None, object_of: PromptEdit | None = None
@@ -93,9 +97,15 @@ class MasaCtrl(PairControl):
 
     def wants(self, site: Site) -> bool:
         """Self-attention where t >= S and l >= L and there is a target; cross-attention only to record the object's maps."""
+        return self._records(site) or self._edits(site)
+
+    def _records(self, site: Site) -> bool:
+        at_grid = self._collects and self._grid.has(site)
+        return at_grid and self._maps is not None and self._maps.wants(site.rows)
+
+    def _edits(self, site: Site) -> bool:
         if site.cross:
-            at_grid = self._collects and self._grid.has(site)
-            return at_grid and self._maps is not None and self._maps.wants(site.rows)
+            return False
         late = self.step(site.sigma) >= self.options.from_step
         deep = site.order >= math.ceil(self.options.from_layer * site.layers - 1e-9)
         return late and deep and any(row.role == "target" for row in site.rows)
@@ -105,27 +115,23 @@ class MasaCtrl(PairControl):
 
         Cross-attention stays plain; its maps are only recorded.
         """
-        if site.cross:
-            if self._maps is not None:
-                self._maps.add(q, k, site)
-            return None
-        partners = self.partners(site.rows, BOTH, q.device)
+        if self._maps is not None and (site.cross or self._records(site)):
+            self._maps.add(q, k, site)
+        partners = self.partners(site.rows, BOTH, q.device) if self._edits(site) else None
         if partners is None:
             return None
         target_mask, source_mask = (self._object_mask(site, rows) for rows in zip(*partners.pairs, strict=True))
         if target_mask is None or source_mask is None:
             source = partners.source_of
-            return F.scaled_dot_product_attention(q, k.index_select(0, source), v.index_select(0, source))
-        plain = F.scaled_dot_product_attention(q, k, v)
-        targets, sources = partners.targets, partners.sources
-        edited = _masked_attention(
-            q.index_select(0, targets),
-            k.index_select(0, sources),
-            v.index_select(0, sources),
-            target_mask,
-            source_mask,
-        )
-        return plain.index_copy(0, targets, edited)
+            if site.joint:
+                return mutual_attention(q, k, v, source, site.text, site.attention)
+            return site.attention(q, k.index_select(0, source), v.index_select(0, source))
+        plain = site.attention(q, k, v)
+        targets, text = partners.targets, site.text
+        keys, values = (with_image_of(x, partners.source_of, text).index_select(0, targets) for x in (k, v))
+        image = q[:, :, text:].index_select(0, targets)
+        plain[targets, :, text:] = _masked_attention(image, keys, values, target_mask, source_mask)
+        return plain
 
     def _object_mask(self, site: Site, rows: Sequence[Row]) -> Tensor | None:
         """M of each row, bool [rows, N]; None without an object, or before the first step is done."""
@@ -153,12 +159,13 @@ def _masked_attention(q: Tensor, k_s: Tensor, v_s: Tensor, target_mask: Tensor, 
 
     Args:
         q: the target's queries [pairs, heads, N, d].
-        k_s, v_s: the source's keys and values, same shape.
+        k_s, v_s: the source's keys and values [pairs, heads, T + N, d], after T text tokens that every query attends to.
         target_mask, source_mask: M and M_s, bool [pairs, N]; where M_s is empty or full, all keys are used.
     """
+    text = k_s.shape[2] - source_mask.shape[1]
     source_mask = source_mask[:, None, None, :]
-    object_keys = source_mask | ~source_mask.any(-1, keepdim=True)
-    background_keys = ~source_mask | source_mask.all(-1, keepdim=True)
+    object_keys = F.pad(source_mask | ~source_mask.any(-1, keepdim=True), (text, 0), value=True)
+    background_keys = F.pad(~source_mask | source_mask.all(-1, keepdim=True), (text, 0), value=True)
     f_o = F.scaled_dot_product_attention(q, k_s, v_s, attn_mask=object_keys)
     f_b = F.scaled_dot_product_attention(q, k_s, v_s, attn_mask=background_keys)
     return torch.where(target_mask[:, None, :, None], f_o, f_b)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ParameterError
+from .joint import WordMix
 from .prompts.prompt_edit import PromptEdit
 
 
@@ -62,3 +63,15 @@ def folded_weights(edit: PromptEdit, edited: Tensor) -> tuple[Tensor, Tensor]:
     w, a = edited.double(), edit.alphas.double()
     cw = edit.equalizer.double() * w
     return edit.mapper.double() * (a * cw), (1 - a) * cw + 1 - w
+
+
+def word_mix(edit: PromptEdit, edited: Tensor) -> WordMix:
+    """The same fold for joint attention, with what it takes from the source and leaves to the target (section 18.4).
+
+    Args:
+        edit, edited: see `folded_weights`.
+    Returns: float64 on the CPU.
+    """
+    w1, w2 = folded_weights(edit, edited)
+    taken = edit.alphas.double() * edited.double()
+    return WordMix(w1, w2, 1 - edit.mapper.double() @ taken, 1 - taken)

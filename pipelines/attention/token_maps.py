@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.attention_sites import Branch, Grid, Place, Role, Row, Site
+from ..core.attention_sites import PLACES, Branch, Grid, Place, Role, Row, Site
 from ..core.errors import MismatchError
+from .joint import image_word_maps
 
 log = logging.getLogger("editkit")
-PLACES: tuple[Place, ...] = ("down", "mid", "up")
 SMALLEST_GRID = 8  # side of the smallest attention grid whose maps still show shapes
 
 
@@ -54,6 +54,15 @@ def check_tokens(keys: int, count: int) -> None:
         )
 
 
+def check_joint_tokens(site: Site, count: int) -> None:
+    """Raises MismatchError unless a joint layer has `count` text tokens: repeated text would change its softmax."""
+    if site.text != count:
+        raise MismatchError(
+            f"the model attends to {site.text} text tokens but the prompts were aligned on {count}: align the prompts that "
+            "are connected to the sampler, both as long as each other and without text that the model adds"
+        )
+
+
 def map_divisor(latent_pixels: tuple[int, int], smallest: int = SMALLEST_GRID) -> int:
     """How much smaller than the latent the map grid is: 4 as published (16 x 16 of 64 x 64), less for small latents.
 
@@ -67,7 +76,8 @@ def map_divisor(latent_pixels: tuple[int, int], smallest: int = SMALLEST_GRID) -
 class MapGrid:
     """The attention grid whose maps count: 1 / `divisor` of the latent, or the nearest with cross-attention.
 
-    SDXL has no cross-attention at the latent's own size, which small latents would need.
+    SDXL has no cross-attention at the latent's own size, which small latents would need. Joint attention has one grid in all
+    layers, which is the one that counts.
     """
 
     def __init__(self, divisor: int | None = None, places: tuple[Place, ...] = PLACES, smallest: int = SMALLEST_GRID):
@@ -78,9 +88,11 @@ class MapGrid:
         self._warned = False
 
     def has(self, site: Site) -> bool:
-        """Whether the maps of a layer count: it is a cross-attention layer on the grid. Warns once of another grid."""
-        if not site.cross or site.place not in self.places:
+        """Whether the maps of a layer count: it attends to text, and is on the grid. Warns once of another grid."""
+        if not (site.cross or site.joint) or site.place not in self.places:
             return False
+        if site.joint:
+            return True
         wanted = _divided(site.latent_pixels, self.divisor or map_divisor(site.latent_pixels, self.smallest))
         grids = {grid for place, grid in site.cross_grids if place in self.places} or {wanted}
         grid = min(grids, key=lambda grid: (abs(math.log(math.prod(grid) / math.prod(wanted))), -math.prod(grid)))
@@ -107,8 +119,11 @@ def word_weights(words: Sequence[Sequence[int]], count: int) -> Tensor:
     return weights
 
 
-def _word_maps(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+def _word_maps(q: Tensor, k: Tensor, weights: Tensor, site: Site) -> Tensor:
     """Maps [rows, N, words] averaged over heads, of words with token weights [T, words]."""
+    if site.joint:
+        check_joint_tokens(site, len(weights))
+        return image_word_maps(q, k, weights, site.text, site.attention)
     tokens = weights.any(dim=1).nonzero().flatten().tolist()
     return token_maps(q, k, tokens, len(weights)).mean(1) @ weights[tokens]
 
@@ -127,7 +142,7 @@ class EditedMaps:
     from_source: Tensor
     from_target: Tensor
 
-    def word_maps(self, q: Tensor, k: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    def word_maps(self, q: Tensor, k: Tensor, rows: Tensor, weights: Tensor, site: Site) -> Tensor:
         """The edited maps of words.
 
         Args:
@@ -135,6 +150,7 @@ class EditedMaps:
             k: keys [rows of the call, heads, M, d].
             rows: the targets' rows, int64.
             weights: weight of every text token in every word, float32 [T, words].
+            site: the layer.
         Returns: [len(rows), N, words], averaged over heads.
         """
         sources = self.source_of[rows]
@@ -144,7 +160,7 @@ class EditedMaps:
             (rows, self.from_target.to(weights)[:, None] * weights),
         ):
             if share.any():
-                maps = maps + _word_maps(q.index_select(0, index), k.index_select(0, index), share)
+                maps = maps + _word_maps(q.index_select(0, index), k.index_select(0, index), share, site)
         return maps
 
 
@@ -170,7 +186,7 @@ class WordMaps:
         return any(self._tokens.get(row.role) and row.branch == self.branch for row in rows)
 
     def add(self, q: Tensor, k: Tensor, site: Site, edited: EditedMaps | None = None) -> None:
-        """Add the maps of one cross-attention layer.
+        """Add the maps of one cross-attention or joint layer.
 
         Args:
             q: queries [rows, heads, N, d].
@@ -188,9 +204,9 @@ class WordMaps:
                 continue
             index, weights = torch.tensor(rows, device=q.device), self.words[role].to(q.device)
             if edited is None or role != "target":
-                maps = _word_maps(q.index_select(0, index), k.index_select(0, index), weights)
+                maps = _word_maps(q.index_select(0, index), k.index_select(0, index), weights, site)
             else:
-                maps = edited.word_maps(q, k, index, weights)
+                maps = edited.word_maps(q, k, index, weights, site)
             maps = maps.movedim(-1, 1).unflatten(-1, site.grid)
             for i, value in zip(rows, maps, strict=True):
                 self._now[site.rows[i], site.order] = value

@@ -7,15 +7,21 @@ for each, which no host splits. Conditional and unconditional rows may come in o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
+
+from .errors import FamilyError
 
 Role = Literal["source", "target"]
 Branch = Literal["cond", "uncond"]
 Place = Literal["down", "mid", "up"]
 Grid = tuple[int, int]  # height, width
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax(q k^T / sqrt(d)) v
+PLACES: tuple[Place, ...] = ("down", "mid", "up")
 
 
 class Row(NamedTuple):
@@ -60,19 +66,22 @@ class Site:
     """One attention layer in one network call.
 
     Attributes:
-        place: "down", "mid" or "up".
+        place: "down", "mid" or "up"; of a transformer without U-Net, the first, middle and last third of the layers.
         block: number of the U-Net block in its place, as Stable Diffusion's original files count them (input blocks
             from 0 = the first convolution, middle 0, output blocks from 0).
         blocks: how many blocks its place has (Stable Diffusion 1: 12 input, 1 middle, 12 output blocks).
         depth: number of the transformer layer in its block.
         order: number of the transformer layer in the whole network, in order of execution, from 0.
         layers: how many transformer layers the network has.
-        grid: (height, width) of the layer's feature map; their product is the count of query tokens.
+        grid: (height, width) of the layer's feature map; their product is the count of image tokens.
         latent_pixels: (height, width) of the latent.
-        cross: True for cross-attention (keys come from the text), False for self-attention.
+        cross: True for cross-attention (keys come from the text), False for self-attention and joint attention.
         sigma: of the call.
         rows: the meaning of every batch row of q, k and v.
         cross_grids: place and grid of every cross-attention layer of the network; empty = not known.
+        text: joint attention: how many text tokens come before the image tokens, in q, k and v alike; 0 = the layer is not
+            joint.
+        attention: the host's own attention function on [rows, heads, tokens, d], for joint layers.
     """
 
     place: Place
@@ -87,6 +96,13 @@ class Site:
     sigma: float
     rows: tuple[Row, ...]
     cross_grids: frozenset[tuple[Place, Grid]] = frozenset()
+    text: int = 0
+    attention: Attention = field(default=F.scaled_dot_product_attention, compare=False)
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and image tokens attend to each other in this layer."""
+        return self.text > 0
 
     @property
     def tokens(self) -> int:
@@ -113,7 +129,13 @@ class FeatureSite:
 
 
 class AttentionControl(Protocol):
-    """Reads and changes the attention and the residual features of a network. Subclass `Passive` and override."""
+    """Reads and changes the attention and the residual features of a network. Subclass `Passive` and override.
+
+    Attributes:
+        joint: whether it knows joint attention; hosts refuse the others on networks that have it.
+    """
+
+    joint: bool
 
     def wants(self, site: Site) -> bool:
         """Whether `inputs` or `attend` acts at this layer; otherwise the host's own attention runs."""
@@ -125,8 +147,8 @@ class AttentionControl(Protocol):
         """Replace the attention of one layer.
 
         Args:
-            q: queries [rows, heads, N, d]; N = the latent pixels of the layer's grid.
-            k: keys [rows, heads, M, d]; M = N at self-attention, the text tokens at cross-attention.
+            q: queries [rows, heads, N, d]; N = the latent pixels of the layer's grid, after `site.text` text tokens.
+            k: keys [rows, heads, M, d]; M = N at self- and joint attention, the text tokens at cross-attention.
             v: values [rows, heads, M, d].
             site: the layer, the sigma, and the meaning of every row.
         Returns: the attention [rows, heads, N, d], before the output projection; None leaves the layer as it is.
@@ -141,6 +163,8 @@ class AttentionControl(Protocol):
 
 class Passive:
     """An `AttentionControl` that changes nothing."""
+
+    joint = False
 
     def wants(self, site: Site) -> bool:
         return False
@@ -157,6 +181,20 @@ class Passive:
 
     def features(self, x: Tensor, site: FeatureSite) -> Tensor:
         return x
+
+
+def third(order: int, layers: int) -> Place:
+    """The place of layer `order` of a transformer without U-Net."""
+    return PLACES[3 * order // layers]
+
+
+def check_joint(control: AttentionControl, network: str) -> None:
+    """Raises FamilyError for a control that does not know joint attention; `network` names the network."""
+    if not control.joint:
+        raise FamilyError(
+            f"{type(control).__name__} needs the separate self- and cross-attention of an SD 1.x, SD 2.x or SDXL model, but "
+            f"{network} attends to text and image jointly: use P2P or MasaCtrl, FlowEdit, or a mask (blended edit, DiffEdit)"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Attention control in native networks of each kind."""
