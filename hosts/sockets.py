@@ -6,6 +6,7 @@ objects that follow `pipelines/core/protocols.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,22 @@ def context_of(conditioning: Any, socket: str) -> Context:
         if isinstance(pooled, Tensor) and not pooled.isfinite().all():
             raise EditError(f"{socket} contains NaN or infinity in its pooled text: check the CLIP that made it")
     tokens, extras = conditioning[0][0], conditioning[0][1]
-    return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning, socket)
+    guidance = guidance_of(extras, socket)
+    return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning, socket, guidance)
+
+
+def guidance_of(extras: Mapping[str, Any], socket: str) -> float | None:
+    """What ComfyUI's FluxGuidance wrote into a CONDITIONING. Raises ParameterError for a value that is no number."""
+    value = extras.get("guidance")
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ParameterError(f"{socket} has guidance {value!r}: connect FluxGuidance with a number")
+    return number
 
 
 def conditioning_of(context: Context) -> list:
@@ -119,8 +135,11 @@ def conditioning_of(context: Context) -> list:
     """
     host = context.host
     if host is None:
-        return [[context.tokens, {} if context.pooled is None else {"pooled_output": context.pooled}]]
-    if context.tokens is host[0][0] and context.pooled is host[0][1].get("pooled_output"):
+        extras = {"pooled_output": context.pooled, "guidance": context.guidance}
+        return [[context.tokens, {key: value for key, value in extras.items() if value is not None}]]
+    first = host[0][1]
+    known = context.guidance in (None, first.get("guidance"))
+    if known and context.tokens is host[0][0] and context.pooled is first.get("pooled_output"):
         return host
     if len(host) != 1:
         raise ParameterError(
@@ -129,4 +148,6 @@ def conditioning_of(context: Context) -> list:
     extras = dict(host[0][1])
     if context.pooled is not None:
         extras["pooled_output"] = context.pooled
+    if context.guidance is not None:
+        extras["guidance"] = context.guidance
     return [[context.tokens, extras]]

@@ -36,6 +36,10 @@ def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
                 f"scheduler_config.json sets {name} to {scheduler[name]!r}: EditKit takes its sigmas from the training "
                 f"timesteps; set {name} to null there"
             )
+    if scheduler.get("shift") not in (None, 1):
+        raise FamilyError(
+            f"scheduler_config.json sets shift to {scheduler['shift']!r}, which is for flow transformers alone"
+        )
     abar = torch.cumprod(1 - _betas(scheduler), 0)
     if scheduler.get("rescale_betas_zero_snr"):
         abar = _zero_terminal_snr(abar)
@@ -45,8 +49,8 @@ def sigma_table(scheduler: dict[str, Any]) -> torch.Tensor:
 def flow_table(scheduler: dict[str, Any]) -> torch.Tensor:
     """The sigmas of a flow model's grids, ascending float32 [T], from a diffusers scheduler config.
 
-    A shift that depends on the image size (`use_dynamic_shifting`, Flux) is taken at the largest training size, as
-    ComfyUI's loaders do.
+    A shift that depends on the image size (`use_dynamic_shifting`, Flux) is taken at the largest training size, and the
+    grid then has ten sigmas for each timestep, as in ComfyUI.
     Raises: FamilyError for a schedule that EditKit does not have, by the name of the setting.
     """
     for name in (
@@ -55,6 +59,7 @@ def flow_table(scheduler: dict[str, Any]) -> torch.Tensor:
         "use_beta_sigmas",
         "shift_terminal",
         "stochastic_sampling",
+        "invert_sigmas",
     ):
         if scheduler.get(name) not in (None, False):
             raise FamilyError(
@@ -70,6 +75,7 @@ def flow_table(scheduler: dict[str, Any]) -> torch.Tensor:
         if scheduler.get("time_shift_type", "exponential") != "exponential":
             raise FamilyError("time_shift_type must be exponential: EditKit knows no other shift of a flow schedule")
         shift = math.exp(float(scheduler.get("max_shift", 1.15)))
+        steps *= 10
     return shifted_sigmas(shift, steps)
 
 

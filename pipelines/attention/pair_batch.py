@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -92,4 +93,4 @@ def _interleaved(contexts: Sequence[Context], images: int, named: Context) -> Co
         )
     pooled = [context.pooled for context in contexts if context.pooled is not None]
     all_pooled = rows(pooled) if len(pooled) == len(contexts) else None
-    return Context(rows([context.tokens for context in contexts]), all_pooled, named.text, named.host)
+    return replace(named, tokens=rows([context.tokens for context in contexts]), pooled=all_pooled)

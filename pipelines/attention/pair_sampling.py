@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def _repeated(context: Context, rows: int) -> Context:
     if len(context.tokens) in (1, rows):
         return context
     pooled = None if context.pooled is None else context.pooled.repeat(rows // 2, 1)
-    return Context(context.tokens.repeat(rows // 2, 1, 1), pooled, context.text, context.host)
+    return replace(context, tokens=context.tokens.repeat(rows // 2, 1, 1), pooled=pooled)
 
 
 def paired_context(source: Context, target: Context) -> Context:

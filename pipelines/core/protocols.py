@@ -31,6 +31,7 @@ class Context:
         text: the prompt, if it is known (for messages).
         host: what else the host attached (areas, masks, ControlNets, hooks); opaque to the methods.
         socket: where the prompt came from, for messages.
+        guidance: the guidance value of a guidance-distilled model (Flux dev), an input of its network; None = its default.
     """
 
     tokens: Tensor
@@ -38,6 +39,7 @@ class Context:
     text: str | None = None
     host: Any = field(default=None, repr=False, compare=False)
     socket: str = field(default="the prompt", repr=False, compare=False)
+    guidance: float | None = None
 
     def with_tokens(self, tokens: Tensor) -> Context:
         """The same context with another embedding (null-text, value embeddings, interpolation)."""

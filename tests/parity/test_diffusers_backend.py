@@ -176,7 +176,8 @@ def test_folders_are_checked(tmp_path):
     with pytest.raises(LoadError, match="unet"):
         load_folder(tmp_path)
     (tmp_path / "transformer").mkdir()
-    with pytest.raises(FamilyError, match="ComfyUI"):
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "LTXVideoTransformer3DModel"}')
+    with pytest.raises(FamilyError, match="LTXVideo.*ComfyUI"):
         load_folder(tmp_path)
 
 

@@ -16,6 +16,8 @@ import torch
 
 from ....pipelines.core.errors import LoadError, out_of_memory
 
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # files that can run code when they are read
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration file. Raises LoadError where it is missing or holds something else."""
@@ -37,11 +39,12 @@ def from_pretrained(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> An
         part: name of the subfolder.
         dtype: of the weights.
     Returns: the network, on the CPU.
-    Raises: LoadError where a file is missing, or one of its weights.
+    Raises: LoadError where a file is missing, or one of its weights; for a folder that has pickles only.
     Source: diffusers' folder layout.
     """
     where = folder / part
     read_json(where / "config.json")
+    _refuse_pickles(where)
     try:
         model, found = cls.from_pretrained(
             str(where), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -52,11 +55,21 @@ def from_pretrained(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> An
         raise LoadError(
             f"{where} cannot be loaded ({brief(error)}): safetensors files in diffusers layout are needed"
         ) from error
-    _check_complete(where, found.get("missing_keys", ()), found.get("mismatched_keys", ()))
+    check_complete(where, found.get("missing_keys", ()), found.get("mismatched_keys", ()))
     return model.eval().requires_grad_(False)
 
 
-def _check_complete(where: Path, missing: Iterable[Any], mismatched: Iterable[Any]) -> None:
+def _refuse_pickles(where: Path) -> None:
+    files = [path for path in where.iterdir() if path.is_file()]
+    pickles = sorted(path.name for path in files if path.suffix in PICKLES)
+    if pickles and not any(path.suffix == ".safetensors" for path in files):
+        raise LoadError(
+            f"{where} has only {pickles[0]}, a pickle, which can run code: convert it to safetensors, or download the "
+            "folder's safetensors files"
+        )
+
+
+def check_complete(where: Path, missing: Iterable[Any], mismatched: Iterable[Any]) -> None:
     """Refuse a checkpoint whose network would keep random initial weights."""
     lost = sorted(str(name) for name in missing)
     lost += sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in mismatched)

@@ -16,7 +16,7 @@ from ..schedules import sigma_table, timestep_spacing
 from ..text_encoder import ClipTextEncoder
 from ..vae import DiffusersCodec
 from .files import from_pretrained, load_vae, quiet_transformers, read_json
-from .flow import flow_denoiser
+from .flow import flow_denoiser, load_flow_parts
 from .text import load_text
 
 
@@ -56,12 +56,15 @@ def flow_over(folder: str | Path, base: LoadedModel) -> LoadedModel:
 def load_folder(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedModel:
-    """A model from a folder with `unet`, `vae`, `text_encoder`, `tokenizer` (and `_2` for SDXL) and `scheduler`.
+    """A model from a folder in diffusers layout: SD 1.x, SD 2.x, SDXL, SD3 or Flux, told by its configurations.
+
+    It has `unet` or `transformer`, `vae`, `scheduler`, and text encoders with tokenizers (`text_encoder`, `tokenizer`, with
+    `_2` and `_3` for further ones). SD3 may lack T5 (`text_encoder_3`).
 
     Args:
         folder: path of the model folder.
         device: of all networks.
-        dtype: of U-Net, text encoder and VAE; float32 for a VAE whose config asks for it (SDXL's overflows in float16).
+        dtype: of the network, text encoders and VAE; float32 for a VAE whose config asks for it (SDXL's overflows in float16).
     Returns: the networks, in eval mode. No random number is drawn.
     Raises: LoadError (missing, incomplete or unsafe files), FamilyError (a family that this host cannot run).
     """
@@ -69,9 +72,7 @@ def load_folder(
     if not folder.is_dir():
         raise LoadError(f"there is no folder {folder}: give a model folder in diffusers layout")
     if (folder / "transformer").is_dir():
-        raise FamilyError(
-            f"{folder.name} is a transformer (flow) model: headless runs SD 1.x, SD 2.x and SDXL; use ComfyUI for it"
-        )
+        return LoadedModel(*load_flow_parts(folder, device, dtype))
     for part in ("unet", "vae", "text_encoder", "scheduler"):
         if not (folder / part).is_dir():
             raise LoadError(
