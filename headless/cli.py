@@ -82,7 +82,12 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
     parser.add_argument("--prompt", required=True, help="what the image should show")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument("--model", type=Path, help="folder in diffusers layout (default: the bundled model)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="'bundled', 'bundled flow', a folder in diffusers layout (SD 1.x, SD 2.x, SDXL, SD3, Flux), or a safetensors "
+        "checkpoint file of SD 1.x, SD 2.x or SDXL (default: bundled)",
+    )
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
     parser.add_argument(
@@ -158,14 +163,14 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
     import torch
 
     from ..hosts.bundled import BUNDLED, BUNDLED_MODELS
-    from ..hosts.diffusers.loading import load_bundled, load_folder
+    from ..hosts.diffusers.loading import load_bundled, load_model
     from ..hosts.diffusers.open_clip_ranker import load_bundled_ranker, load_open_clip
 
     device = check_device(options.device)
     dtype = torch.float16 if options.half else torch.float32
     own = options.model is not None and str(options.model) not in BUNDLED_MODELS
     if own:
-        model = load_folder(options.model, device, dtype)
+        model = load_model(options.model, device, dtype)
     else:
         model = load_bundled(device, dtype, str(options.model or BUNDLED))
     if options.candidates == 1:

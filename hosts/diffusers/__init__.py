@@ -1,4 +1,4 @@
-"""Models for scripts: a folder in diffusers layout, the bundled model, rankers, and images to edit.
+"""Models for scripts: a folder in diffusers layout, a checkpoint file, the bundled models, rankers, and images to edit.
 
 The adapters that stand behind them implement `pipelines/core/protocols.py`. Each name loads its module, and each module
 its library, when it is first used.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..bundled.example_images import EXAMPLES, Example, load_example, load_image, load_mask
     from .finetune import with_changes
     from .image_encoder import load_vision_tokens
-    from .loading import LoadedModel, load_bundled, load_folder
+    from .loading import LoadedModel, load_bundled, load_folder, load_model
     from .open_clip_ranker import OpenClipRanker, load_bundled_ranker, load_open_clip, load_ranker
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "load_folder",
     "load_image",
     "load_mask",
+    "load_model",
     "load_open_clip",
     "load_ranker",
     "load_vision_tokens",
@@ -37,7 +38,7 @@ __all__ = [
 # Where each name is defined, for the loader; the imports above say the same to type checkers.
 _HOMES = {
     "..bundled.example_images": "EXAMPLES Example load_example load_image load_mask",
-    ".loading": "LoadedModel load_bundled load_folder",
+    ".loading": "LoadedModel load_bundled load_folder load_model",
     ".finetune": "with_changes",
     ".image_encoder": "load_vision_tokens",
     ".open_clip_ranker": "OpenClipRanker load_bundled_ranker load_open_clip load_ranker",

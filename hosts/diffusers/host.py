@@ -157,9 +157,9 @@ class HeadlessHost:
         return _sockets(partial(load_bundled, model=model))
 
     def load_diffusers_folder(self, folder: Path) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
-        from .loading import load_folder
+        from .loading import load_model
 
-        return _sockets(partial(load_folder, folder))
+        return _sockets(partial(load_model, folder))
 
     def managed_ranker(self, ranker: Any) -> Any:
         return ranker

@@ -9,9 +9,9 @@ import torch
 
 from ....pipelines.core.errors import EditError, FamilyError, LoadError
 from ..flow_denoiser import FlowDenoiser
-from ..flow_text import FluxTextEncoder, Sd3TextEncoder
 from ..flux_denoiser import FluxDenoiser
 from ..schedules import flow_table
+from ..text_encoder import FluxTextEncoder, Sd3TextEncoder
 from ..vae import DiffusersCodec
 from .files import from_pretrained, load_vae, quiet_transformers, read_json
 from .text import load_flux_text, load_sd3_text

@@ -15,8 +15,9 @@ from ..denoiser import FAMILIES, DiffusersDenoiser
 from ..schedules import sigma_table, timestep_spacing
 from ..text_encoder import ClipTextEncoder
 from ..vae import DiffusersCodec
-from .files import from_pretrained, load_vae, quiet_transformers, read_json
+from .files import PICKLES, from_pretrained, load_vae, quiet_transformers, read_json
 from .flow import flow_denoiser, load_flow_parts
+from .single_file import load_single_file
 from .text import load_text
 
 
@@ -51,6 +52,26 @@ def flow_over(folder: str | Path, base: LoadedModel) -> LoadedModel:
     text = ClipTextEncoder([replace(base.text.towers[0], short=FLOW_TEXT_LENGTH, pools=True)])
     denoiser = flow_denoiser(Path(folder), base.codec, base.denoiser.device, base.denoiser.dtype)
     return LoadedModel(denoiser, base.codec, text)
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """A model from a folder in diffusers layout (`load_folder`) or a single safetensors file of SD 1.x, SD 2.x or SDXL.
+
+    Args:
+        path: of the folder or the file.
+        device: of all networks.
+        dtype: of all networks; float32 for a VAE that overflows in float16.
+    Returns: the networks, in eval mode. No random number is drawn.
+    Raises: LoadError (missing, incomplete or unsafe files), FamilyError (a family that this host cannot run).
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() in PICKLES and not path.is_dir():
+        raise LoadError(f"{path.name} is a pickle, which can run code: give a safetensors file of the model")
+    if not path.is_file():
+        return load_folder(path, device, dtype)
+    if path.suffix.lower() != ".safetensors":
+        raise LoadError(f"{path.name} is no safetensors file: give one, or a model folder in diffusers layout")
+    return LoadedModel(*load_single_file(path, device, dtype))
 
 
 def load_folder(

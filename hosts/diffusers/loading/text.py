@@ -9,8 +9,18 @@ from typing import Any
 import torch
 
 from ....pipelines.core.errors import FamilyError, LoadError
-from ..flow_text import FLUX_T5_LENGTH, SD3_T5_LENGTH, FluxTextEncoder, Sd3TextEncoder, T5Pieces, T5Tower
-from ..text_encoder import ClipBpe, ClipTextEncoder, ClipTower, TransformersTokenizer
+from ..text_encoder import (
+    FLUX_T5_LENGTH,
+    SD3_T5_LENGTH,
+    ClipBpe,
+    ClipTextEncoder,
+    ClipTower,
+    FluxTextEncoder,
+    Sd3TextEncoder,
+    T5Pieces,
+    T5Tower,
+    TransformersTokenizer,
+)
 from .files import brief, from_pretrained, read_json
 
 
