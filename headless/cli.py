@@ -1,4 +1,4 @@
-"""The `editkit` command: edit an image, run a workflow, run the demo, print claims.
+"""The `editkit` command: edit an image, run a workflow once or for a manifest, run the demo, print claims.
 
 Exit codes: 0 success, 1 failure (the message names the cause) or a missed claim, 2 wrong arguments, 130 cancelled.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipelines.core.errors import EditError, ParameterError
 from .arguments import LARGEST_SEED, check_device, check_edit, check_input, check_output, check_range
+from .batch.command import add_batch
 from .edit_folder import write_result
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=demo_command)
     _claims_arguments(commands)
+    add_batch(commands)
     return parser
 
 
@@ -85,8 +87,8 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=Path,
-        help="'bundled', 'bundled flow', a folder in diffusers layout (SD 1.x, SD 2.x, SDXL, SD3, Flux), or a safetensors "
-        "checkpoint file of SD 1.x, SD 2.x or SDXL (default: bundled)",
+        help="folder in diffusers layout (SD 1.x, SD 2.x, SDXL, SD3, Flux), or safetensors checkpoint file of SD 1.x, SD 2.x or "
+        "SDXL (default: the bundled model)",
     )
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
@@ -127,7 +129,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _ranker_arguments(parser)
     parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
-    parser.add_argument("--half", action="store_true", help="run U-Net and text encoder in float16")
+    parser.add_argument("--half", action="store_true", help="run the network and the text encoders in float16")
     parser.set_defaults(run=edit_command)
 
 
@@ -188,11 +190,12 @@ def edit_command(options: argparse.Namespace) -> int:
     """`editkit edit`: one blended edit, written to a folder. Every argument is checked first. Raises EditError."""
     from ..hosts.bundled.example_images import load_image, load_mask
     from ..pipelines.blended.pipeline import blended_edit
-    from ..pipelines.core.shapes import same_size
+    from ..pipelines.core.mistakes import check_edit_mask, check_mask_of_image
 
     settings = check_edit(options)
     image, mask = load_image(options.image), load_mask(options.mask)
-    same_size(image, mask, "image", "mask")
+    check_mask_of_image(mask, (image.shape[1], image.shape[2]), "--mask")
+    check_edit_mask(mask, "--mask")
     check_output(options.output)
     model, ranker = _load(options)
     result = blended_edit(

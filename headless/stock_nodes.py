@@ -207,6 +207,12 @@ def cfg_guider(run: Run, model: Any, positive: Any, negative: Any, cfg: float) -
     return (HeadlessGuider(model, prompts),)
 
 
+@stock_node("FluxGuidance")
+def flux_guidance(run: Run, conditioning: Any, guidance: float) -> tuple[Any, ...]:
+    context_of(conditioning, "conditioning")
+    return ([[text, {**extras, "guidance": guidance}] for text, extras in conditioning],)
+
+
 @stock_node("EmptyLatentImage")
 def empty_latent_image(run: Run, width: int, height: int, batch_size: int = 1) -> tuple[Any, ...]:
     return ({"samples": torch.zeros(batch_size, EMPTY_CHANNELS, height // EMPTY_FACTOR, width // EMPTY_FACTOR)},)

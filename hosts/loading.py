@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines.core.errors import LoadError
-from .bundled import BUNDLED
+from .bundled import BUNDLED, BUNDLED_MODELS
 from .files import headless_path
 from .host import in_comfyui, this_host
 
-DIFFUSERS = "diffusers"  # below ComfyUI's models folder, as are the two below
+DIFFUSERS = "diffusers"  # below ComfyUI's models folder, as are the three below
+CHECKPOINTS = "checkpoints"
 RANKERS = "editkit_rankers"
 RANKER_FOLDERS = ("clip_vision", RANKERS)
 SUBFOLDERS = ("unet", "vae", "text_encoder")
@@ -23,8 +24,9 @@ def load_bundled(model: str = BUNDLED) -> tuple[Any, Any, Any]:
 
 
 def load_diffusers_folder(name: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a folder in diffusers layout: a name from `diffusers_folders`; headless, a path.
+    """MODEL, CLIP and VAE of a folder in diffusers layout: a name from `diffusers_folders`.
 
+    Headless, a path; there it may also be a checkpoint file (`load_model`).
     Raises: LoadError for a folder that is missing, incomplete or holds pickles.
     """
     return this_host().load_diffusers_folder(_checked_folder(name) if in_comfyui() else headless_path(name))
@@ -35,6 +37,11 @@ def _checked_folder(name: str) -> Path:
     folder = folders.get(name) or next((path for path in folders.values() if path.name == name), None)
     if folder is None:
         raise LoadError(f"models/diffusers has no folder {name!r}: put the model there and refresh the page")
+    if (folder / "transformer").is_dir():
+        raise LoadError(
+            f"{name} is a flow transformer's folder: in ComfyUI load its parts with Load Diffusion Model, the CLIP loader of the "
+            "family and Load VAE"
+        )
     for part in SUBFOLDERS:
         files = [file.name for file in (folder / part).glob("*") if file.suffix in WEIGHTS]
         if not any(file.endswith(".safetensors") for file in files):
@@ -56,6 +63,37 @@ def _model_folders() -> dict[str, Path]:
         for index in root.glob("**/model_index.json"):
             found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
     return found
+
+
+def load_model(name: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a bundled model, a checkpoint file or a folder in diffusers layout; headless, a path.
+
+    Raises: LoadError for a file or folder that is missing or cannot be read.
+    """
+    if name in BUNDLED_MODELS:
+        return load_bundled(name)
+    if in_comfyui() and name.startswith(f"{CHECKPOINTS}/"):
+        return this_host().load_checkpoint(_checkpoint_path(name))
+    return load_diffusers_folder(name)
+
+
+def checkpoint_files() -> list[str]:
+    """safetensors files below models/checkpoints, with the name of that folder; none without ComfyUI."""
+    return sorted(
+        {
+            f"{CHECKPOINTS}/{path.relative_to(root).as_posix()}"
+            for root in this_host().model_folders(CHECKPOINTS)
+            for path in root.glob("**/[!.]*.safetensors")
+        }
+    )
+
+
+def _checkpoint_path(name: str) -> Path:
+    for root in this_host().model_folders(CHECKPOINTS):
+        path = (root / name.removeprefix(f"{CHECKPOINTS}/")).resolve()
+        if path.is_relative_to(root.resolve()) and path.suffix == ".safetensors" and path.is_file():
+            return path
+    raise LoadError(f"models has no file {name!r}: put a safetensors file there and refresh the page")
 
 
 def ranker_files() -> list[str]:

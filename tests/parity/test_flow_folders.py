@@ -131,6 +131,14 @@ def test_a_conditioning_carries_guidance_as_comfyui_writes_it(models) -> None:
         context_of([[context.tokens, {"guidance": "high"}]], "positive")
 
 
+def test_the_stock_node_writes_the_guidance(models) -> None:
+    from editkit.headless.stock_nodes import STOCK_NODES
+
+    context = models["flux dev"].text.encode("a cat")
+    (made,) = STOCK_NODES["FluxGuidance"](None, conditioning=conditioning_of(context), guidance=2.0)
+    assert context_of(made, "positive").guidance == 2.0
+
+
 def test_an_edit_runs_without_a_negative(models) -> None:
     """At guidance scale 1 each step calls the network for the prompt alone."""
     model, image, mask = models["flux dev"], torch.rand(1, 32, 48, 3), torch.zeros(1, 32, 48)

@@ -69,6 +69,12 @@ def test_other_sigmas_are_refused_by_name(name):
         sigma_table({**SD, name: True})
 
 
+def test_a_shift_of_a_flow_schedule_is_refused_by_name():
+    assert torch.equal(sigma_table({**SD, "shift": 1.0}), sigma_table(SD))
+    with pytest.raises(FamilyError, match=r"sets shift to 3\.0"):
+        sigma_table({**SD, "shift": 3.0})
+
+
 def test_an_unknown_spacing_is_refused_by_name():
     with pytest.raises(FamilyError, match="timestep_spacing 'karras'"):
         timestep_spacing({"timestep_spacing": "karras"})

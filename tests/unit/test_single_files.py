@@ -54,6 +54,26 @@ def test_a_file_holds_the_networks_it_was_made_of(made, family, tmp_path) -> Non
     assert pads == {"sd1": {49407}, "sd2": {0}, "sdxl": {49407, 0}}[family]
 
 
+def test_the_loader_node_and_the_command_take_a_file(made, tmp_path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from editkit.headless.cli import main
+    from editkit.hosts.loading import load_diffusers_folder
+
+    path = original.write(tmp_path / "model.safetensors", original.checkpoint("sd1", made["sd1"]))
+    model, clip, vae = load_diffusers_folder(str(path))
+    assert model.denoiser.family == "sd1" and clip.text_encoder.encode("cat").tokens.shape[-1] == 16
+    assert vae.codec.channels == 4
+    for name, value in (("image", 90), ("mask", 255)):
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    files = ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"), "--model", str(path)]
+    steps = ["--steps", "2", "--candidates", "1", "--tune-steps", "0", "--output", str(tmp_path / "out")]
+    assert main(["edit", *files, "--prompt", "a cat", *steps]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model"] == str(path)
+
+
 def test_half_precision_keeps_a_vae_that_overflows(made, tmp_path) -> None:
     path = original.write(tmp_path / "model.safetensors", original.checkpoint("sdxl", made["sdxl"]))
     model = load_model(path, dtype=torch.float16)
