@@ -18,7 +18,8 @@ AUTOMATIC_BLOCK = -1  # Plug-and-Play: choose the output block from the depth of
 AUTOMATIC_DIVISOR = 0  # LocalBlend: choose the attention resolution from the size of the latent
 
 PATCHES_STAY = "LoRA, ControlNet and guidance patches stay active."
-ATTENTION_MODEL = "An SD 1.x, SD 2.x or SDXL model. LoRA and other patches stay active."
+UNET_MODEL = "An SD 1.x, SD 2.x or SDXL model. LoRA and other patches stay active."
+ATTENTION_MODEL = "An SD 1.x, SD 2.x, SDXL, SD3 or Flux model. LoRA and other patches stay active."
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -140,8 +141,10 @@ def tolerance_inputs() -> list:
 # --- attention control ------------------------------------------------------------------------------------------------
 
 
-def attention_model_input(*, patched: bool = True) -> io.Model.Input:
-    return model_input(f"{ATTENTION_MODEL} The output is a patched clone." if patched else ATTENTION_MODEL)
+def attention_model_input(*, patched: bool = True, joint: bool = True) -> io.Model.Input:
+    """A MODEL whose attention is controlled; `joint`: also a transformer that attends to text and image jointly."""
+    models = ATTENTION_MODEL if joint else UNET_MODEL
+    return model_input(f"{models} The output is a patched clone." if patched else models)
 
 
 def edit_input() -> Any:
@@ -219,6 +222,24 @@ def local_blend_inputs() -> list:
             label="blend map resolution 1/n",
         ),
         _edited_maps(),
+    ]
+
+
+def layer_range_inputs() -> list:
+    """The layers whose attention Prompt-to-Prompt changes."""
+    return [
+        fraction_input(
+            "from_layer",
+            0.0,
+            "Fraction of the attention layers that stay unchanged, counted from the input, 0 to 1.",
+            optional=True,
+        ),
+        fraction_input(
+            "until_layer",
+            1.0,
+            "Attention changes up to this fraction of the layers, counted from the input: 1 = to the last.",
+            optional=True,
+        ),
     ]
 
 

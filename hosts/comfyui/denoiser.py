@@ -23,7 +23,7 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.core.shapes import check_latent
 from ...pipelines.learning.loss_scaling import LossScaling
 from .attention.joint import JointLayers
-from .attention_hooks import Layers, attention_layers, controlled_options
+from .attention.unet import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, conditioning_for, name_of_prompt
 from .gradients import differentiable_attention, learnable, network_blocks, refuse_inplace, reserve
 from .model_sampling import NativeModelSampling, sigma_tensor

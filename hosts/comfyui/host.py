@@ -70,7 +70,7 @@ class ComfyUIHost:
         return native_blended_model(model, schedule, source, sigmas)
 
     def paired_model(self, model: Any, plan: PairPlan) -> Any:
-        from .pair_patch import native_paired_model
+        from .attention.pair_patch import native_paired_model
 
         return native_paired_model(model, plan)
 

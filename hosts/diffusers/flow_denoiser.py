@@ -114,7 +114,12 @@ class FlowDenoiser(NetworkDenoiser):
     def _hooks(
         self, control: Controlled, sigma: float, latent_pixels: tuple[int, int]
     ) -> AbstractContextManager[ControlledCall]:
-        return joint_hooks(self.transformer, control, sigma, latent_pixels)
+        return joint_hooks(self.transformer, control, sigma, latent_pixels, self.patch)
+
+    @property
+    def patch(self) -> int:
+        """Latent pixels on a side of one image token."""
+        return int(self.transformer.config["patch_size"])
 
     def _timesteps(self, sigma: float | Tensor, contexts: int) -> Tensor:
         if isinstance(sigma, float):

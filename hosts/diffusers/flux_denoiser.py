@@ -37,6 +37,10 @@ class FluxDenoiser(FlowDenoiser):
         return packed // PATCH**2
 
     @property
+    def patch(self) -> int:
+        return PATCH
+
+    @property
     def blocks(self) -> list[nn.Module]:
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 

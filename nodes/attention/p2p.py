@@ -18,6 +18,7 @@ from .._inputs import (
     attention_model_input,
     cfg_input,
     edit_input,
+    layer_range_inputs,
     local_blend_inputs,
     negative_input,
     p2p_fraction_inputs,
@@ -59,6 +60,7 @@ class P2Plus(io.ComfyNode):
                 *p2p_fraction_inputs(),
                 *pair_inputs(),
                 *local_blend_inputs(),
+                *layer_range_inputs(),
             ],
             outputs=pair_outputs(),
         )
@@ -82,12 +84,14 @@ class P2Plus(io.ComfyNode):
         blend_smooth=False,
         blend_divisor=AUTOMATIC_DIVISOR,
         edited_maps=False,
+        from_layer=0.0,
+        until_layer=1.0,
     ) -> io.NodeOutput:
         edit = edit_in(edit)
         blend = local_blend(
             blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor, edited_maps
         )
-        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
+        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend, from_layer, until_layer)
         return io.NodeOutput(
             *patched(
                 model,
@@ -143,6 +147,7 @@ class P2PlusEdit(io.ComfyNode):
                     optional=True,
                 ),
                 *local_blend_inputs(),
+                *layer_range_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -176,12 +181,14 @@ class P2PlusEdit(io.ComfyNode):
         blend_smooth=False,
         blend_divisor=AUTOMATIC_DIVISOR,
         edited_maps=False,
+        from_layer=0.0,
+        until_layer=1.0,
     ) -> io.NodeOutput:
         edit, negative_prompt = edit_in(edit), negative_in(negative)
         blend = local_blend(
             blend_start, blend_threshold, keep_threshold, blend_pool, blend_smooth, blend_divisor, edited_maps
         )
-        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend)
+        options = P2POptions(tau_c, tau_s, tau_u, self_divisor, blend, from_layer, until_layer)
         inverted = None if trajectory is None else trajectory_in(trajectory)
         like = trajectory_rest(trajectory) if inverted else latent
         sigma_grid, clean = _start(inverted, latent, sigmas)

@@ -23,7 +23,7 @@ class FeatureInjection(io.ComfyNode):
             ),
             search_aliases=["plug and play", "pnp", "feature injection", "image to image translation", "restyle"],
             inputs=[
-                attention_model_input(),
+                attention_model_input(joint=False),
                 *pair_prompt_inputs(),
                 *injection_fraction_inputs(),
                 *pair_inputs(),

@@ -51,7 +51,7 @@ class StyleEdit(io.ComfyNode):
             ),
             search_aliases=["StyleDiffusion", "P2Plus", "edit real image", "attention control"],
             inputs=[
-                attention_model_input(patched=False),
+                attention_model_input(patched=False, joint=False),
                 embeddings_input("From 'StyleDiffusion Inversion' or loaded: the value embeddings and the trajectory."),
                 edit_input(),
                 _negative(),
@@ -147,7 +147,7 @@ class StyleTransfer(io.ComfyNode):
             ),
             search_aliases=["StyleDiffusion", "style transfer", "restyle", "plug and play"],
             inputs=[
-                attention_model_input(patched=False),
+                attention_model_input(patched=False, joint=False),
                 embeddings_input(
                     "Value embeddings of the style image, learned on the sigmas of the content's inversion."
                 ),

@@ -131,7 +131,16 @@ class JointCall:
         return hook
 
     def site(self, block: Block, depth: int, tokens: int, attention: Attention) -> Site:
-        """Attention number `depth` of a block: joint if it comes first, among image tokens if it is a second one."""
+        """The site of one attention of a block.
+
+        Args:
+            block: ComfyUI's name of the kind of the block, and its number.
+            depth: 0 for the joint attention, 1 for a second one, among image tokens.
+            tokens: of the attention.
+            attention: the host's own function.
+        Returns: the site, with the rows and the sigma of the call.
+        Raises: MismatchError for another number of tokens than text and image have.
+        """
         order, count = self.layers.blocks.index(block), len(self.layers.blocks)
         height, width = (-(-side // self.layers.patch) for side in self.latent_pixels)
         text = 0 if depth else self.text

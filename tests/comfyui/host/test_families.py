@@ -22,7 +22,8 @@ from editkit.tests.comfyui.host.recipes import RECIPES
 from editkit.tests.comfyui.host.scene import Scene
 from editkit.tests.nodes.graph import classes
 
-ATTENTION = {  # needs separate self- and cross-attention
+CONVOLUTIONS = {"FeatureInjection", "StyleInvert", "StyleEdit", "StyleTransfer"}  # needs a U-Net
+ATTENTION = {  # needs separate self- and cross-attention, or joint attention in blocks that can be replaced
     "P2Plus", "P2PlusEdit", "MasaCtrl", "FeatureInjection", "AttentionMaps", "StyleInvert", "StyleEdit", "StyleTransfer",
 }  # fmt: skip
 LEARNING = {
@@ -37,8 +38,8 @@ REFUSED = {
     "SD 1.5": FLOW,
     "SD 2.1-v": FLOW,
     "SDXL": FLOW,
-    "SD3": ATTENTION,
-    "Flux": ATTENTION | LEARNING,
+    "SD3": CONVOLUTIONS,
+    "Flux": CONVOLUTIONS | LEARNING,
     "HunyuanImage 2.1": ATTENTION | LEARNING,
     "Lumina 2": ATTENTION | {"AlignPrompts"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import comfy.ldm.flux.math as flux_math
@@ -10,9 +12,12 @@ import comfy.supported_models as supported
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from editkit.hosts.comfyui.attention.joint import OVERRIDE
+from editkit.hosts.comfyui.bundled import flow
+from editkit.hosts.diffusers.flow_denoiser import FlowDenoiser
 from editkit.hosts.diffusers.loading import load_bundled as load_headless
 from editkit.hosts.host import open_denoiser, text_encoder_of
 from editkit.hosts.loading import load_bundled
@@ -29,6 +34,7 @@ from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.errors import FamilyError, LoadError, MismatchError
 from editkit.pipelines.core.protocols import Context
 from editkit.tests.comfyui.host import families
+from editkit.tests.parity import tiny
 from editkit.tests.toy_attention import replace_edit
 
 TOKENS, SIGMA = 7, 0.6
@@ -184,6 +190,46 @@ def test_what_is_not_defined_is_refused_by_name(model: Any) -> None:
     short = replace_edit(*(Context(prompt(seed).tokens[:, :6]) for seed in (1, 2)))
     with pytest.raises(MismatchError, match="attends to 7 text tokens"):
         pairs(model, P2PControl(short, SIGMAS, P2POptions(1.0)))
+
+
+# ------------------------------------------------------------------------------------------------------------- both hosts
+SD3 = {
+    "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 4, "attention_head_dim": 64,
+    "num_attention_heads": 2, "joint_attention_dim": families.WIDTH, "caption_projection_dim": 128,
+    "pooled_projection_dim": families.WIDTH, "pos_embed_max_size": 24,
+}  # fmt: skip
+
+
+def test_both_hosts_edit_alike_in_the_layout_of_sd3(tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        transformer = tiny.randomise(SD3Transformer2DModel(**SD3), std=0.04)
+        for name, value in transformer.named_parameters():
+            value.data.mul_(3.0 if ".attn" in name else 1.5)
+    transformer.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 2.0}))
+    native = flow._model(tmp_path, {"scaling_factor": 1.0})
+    headless = FlowDenoiser(transformer=transformer, table=torch.linspace(0.001, 1, 1000), scaling_factor=1.0)
+    edit = replace_edit(prompt(1), prompt(2), blend_source=(2,), blend_target=(2,))
+    controls: dict[str, PairControl] = {
+        "plain": PairControl(SIGMAS),
+        "P2Plus": P2PControl(edit, SIGMAS, P2POptions(0.8, 0.5, 0.5)),
+        "MasaCtrl of an object": MasaCtrl(SIGMAS, MasaCtrlOptions(1, 0.25), edit),
+    }
+    theirs = on_sd3(headless, edit, controls)
+    with open_denoiser(native, (4, 4, 8, 10), [edit.source, edit.target, prompt(3)]) as denoiser:
+        ours = on_sd3(denoiser, edit, controls)
+    for name, value in theirs.items():
+        assert (ours[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
+        assert name in ("plain", "maps") or (value - theirs["plain"]).abs().max() > 1e-3, name
+
+
+def on_sd3(denoiser: Any, edit: Any, controls: dict[str, PairControl]) -> dict[str, Tensor]:
+    out = {}
+    for name, made in controls.items():
+        result = pair_edit(denoiser, PairPrompts(edit.source, edit.target, prompt(3), 2.0), made, latents()[:, :4])
+        out[name] = torch.cat([result.source, result.edited]).cpu()
+    return {**out, "maps": attention_maps(denoiser, [(SIGMA, latents()[:, :4])], edit.source, [(2,), (3, 4)]).cpu()}
 
 
 # ------------------------------------------------------------------------------------------------------ the bundled model

@@ -18,15 +18,15 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...pipelines.attention.pair_batch import interleave, separate
-from ...pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs, shared_noise
-from ...pipelines.core.attention_sites import Branch
-from ...pipelines.core.errors import MismatchError, ParameterError
-from ...pipelines.core.shapes import check_width
-from .attention.joint import JointLayers
-from .attention_hooks import Layers, attention_layers, controlled_options
-from .model_sampling import NativeModelSampling, sigma_tensor
-from .patch_keys import ATTENTION_KEY, has_attention_edit
+from ....pipelines.attention.pair_batch import interleave, separate
+from ....pipelines.attention.pair_sampling import PairPlan, PairRun, check_pairs, shared_noise
+from ....pipelines.core.attention_sites import Branch
+from ....pipelines.core.errors import MismatchError, ParameterError
+from ....pipelines.core.shapes import check_width
+from ..model_sampling import NativeModelSampling, sigma_tensor
+from ..patch_keys import ATTENTION_KEY, has_attention_edit
+from .joint import JointLayers
+from .unet import Layers, attention_layers, controlled_options
 
 Wrappers = comfy.patcher_extension.WrappersMP
 BROWNIAN = re.compile(r"sample_dpmpp_\w*sde")  # samplers that draw from a Brownian tree by default

@@ -1,4 +1,4 @@
-"""Attention control in a native U-Net, for one network call at a time. (`attention/joint.py`: in transformers.)
+"""Attention control in a native U-Net, for one network call at a time. (`joint.py`: in transformers.)
 
 The MODEL itself is not patched. The options of one model call carry a wrapper around the network. During the call it adds
 its hooks to the options, behind those that are there already (LoRA, IPAdapter, PAG, ...), and to the convolutional blocks
@@ -17,10 +17,10 @@ import comfy.patcher_extension
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
 
-from ...pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Grid, Place, Row, Site
-from ...pipelines.core.errors import FamilyError, MismatchError, ParameterError
-from .attention.joint import JointLayers, joint_layers, joint_options
-from .patch_keys import ATTENTION_KEY
+from ....pipelines.core.attention_sites import AttentionControl, Controlled, FeatureSite, Grid, Place, Row, Site
+from ....pipelines.core.errors import FamilyError, MismatchError, ParameterError
+from ..patch_keys import ATTENTION_KEY
+from .joint import JointLayers, joint_layers, joint_options
 
 NETWORK = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 PLACES: dict[str, Place] = {"input": "down", "middle": "mid", "output": "up"}
