@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.core.errors import EditError, ParameterError
-from .arguments import LARGEST_SEED, check_device, check_edit, check_input, check_output, check_range
+from .arguments import (
+    LARGEST_SEED,
+    check_device,
+    check_edit,
+    check_input,
+    check_output,
+    check_range,
+    warn_of_photograph,
+)
 from .batch.command import add_batch
 from .edit_folder import write_result
 
@@ -84,12 +92,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="bright (or transparent) = edit, same size")
     parser.add_argument("--prompt", required=True, help="what the image should show")
     parser.add_argument("--negative", default="", help="negative prompt")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="folder in diffusers layout (SD 1.x, SD 2.x, SDXL, SD3, Flux), or safetensors checkpoint file of SD 1.x, SD 2.x or "
-        "SDXL (default: the bundled model)",
-    )
+    _model_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("output/edit"), help="folder (default: output/edit)")
     parser.add_argument("--steps", type=int, default=default.steps, help="steps of a full schedule (%(default)s)")
     parser.add_argument(
@@ -128,9 +131,18 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
     )
     _ranker_arguments(parser)
+    parser.set_defaults(run=edit_command)
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder in diffusers layout (SD 1.x, SD 2.x, SDXL, SD3, Flux), or safetensors checkpoint file of SD 1.x, SD 2.x or "
+        "SDXL (default: the bundled model)",
+    )
     parser.add_argument("--device", help="for example cuda or cpu (default: the GPU if there is one)")
     parser.add_argument("--half", action="store_true", help="run the network and the text encoders in float16")
-    parser.set_defaults(run=edit_command)
 
 
 def _ranker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,14 +200,17 @@ def _load(options: argparse.Namespace) -> tuple[Any, Ranker | None]:
 
 def edit_command(options: argparse.Namespace) -> int:
     """`editkit edit`: one blended edit, written to a folder. Every argument is checked first. Raises EditError."""
+    from ..hosts.bundled import BUNDLED_MODELS
     from ..hosts.bundled.example_images import load_image, load_mask
     from ..pipelines.blended.pipeline import blended_edit
-    from ..pipelines.core.mistakes import check_edit_mask, check_mask_of_image
+    from ..pipelines.core.shapes import check_edit_mask, check_mask_of_image
 
     settings = check_edit(options)
     image, mask = load_image(options.image), load_mask(options.mask)
     check_mask_of_image(mask, (image.shape[1], image.shape[2]), "--mask")
     check_edit_mask(mask, "--mask")
+    if options.model is None or str(options.model) in BUNDLED_MODELS:
+        warn_of_photograph(image)
     check_output(options.output)
     model, ranker = _load(options)
     result = blended_edit(
