@@ -210,3 +210,14 @@ def test_nobody_is_asked(made, tmp_path, monkeypatch) -> None:
         path = tmp_path / f"{family}.safetensors"
         save_file({k: v.clone().contiguous() for k, v in original.checkpoint(family, made[family]).items()}, path)
         load_model(path)
+
+
+def test_comfyui_refuses_a_flow_folder_by_name(tmp_path, monkeypatch) -> None:
+    """ComfyUI's loader of folders knows U-Nets alone."""
+    from editkit.hosts import loading
+
+    (tmp_path / "transformer").mkdir()
+    monkeypatch.setattr(loading, "in_comfyui", lambda: True)
+    monkeypatch.setattr(loading, "_model_folders", lambda: {"sd3": tmp_path})
+    with pytest.raises(LoadError, match=r"sd3 is a flow transformer's folder.*Load Diffusion Model"):
+        loading.load_diffusers_folder("sd3")
