@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,15 @@ if TYPE_CHECKING:
     import argparse
 
     import torch
+    from torch import Tensor
 
     from ..pipelines.blended.pipeline import EditSettings
 
+log = logging.getLogger("editkit")
+
 MOST_CANDIDATES = 1000
+BUNDLED_SIDE = 96  # pixels of the images that the bundled model was trained on
+STRANGE = 0.3  # share of pixels in colours that no scene has; scenes have at most 0.02, photographs 0.6 and more
 LARGEST_SEED = 2**64 - 1
 
 
@@ -33,6 +39,10 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
         raise ParameterError("--prompt is empty: say what the image should show")
     check_text(options.negative, "--negative")
     check_text(options.rank_text or "", "--rank-text")
+    if options.rank_text is not None and not options.rank_text.strip():
+        raise ParameterError("--rank-text is empty: say what the masked region should show, or leave it out")
+    if options.prompt.strip() == options.negative.strip():
+        log.warning("--prompt and --negative are the same: guidance has no effect")
     check_range(options.candidates, "--candidates", 1, MOST_CANDIDATES)
     executed_steps(options.steps, options.strength)
     check_range(options.cfg, "--cfg", 1)
@@ -83,6 +93,20 @@ def check_range(value: float, name: str, lowest: float, highest: float = math.in
     if not (math.isfinite(value) and lowest <= value <= highest):
         most = "or more" if highest == math.inf else f"to {highest}"
         raise ParameterError(f"{name} is {value}: give {lowest} {most}")
+
+
+def warn_of_photograph(image: Tensor) -> None:
+    """Warn where an IMAGE [1, H, W, 3] for the bundled model does not look like the scenes that it knows."""
+    import torch.nn.functional as F
+
+    from ..hosts.bundled.oracle import strange_share
+
+    small = F.interpolate(image[:1].movedim(-1, 1), (BUNDLED_SIDE, BUNDLED_SIDE), mode="area")[0].movedim(0, -1)
+    if strange_share(small.numpy()) > STRANGE:
+        log.warning(
+            "the bundled model knows only plain shapes on plain backgrounds, and --image looks different, perhaps a photograph: "
+            "give your own model with --model"
+        )
 
 
 def check_device(name: str | None) -> torch.device:

@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     from ..pipelines.blended.pipeline import EditResult
 
 REPORT = "report.json"
+CHUNK = "editkit"  # the text chunk of every PNG that holds the report
 # What one run may write and the next may not.
 OWN = re.compile(r"(candidate_\d+|loss)\.png")
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
-Files = dict[str, Callable[[Path], object]]
+Files = dict[str, Callable[..., object]]
 
 
 def write_result(result: EditResult, image: Tensor, mask: Tensor, folder: Path, about: Mapping[str, Any]) -> list[str]:
     """Write source, mask, candidates, tuned winner, composite, comparison sheet and report.json.
+
+    Every PNG carries the report too, in a text chunk.
 
     Args:
         result: the finished edit.
@@ -56,6 +59,7 @@ def write_result(result: EditResult, image: Tensor, mask: Tensor, folder: Path, 
         "files": [*files, REPORT],
     }
     text = json.dumps(finite(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files = {name: partial(write, texts={CHUNK: text}) for name, write in files.items()}
     files[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
         _write(folder, files)

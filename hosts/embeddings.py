@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..pipelines.core.errors import EditError
+from ..pipelines.core.guidance import check_cfg, warn_of_equal_prompts
 from ..pipelines.core.protocols import Context
 from ..pipelines.core.tensor_files import read_tensors
 from ..pipelines.inversion.negative_embeddings import FORMAT, Embeddings, read_embeddings, save_embeddings
@@ -152,5 +153,11 @@ def prompts_to_open(*prompts: Context | Embeddings | None) -> list[Context]:
 
 
 def opened_for(positive: Context, negative: Context | Embeddings, scale: float) -> list[Context]:
-    """The contexts for `open_denoiser` of an edit at a guidance scale: without the negative if that is not needed."""
+    """The contexts for `open_denoiser` of an edit at a guidance scale: without the negative if that is not needed.
+
+    Raises: ParameterError for a scale below 1. Warns where both prompts are equal.
+    """
+    check_cfg(scale)
+    if isinstance(negative, Context) and scale != 1:
+        warn_of_equal_prompts(positive, negative, "guidance has no effect; write what the image should show")
     return prompts_to_open(positive, negative if negative.guides(scale) else None)

@@ -64,6 +64,7 @@ class Host(Protocol):
 
     def load_bundled(self, model: str) -> tuple[Any, Any, Any]: ...
     def load_diffusers_folder(self, folder: Path) -> tuple[Any, Any, Any]: ...
+    def load_checkpoint(self, file: Path) -> tuple[Any, Any, Any]: ...
     def managed_ranker(self, ranker: Any) -> Any: ...
 
 
@@ -227,6 +228,14 @@ def image_encoder_of(value: Any, socket: str = "image_encoder") -> ImageEncoder:
 def progress_bar(total: int, model: Any = None) -> Progress:
     """A `Progress` of `total` steps on the node, with previews if `model` has a latent format; it raises on cancel."""
     return this_host().progress(total, None if isinstance(model, HeadlessModel) else model)
+
+
+def show_warnings() -> None:
+    """Show the warnings of a node below it, where the host has a page; the log has them in any case."""
+    if in_comfyui():
+        from .comfyui.node_warnings import show_warnings_under_nodes
+
+        show_warnings_under_nodes()
 
 
 def intermediate_device() -> torch.device:

@@ -22,6 +22,7 @@ log = logging.getLogger("editkit")
 SAMPLES = "samples"
 SOURCES = "editkit_source"  # for every candidate the index of its source image
 IMAGES = "editkit_images"  # the number of source images
+SEED = "editkit_seed"  # the seed of the noise in a noised LATENT
 
 
 class DeviceTensor:
@@ -187,21 +188,22 @@ def latent_out(z: Tensor, denoiser: Any, sigma: float, like: Mapping[str, Any]) 
 
 
 def finished_out(latent: Tensor, like: Mapping[str, Any]) -> DeviceLatent:
-    """A LATENT of a noise-free, unscaled tensor [B, C, h, w], with the other entries of `like`.
+    """A LATENT of a noise-free, unscaled tensor [B, C, h, w], with the other entries of `like` but the seed of its noise.
 
     Raises: ShapeError for NaN or infinity: a model overflowed.
     """
     refuse_nan(latent, "the result")
-    return _device_latent(DeviceTensor(latent), like)
+    return _device_latent(DeviceTensor(latent), {key: like[key] for key in like if key not in (SAMPLES, SEED)})
 
 
-def candidates_out(found: Candidates, denoiser: Any, sigma: float, like: Mapping[str, Any]) -> DeviceLatent:
-    """A LATENT of noised candidates, which carries the sources of its entries.
+def candidates_out(found: Candidates, denoiser: Any, sigma: float, seed: int, like: Mapping[str, Any]) -> DeviceLatent:
+    """A LATENT of noised candidates, which carries the sources of its entries and the seed of their noise.
 
     Args:
         found: the candidates at `sigma`.
         denoiser: the denoiser that made them, or its `sampling_of`.
         sigma: of the candidates, 0 or above.
+        seed: that their noise was made from.
         like: a LATENT whose other entries the result inherits; its batch indices give way to those of `found`.
     Returns: a LATENT [images x copies, C, h, w].
     """
@@ -209,8 +211,13 @@ def candidates_out(found: Candidates, denoiser: Any, sigma: float, like: Mapping
     if found.batch_index is not None:
         rest["batch_index"] = found.batch_index
     return latent_out(
-        found.z, denoiser, sigma, like={**rest, SOURCES: found.sources.index, IMAGES: found.sources.images}
+        found.z, denoiser, sigma, like={**rest, SOURCES: found.sources.index, IMAGES: found.sources.images, SEED: seed}
     )
+
+
+def noise_seed(latent: Mapping[str, Any], seed: int) -> int:
+    """The seed of the noise in a LATENT from 'Noise Latent to Sigma'; `seed` for any other LATENT."""
+    return int(latent.get(SEED, seed))
 
 
 def sources_of(latent: Mapping[str, Any], socket: str) -> Sources | None:
@@ -227,7 +234,7 @@ def sources_of(latent: Mapping[str, Any], socket: str) -> Sources | None:
 
 def without_sources(latent: Mapping[str, Any]) -> dict[str, Any]:
     """The other entries of a LATENT that becomes the source of new edits itself."""
-    return {key: latent[key] for key in latent if key not in (SAMPLES, SOURCES, IMAGES)}
+    return {key: latent[key] for key in latent if key not in (SAMPLES, SOURCES, IMAGES, SEED)}
 
 
 def reordered(latent: Mapping[str, Any], ranking: Any) -> DeviceLatent:
@@ -254,7 +261,11 @@ def latent_in(latent: Mapping[str, Any], denoiser: Any, sigma: float) -> Tensor:
         if abs(tensor.sigma - sigma) > 1e-4 * max(tensor.sigma, sigma):
             raise MismatchError(
                 f"latent has sigma {tensor.sigma:.4g} but this step starts at {sigma:.4g}: "
-                "use the same sigmas, and start where the step before ended"
+                + (
+                    "connect the output of 'Noise Latent to Sigma'"
+                    if tensor.sigma == 0
+                    else "use the same sigmas, and start where the step before ended"
+                )
             )
         z = tensor.z()
         if z is not None and tensor.denoiser_fingerprint == denoiser.fingerprint:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..pipelines.attention.pair_sampling import PairPlan
 from ..pipelines.core.errors import EditError, ParameterError
-from ..pipelines.core.guidance import EditPrompts
+from ..pipelines.core.guidance import EQUAL_PROMPTS, EditPrompts, warn_of_equal_prompts
 from ..pipelines.core.masks import MaskSchedule
 from ..pipelines.core.protocols import Context, Denoiser, LatentCodec, TextEncoder
 from ..pipelines.core.shapes import check_tokens
@@ -112,6 +112,13 @@ def context_of(conditioning: Any, socket: str) -> Context:
     tokens, extras = conditioning[0][0], conditioning[0][1]
     guidance = guidance_of(extras, socket)
     return Context(tokens, extras.get("pooled_output"), extras.get("editkit_text"), conditioning, socket, guidance)
+
+
+def prompt_pair(source: Any, target: Any) -> tuple[Context, Context]:
+    """The CONDITIONINGs of an edit by two prompts as Contexts. Warns where they are equal. Raises EditError as `context_of`."""
+    pair = context_of(source, "source"), context_of(target, "target")
+    warn_of_equal_prompts(*pair, EQUAL_PROMPTS)
+    return pair
 
 
 def guidance_of(extras: Mapping[str, Any], socket: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..hosts.host import show_warnings
 from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
@@ -48,4 +49,5 @@ NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module
 
 class EditKitExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        show_warnings()
         return NODES

@@ -8,7 +8,7 @@ from ..hosts.host import codec_of, to_host
 from ..hosts.latent import latent_grid
 from ..pipelines.core.errors import ParameterError
 from ..pipelines.core.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
-from ..pipelines.core.shapes import check_mask
+from ..pipelines.core.shapes import check_edit_mask, check_mask_of_grid, check_mask_of_image
 from ._api import MaskScheduleSocket, io, preview, reproduction_switch, schema
 
 log = logging.getLogger("editkit")
@@ -66,8 +66,11 @@ class LatentMask(io.ComfyNode):
     @classmethod
     def execute(cls, mask, latent=None, vae=None, mode="max", threshold=0.5) -> io.NodeOutput:
         codec = None if vae is None else codec_of(vae)
-        mask = check_mask(mask, "mask")
+        mask = check_edit_mask(mask, "mask")
         height, width, factor = latent_grid(mask, latent, codec)
+        if latent is not None and "editkit_size" in latent:
+            check_mask_of_image(mask, latent["editkit_size"])
+        check_mask_of_grid(mask, (height, width), factor)
         result = downsample(mask, height, width, mode, threshold, factor=factor)
         for index in result.lost:
             log.warning(

@@ -7,23 +7,25 @@ import re
 CHECKPOINT = """
 ## With your own checkpoint
 
-1. Replace *Load EditKit Model* by **Load Checkpoint** and connect its MODEL, CLIP and VAE.
-2. Replace *Example Image and Mask* by **Load Image**. Paint the mask with *Open in MaskEditor* and use its MASK.
-3. Describe the whole image after the edit in the prompt. Use images of about 512 px (SD 1.x) or 1024 px (SDXL).
+1. Choose your checkpoint in *Load EditKit Model*, which loads it as **Load Checkpoint** does.
+2. Add **Load Image**, paint the mask with *Open in MaskEditor*, and connect its IMAGE and MASK to *own image* and *own
+mask* of *Example Image and Mask*.
+3. Describe the whole image after the edit in the prompt. Use *cfg* 5 to 7.5 and images of about 512 px (SD 1.x) or 1024
+px (SDXL).
 """
 
 UNMASKED = """
 ## With your own checkpoint
 
-1. Replace *Load EditKit Model* by **Load Checkpoint** and connect its MODEL, CLIP and VAE.
-2. Replace *Example Image and Mask* by **Load Image**. You do not need a mask.
+1. Choose your checkpoint in *Load EditKit Model*, which loads it as **Load Checkpoint** does.
+2. Add **Load Image** and connect its IMAGE to *own image* of *Example Image and Mask*. You do not need a mask.
 3. Describe the whole image in the prompts. Use *cfg* 5 to 7.5 and images of about 512 px (SD 1.x) or 1024 px (SDXL).
 """
 
 DRAWN = """
 ## With your own checkpoint
 
-1. Replace *Load EditKit Model* by **Load Checkpoint** and connect its MODEL, CLIP and VAE.
+1. Choose your checkpoint in *Load EditKit Model*, which loads it as **Load Checkpoint** does.
 2. Set the size in *Empty Latent Image* to about 512 px (SD 1.x) or 1024 px (SDXL), and *cfg* to 5 to 7.5.
 3. Describe the whole image in both prompts. To edit your own image with **Load Image**, see the workflow
 *p2plus_real_image*.
@@ -43,8 +45,9 @@ to 50.
 *FluxGuidance* (3.5) behind the target prompt.
 """
 
-RANKER = """4. The bundled ranker knows only images of the bundled model. Choose open_clip weights in *Load CLIP Ranker*, and
-change the text of *CLIP Rank*.
+RANKER = """4. The bundled ranker knows only images of the bundled model. Put open_clip weights (image and text encoder in one
+safetensors file) into *models/editkit_rankers*, choose them and their architecture in *Load CLIP Ranker*, and write into
+*text* of *CLIP Rank* what the masked region should show.
 """
 
 NOTES = {

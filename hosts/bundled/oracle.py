@@ -98,6 +98,17 @@ def foreground(image: np.ndarray, background: str, pattern: str) -> np.ndarray:
     return dilated(eroded(mask))
 
 
+def strange_share(image: np.ndarray) -> float:
+    """Fraction of the pixels of `image` [S, S, 3] that have neither the background's nor an object's colour.
+
+    At most 0.02 for rendered scenes; 0.6 and more for photographs, noise and gradients.
+    """
+    empty = render_background(*read_background(image), image.shape[0])
+    to_empty = np.linalg.norm(image - empty, axis=-1)
+    to_object = np.linalg.norm(image[:, :, None] - object_palette(), axis=-1).min(-1)
+    return float((np.minimum(to_empty, to_object) > 0.12).mean())
+
+
 def components(image: np.ndarray, background: str, pattern: str) -> list[np.ndarray]:
     """Connected objects as boolean masks [S, S], specks dropped."""
     mask = foreground(image, background, pattern)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...pipelines.attention.pair_sampling import PairPlan
+from ...pipelines.core.errors import LoadError
 from ...pipelines.core.masks import MaskSchedule
 from ...pipelines.core.progress import Progress
 from ...pipelines.core.protocols import Context, Denoiser, ImageEncoder, LatentCodec, TextEncoder, TunableDenoiser
@@ -147,6 +148,21 @@ class ComfyUIHost:
         return comfy.diffusers_load.load_diffusers(
             str(folder), output_vae=True, output_clip=True, embedding_directory=embeddings
         )
+
+    def load_checkpoint(self, file: Path) -> tuple[Any, Any, Any]:
+        """As *Load Checkpoint* loads it. Raises LoadError for a file without the network, the text encoder or the VAE."""
+        import comfy.sd
+
+        embeddings = folder_paths.get_folder_paths("embeddings")
+        found = comfy.sd.load_checkpoint_guess_config(
+            str(file), output_vae=True, output_clip=True, embedding_directory=embeddings
+        )[:3]
+        missing = [part for part, value in zip(("model", "text encoder", "VAE"), found, strict=True) if value is None]
+        if missing:
+            raise LoadError(
+                f"{file.name} has no {missing[0]}: load its parts with Load Diffusion Model, Load CLIP and Load VAE"
+            )
+        return tuple(found)
 
     def managed_ranker(self, ranker: Any) -> ManagedRanker:
         from .memory import ManagedRanker

@@ -161,6 +161,9 @@ class HeadlessHost:
 
         return _sockets(partial(load_model, folder))
 
+    def load_checkpoint(self, file: Path) -> tuple[HeadlessModel, HeadlessClip, HeadlessVae]:
+        return self.load_diffusers_folder(file)
+
     def managed_ranker(self, ranker: Any) -> Any:
         return ranker
 

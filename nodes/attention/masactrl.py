@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...hosts.sockets import context_of
+from ...hosts.sockets import prompt_pair
 from ...pipelines.attention.masactrl import MasaCtrl as MasaCtrlControl
 from ...pipelines.attention.masactrl import MasaCtrlOptions
 from .._api import PromptEditSocket, io, schema
@@ -73,8 +73,7 @@ class MasaCtrl(io.ComfyNode):
         return io.NodeOutput(
             *patched(
                 model,
-                context_of(source, "source"),
-                context_of(target, "target"),
+                *prompt_pair(source, target),
                 lambda grid: MasaCtrlControl(grid, options, named),
                 tokens=None if named is None else named.token_count,
                 sigmas=sigmas,

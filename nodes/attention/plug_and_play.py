@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...hosts.sockets import context_of
+from ...hosts.sockets import prompt_pair
 from ...pipelines.attention.plug_and_play import PlugAndPlay as PlugAndPlayControl
 from ...pipelines.attention.plug_and_play import PlugAndPlayOptions
 from .._api import io, schema
@@ -52,8 +52,7 @@ class FeatureInjection(io.ComfyNode):
         return io.NodeOutput(
             *patched(
                 model,
-                context_of(source, "source"),
-                context_of(target, "target"),
+                *prompt_pair(source, target),
                 lambda grid: PlugAndPlayControl(grid, options),
                 sigmas=sigmas,
                 trajectory=trajectory,

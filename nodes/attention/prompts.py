@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from ...hosts.host import text_encoder_of, to_host
 from ...pipelines.attention.prompts.align import MODES, align_prompts
 from ...pipelines.attention.prompts.figure import alignment_figure
 from ...pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
+from ...pipelines.core.errors import ParameterError
+from ...pipelines.core.guidance import EQUAL_PROMPTS
 from .._api import PromptEditSocket, io, reproduction_switch, schema, show_text
+
+log = logging.getLogger("editkit")
 
 
 class AlignPrompts(io.ComfyNode):
@@ -92,6 +98,12 @@ class AlignPrompts(io.ComfyNode):
     def execute(
         cls, clip, source_text, target_text, mode, weights, windows, blend_words, keep_words, legacy_tail
     ) -> io.NodeOutput:
+        if not target_text.strip():
+            raise ParameterError("target_text is empty: write the source prompt with some words changed")
+        if not source_text.strip():
+            log.warning("source_text is empty, so no word is aligned: describe the source image")
+        if source_text.split() == target_text.split() and not weights.strip():
+            log.warning("source_text and target_text are the same prompt: %s or set weights", EQUAL_PROMPTS)
         edit = align_prompts(
             text_encoder_of(clip),
             source_text,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ...hosts.host import codec_of, progress_bar, sampling_of, to_host, vae_of
 from ...hosts.latent import finished_out, samples_of, sources_of
 from ...pipelines.blended.composite import blend_pixels, composite_source
@@ -118,6 +120,10 @@ def _of_candidates(latent, source, mask, edited=None) -> tuple:
 
 def _report(name: str, tuning: Tuning) -> str:
     stopped = " (stopped early)" if tuning.stopped else ""
+    if math.isnan(tuning.psnr_before):
+        return (
+            f"{name}: {tuning.steps} steps{stopped}; the mask covers the whole image, so nothing outside it is compared"
+        )
     before, after = f"{tuning.psnr_before:.1f} dB before", f"{tuning.psnr_after:.1f} dB after"
     return f"{name}: outside the mask {before}, {after} {tuning.steps} steps{stopped}"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...hosts.embeddings import negative_in, opened_for
 from ...hosts.host import blended_model, open_denoiser, progress_bar, sampling_of
-from ...hosts.latent import candidates_out, finished_out, latent_in, latent_out, samples_of, sources_of
+from ...hosts.latent import candidates_out, finished_out, latent_in, latent_out, noise_seed, samples_of, sources_of
 from ...hosts.sockets import context_of
 from ...hosts.trajectory import trajectory_in
 from ...pipelines.blended.blending import BlendOptions, blended_denoise, unscale_over_source
@@ -138,7 +138,7 @@ class NoiseLatent(io.ComfyNode):
                     "step", default=0, min=0, max=TO_THE_END, tooltip="Index of the sigma, from 0 (noisiest)."
                 ),
                 seed_input(
-                    "Seed of the noise. Every candidate has its own noise. Use the same seed in 'Blended Denoise Step (BLD)'."
+                    "Seed of the noise. Every candidate has its own noise. The latent carries it to 'Blended Denoise Step (BLD)'."
                 ),
                 io.Int.Input(
                     "copies",
@@ -174,7 +174,7 @@ class NoiseLatent(io.ComfyNode):
             batch_index=latent.get("batch_index"),
             from_source=start == "noised source",
         )
-        return io.NodeOutput(candidates_out(found, denoiser, sigma, like=latent))
+        return io.NodeOutput(candidates_out(found, denoiser, sigma, seed, like=latent))
 
 
 def source_trajectory_of(trajectory: Any, source: Tensor) -> Trajectory:
@@ -231,7 +231,9 @@ class BlendedDenoise(io.ComfyNode):
                     max=TO_THE_END,
                     tooltip="Stop before this step. 10000 = run to the end.",
                 ),
-                seed_input("Seed of the background's noise: the seed of the noised latent."),
+                seed_input(
+                    "Seed of the background's noise. A latent from 'Noise Latent to Sigma' carries its seed, which is used instead."
+                ),
                 *_variant_inputs(),
                 trajectory_input(
                     "Inversion of the source from 'DDIM Inversion'. It is used as background instead of fresh noise; start from "
@@ -281,7 +283,7 @@ class BlendedDenoise(io.ComfyNode):
                 sigma_grid,
                 masks,
                 EditPrompts(prompt, negative_prompt, cfg),
-                seeds=image_seeds(seed, batch, latent.get("batch_index")),
+                seeds=image_seeds(noise_seed(latent, seed), batch, latent.get("batch_index")),
                 start=start_step,
                 end=end_step,
                 options=BlendOptions(blend, background_level, background_noise, eta),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...hosts.embeddings import negative_in, opened_for
 from ...hosts.host import batch_that_fits, open_denoiser, progress_bar, sampling_of
 from ...hosts.latent import finished_out, unnoised_samples
-from ...hosts.sockets import context_of
+from ...hosts.sockets import context_of, prompt_pair
 from ...hosts.trajectory import trajectory_in, trajectory_rest
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.noise import image_seeds
@@ -180,7 +180,7 @@ class DiffEdit(io.ComfyNode):
         settings = DiffEditSettings(
             steps, encoding_ratio, maps, strength, cfg, legacy_offset, rule, InversionOptions(mode)
         )
-        source_prompt, prompt = context_of(source, "source"), context_of(target, "target")
+        source_prompt, prompt = prompt_pair(source, target)
         inversion_prompt = source_prompt if inversion is None else context_of(inversion, "inversion")
         negative_prompt, negatives = negative_in(negative), negatives_in(source_negative, target_negative, mask_cfg)
         opened = [*opened_for(prompt, negative_prompt, cfg), source_prompt, inversion_prompt, *mask_prompts(negatives)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...hosts.host import batch_that_fits, open_denoiser, progress_bar, to_host
 from ...hosts.latent import unnoised_samples
-from ...hosts.sockets import context_of
+from ...hosts.sockets import prompt_pair
 from ...pipelines.core.noise import image_seeds
 from ...pipelines.diffedit.mask import MaskRule, diffedit_mask, strength_sigma
 from .._api import io, reproduction_switch, schema, show_text
@@ -94,7 +94,7 @@ class DiffEditMaskNode(io.ComfyNode):
     ) -> io.NodeOutput:
         clean, size = unnoised_samples(latent, "latent"), size_of(latent, vae)
         rule = MaskRule(clip_ratio, threshold, smooth, smallest_island, batch_mean)
-        contexts = [context_of(source, "source"), context_of(target, "target")]
+        contexts = prompt_pair(source, target)
         negatives = negatives_in(source_negative, target_negative, mask_cfg)
         with open_denoiser(model, clean.shape, [*contexts, *mask_prompts(negatives)]) as denoiser:
             found = diffedit_mask(

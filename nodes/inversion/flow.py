@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...hosts.embeddings import negative_in, opened_for
 from ...hosts.host import open_denoiser, progress_bar
 from ...hosts.latent import finished_out, latent_out, unnoised_samples, without_sources
-from ...hosts.sockets import context_of
+from ...hosts.sockets import context_of, prompt_pair
 from ...hosts.trajectory import trajectory_in, trajectory_out, trajectory_rest
 from ...pipelines.core.guidance import EditPrompts
 from ...pipelines.core.noise import image_seeds
@@ -252,7 +252,7 @@ class FlowEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         options = FlowEditOptions(n_max, n_min, n_avg)
         sigma_grid, clean = check_sigmas(sigmas), unnoised_samples(latent, "latent")
-        old, new = context_of(source, "source"), context_of(target, "target")
+        old, new = prompt_pair(source, target)
         negative_prompt = context_of(negative, "negative")
         opened = [old, new] if source_cfg == target_cfg == 1 else [old, new, negative_prompt]
         with open_denoiser(model, clean.shape, opened, sigmas=sigma_grid) as denoiser:

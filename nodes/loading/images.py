@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from ...hosts.bundled.example_images import EXAMPLES, load_example
 from ...hosts.host import codec_of, to_host
 from ...hosts.latent import finished_out, samples_of
+from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.images import decode_image, encode_image
 from ...pipelines.core.noise import image_seeds
-from ...pipelines.core.shapes import check_image, check_latent
+from ...pipelines.core.shapes import PLACEHOLDER, check_image, check_latent, check_mask, check_mask_of_image
 from .._api import io, preview, reproduction_switch, schema
 from .._inputs import latent_input, seed_input
 
@@ -21,25 +27,61 @@ class LoadExample(io.ComfyNode):
             category="EditKit/loaders",
             description=(
                 "An example image with a mask and a caption, made for the bundled model, so that a workflow runs without any "
-                "files. For your own image use Load Image instead."
+                "files. Connect the IMAGE and MASK of Load Image to edit your own image instead."
             ),
             search_aliases=["sample image", "demo image"],
             inputs=[
                 io.Combo.Input(
                     "name", options=list(EXAMPLES), default=EXAMPLES[0], tooltip="Which of the example images to load."
-                )
+                ),
+                io.Image.Input(
+                    "own_image",
+                    display_name="own image",
+                    optional=True,
+                    tooltip="Your image from Load Image, of any size. It takes the place of the example and its mask.",
+                ),
+                io.Mask.Input(
+                    "own_mask",
+                    display_name="own mask",
+                    optional=True,
+                    tooltip="The mask of your image, 1 = edit: the MASK of Load Image, painted with Open in MaskEditor.",
+                ),
             ],
             outputs=[
-                io.Image.Output("image", display_name="image", tooltip="The image, 96 x 96 pixels."),
+                io.Image.Output("image", display_name="image", tooltip="Your image, or the example of 96 x 96 pixels."),
                 io.Mask.Output("mask", display_name="mask", tooltip="Its mask, 1 = edit."),
-                io.String.Output("caption", display_name="caption", tooltip="A sentence that describes the image."),
+                io.String.Output(
+                    "caption",
+                    display_name="caption",
+                    tooltip="A sentence that describes the example; empty for your own image.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, name) -> io.NodeOutput:
+    def execute(cls, name, own_image=None, own_mask=None) -> io.NodeOutput:
+        if own_image is not None or own_mask is not None:
+            image, mask = _own(own_image, own_mask)
+            return io.NodeOutput(image, mask, "", ui=preview(cls, image))
         example = load_example(name)
         return io.NodeOutput(example.image, example.mask, example.caption, ui=preview(cls, example.image))
+
+
+def _own(image: Any, mask: Any) -> tuple[Tensor, Tensor]:
+    """The user's IMAGE and MASK. Without a mask, an empty one of the image's size, for methods that need none.
+
+    Raises: ParameterError for a mask alone; ShapeError for one of another size.
+    """
+    if image is None:
+        raise ParameterError("own_mask is connected but own_image is not: connect the IMAGE of the same Load Image")
+    image = check_image(image, "own_image")
+    if mask is None:
+        return image, torch.zeros(image.shape[:3])
+    mask = check_mask(mask, "own_mask")
+    if tuple(mask.shape[1:]) == PLACEHOLDER and not mask.any():
+        return image, torch.zeros(image.shape[:3])  # nothing was painted; a node that needs a mask refuses it
+    check_mask_of_image(mask, (image.shape[1], image.shape[2]), "own_mask")
+    return image, mask
 
 
 class EncodeImage(io.ComfyNode):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...hosts.bundled import BUNDLED, BUNDLED_MODELS, bundled_models
+from ...hosts.bundled import BUNDLED, bundled_models
 from ...hosts.loading import (
+    checkpoint_files,
     diffusers_folders,
-    load_bundled,
     load_bundled_ranker,
-    load_diffusers_folder,
+    load_model,
     load_ranker_file,
     ranker_files,
 )
@@ -22,16 +22,17 @@ class LoadModel(io.ComfyNode):
             display_name="Load EditKit Model",
             category="EditKit/loaders",
             description=(
-                "Loads the tiny model that ships with EditKit, so that every workflow runs without a download, or a model "
-                "folder in diffusers layout. For a single checkpoint file use Load Checkpoint instead."
+                "Loads the tiny model that ships with EditKit, so that every workflow runs without a download, one of your "
+                "checkpoints as Load Checkpoint does, or a model folder in diffusers layout."
             ),
             search_aliases=["checkpoint", "tiny model", "diffusers", "bundled model"],
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[*bundled_models(), *diffusers_folders()],
+                    options=[*bundled_models(), *checkpoint_files(), *diffusers_folders()],
                     default=BUNDLED,
-                    tooltip="'bundled', or a folder in models/diffusers with unet, vae and text_encoder (safetensors only).",
+                    tooltip="'bundled', a file in models/checkpoints, or a folder in models/diffusers with unet, vae and "
+                    "text_encoder (safetensors only).",
                 )
             ],
             outputs=[
@@ -43,7 +44,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        return io.NodeOutput(*(load_bundled(model) if model in BUNDLED_MODELS else load_diffusers_folder(model)))
+        return io.NodeOutput(*load_model(model))
 
 
 class LoadRanker(io.ComfyNode):

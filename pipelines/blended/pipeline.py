@@ -13,12 +13,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.errors import ParameterError
 from ..core.guidance import EditPrompts
 from ..core.masks import MaskSchedule, dilation_schedule, downsample
 from ..core.noise import image_seeds, seeded_noise, start_latent
 from ..core.progress import Progress, silent
 from ..core.protocols import Denoiser, LatentCodec, Ranker, TextEncoder
-from ..core.shapes import check_image, check_mask, crop_to, match_batch, pad_to_factor, same_size
+from ..core.shapes import (
+    check_edit_mask,
+    check_image,
+    check_mask,
+    check_mask_of_image,
+    crop_to,
+    match_batch,
+    pad_to_factor,
+)
 from ..evaluation.clip_ranking import rank_by_text
 from ..evaluation.metrics import psnr_outside
 from .blending import BlendOptions, blended_denoise, unscale_over_source
@@ -121,8 +130,8 @@ def edit_latents(
     Raises: EditError.
     """
     settings = settings or EditSettings()
-    image, mask = check_image(image, "image"), check_mask(mask, "mask")
-    same_size(image, mask, "image", "mask")
+    image, mask = check_image(image, "image"), check_edit_mask(mask)
+    check_mask_of_image(mask, (image.shape[1], image.shape[2]))
     source = codec.encode(pad_to_factor(image, codec.factor))
     height, width = source.shape[-2:]
     latent_pixels = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
@@ -209,6 +218,8 @@ def blended_edit(
     """
     settings = settings or EditSettings()
     report = stage or (lambda name: silent)
+    if rank_text is not None and not rank_text.strip():
+        raise ParameterError("rank_text is empty: say what the masked region should show, or leave it out")
     image, mask = check_image(image, "image"), check_mask(mask, "mask")
     latents = edit_latents(
         denoiser, codec, text, image, mask, prompt, negative=negative, settings=settings, progress=report("denoise")

@@ -6,14 +6,21 @@ A prompt may be the same at every step or change from step to step. Both kinds a
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .errors import ParameterError
 from .protocols import Context, Denoiser
+
+log = logging.getLogger("editkit")
+
+EQUAL_PROMPTS = "nothing will be edited; change words of the target"
 
 
 class Positive(Protocol):
@@ -96,6 +103,18 @@ def guided(
     return negative.combine(denoiser, z, sigma, cond, uncond, scale, contexts)
 
 
+def check_cfg(scale: float, name: str = "cfg") -> None:
+    """Raises ParameterError for a guidance scale below 1: it would steer away from the prompt."""
+    if not (math.isfinite(scale) and scale >= 1):
+        raise ParameterError(f"{name} is {scale}: give 1 (no guidance) or more, for example 5")
+
+
+def warn_of_equal_prompts(first: Context, second: Context, remedy: str) -> None:
+    """Warn where two prompts that must differ are the same embedding."""
+    if first.tokens.shape == second.tokens.shape and torch.equal(first.tokens, second.tokens.to(first.tokens)):
+        log.warning("%s and %s are the same prompt: %s", first.socket, second.socket, remedy)
+
+
 def check_guidance(negative: Negative | None, scale: float) -> None:
     """Raises ParameterError where guidance at `scale` needs a negative and there is none."""
     if negative is None and scale != 1:
@@ -116,6 +135,9 @@ class EditPrompts:
     positive: Positive
     negative: Negative | None
     guidance_scale: float
+
+    def __post_init__(self) -> None:
+        check_cfg(self.guidance_scale)
 
     def check(self, denoiser: Denoiser, sigmas: Tensor) -> None:
         """Raises MismatchError if a prompt was made for another model or another grid; a plain prompt fits everywhere."""

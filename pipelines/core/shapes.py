@@ -6,14 +6,20 @@ padded on the right and at the bottom by reflection, and cropped back exactly. P
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
+from .errors import ParameterError, ShapeError
+
+log = logging.getLogger("editkit")
 
 BRIGHTEST = 2.0  # of an IMAGE: upscalers and decoders overshoot 1 by little, images in 0 to 255 by far
+PLACEHOLDER = (64, 64)  # height and width of the empty mask of ComfyUI's Load Image where nothing was painted
+LARGEST_FACTOR = 64  # image pixels per latent pixel, of any VAE
+UNPAINTED = "(Load Image gives an empty mask of 64 x 64 pixels where nothing was painted)"
 
 
 def check_image(image: Tensor, socket: str) -> Tensor:
@@ -258,3 +264,57 @@ def with_sources(value: Tensor, sources: Sources | None, socket: str, other: str
         f"{socket} has {len(value)} entries but {other} has {len(index)} candidates of {images} sources: connect the "
         f"{images} that were noised, in their order, or 1"
     )
+
+
+# --------------------------------------------------------------------------------------- mistakes in the mask of an edit
+def check_edit_mask(mask: Tensor, socket: str = "mask") -> Tensor:
+    """MASK [B, H, W] of the pixels to edit. Warns for empty ones among others, and for those that keep nothing.
+
+    Raises: ShapeError for anything but a MASK; ParameterError where every mask is empty.
+    """
+    mask = check_mask(mask, socket)
+    highest = mask.flatten(1).amax(1)
+    if not (highest > 0).any():
+        hint = f" {UNPAINTED}" if tuple(mask.shape[1:]) == PLACEHOLDER else ""
+        raise ParameterError(f"{socket} is empty, so nothing would be edited{hint}: paint the region to edit, 1 = edit")
+    for index in (highest == 0).nonzero().flatten().tolist():
+        log.warning("%s %d of the batch is empty: that image will not be edited", socket, index)
+    if (mask >= 0.5).all():
+        log.warning(
+            "%s covers the whole image: nothing is kept; paint only the region to edit, or invert the mask", socket
+        )
+    return mask
+
+
+def check_mask_of_image(mask: Tensor, size: tuple[int, int], socket: str = "mask") -> None:
+    """Refuse a MASK [B, H, W] of another size than the image's (height, width). Raises ShapeError."""
+    if tuple(mask.shape[1:]) != tuple(size):
+        raise ShapeError(
+            f"{socket} is {mask.shape[2]} x {mask.shape[1]} pixels but the image is {size[1]} x {size[0]}: give the mask of "
+            f"this image {UNPAINTED}"
+        )
+
+
+def check_mask_of_grid(mask: Tensor, grid: tuple[int, int], factor: int | None, socket: str = "mask") -> None:
+    """Refuse a MASK [B, H, W] that cannot belong to an image of this latent grid.
+
+    Args:
+        mask: the pixel mask.
+        grid: height and width in latent pixels.
+        factor: image pixels per latent pixel; None accepts every whole factor.
+        socket: of the mask, for the message.
+    Raises: ShapeError.
+    """
+    height, width = mask.shape[1:]
+    factors = [factor] if factor else range(1, LARGEST_FACTOR + 1)
+    if not any(_covers(height, grid[0], pixels) and _covers(width, grid[1], pixels) for pixels in factors):
+        scale = f" of {factor} pixels" if factor else ""
+        raise ShapeError(
+            f"{socket} is {width} x {height} pixels, which does not fit the latent of {grid[1]} x {grid[0]} latent "
+            f"pixels{scale}: give the mask of the image that was encoded {UNPAINTED}"
+        )
+
+
+def _covers(length: int, latent_pixels: int, factor: int) -> bool:
+    """Whether an image side of `length` pixels is encoded in that many latent pixels: padded, or cropped by ComfyUI."""
+    return latent_pixels * factor in (padded_length(length, factor), length // factor * factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,15 @@ def from_pil(page: Any) -> Tensor:
     return torch.from_numpy(np.asarray(page, dtype=np.float32) / 255)[None].clone()
 
 
-def save_image(image: Tensor, path: Path) -> Path:
-    """Write one image as PNG; folders are made."""
+def save_image(image: Tensor, path: Path, texts: Mapping[str, str] | None = None) -> Path:
+    """Write one image as PNG, with text chunks by their keyword; folders are made."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_itxt(keyword, text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(path)
+    to_pil(image).save(path, pnginfo=info)
     return path
 
 

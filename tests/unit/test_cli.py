@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
+from editkit.headless.arguments import warn_of_photograph
 from editkit.headless.cli import main
 from editkit.headless.run import Run
 from editkit.headless.runner import check_workflow, execution_order, run_workflow
@@ -37,6 +39,20 @@ def test_edit_writes_everything_and_changes_nothing_outside(tmp_path, capsys):
     )
     assert torch.equal(source[mask == 0], result[mask == 0]) and not torch.equal(source, result)
     assert "outside the mask: changed by 0" in capsys.readouterr().out
+    for name in names:  # every PNG says how it was made
+        assert json.loads(Image.open(out / f"{name}.png").text["editkit"]) == report
+    assert {
+        "prompt",
+        "negative",
+        "image",
+        "mask",
+        "model",
+        "model_fingerprint",
+        "settings",
+        "rank_text",
+        "ranker",
+    } <= set(report)
+    assert {"seed", "steps", "strength", "guidance_scale", "candidates", "kernels"} <= set(report["settings"])
 
 
 def test_one_candidate_needs_no_ranker(tmp_path):
@@ -73,9 +89,23 @@ def test_another_size_of_mask_is_refused(tmp_path, capsys):
     assert "12 x 10" in capsys.readouterr().err
 
 
-def test_transparent_pixels_are_the_mask(tmp_path):
-    from PIL import Image
+def test_an_empty_mask_is_refused_before_the_model_loads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("editkit.headless.cli._load", lambda options: pytest.fail("the model was loaded"))
+    save_image(torch.zeros(96, 96), tmp_path / "mask.png")
+    assert edit(tmp_path, "--mask", str(tmp_path / "mask.png")) == 1
+    assert "--mask is empty, so nothing would be edited" in capsys.readouterr().err
 
+
+@pytest.mark.parametrize("scene", ["empty_side", "scribble", None])
+def test_the_bundled_model_warns_of_a_photograph_and_of_no_scene(caplog, scene):
+    from skimage import data
+
+    photograph = torch.from_numpy(data.astronaut()[None, :200, :310]).float() / 255
+    warn_of_photograph(photograph if scene is None else load_example(scene).image)
+    assert ("perhaps a photograph" in caplog.text) == (scene is None)
+
+
+def test_transparent_pixels_are_the_mask(tmp_path):
     image = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
     image.putpixel((1, 0), (10, 20, 30, 0))
     image.save(tmp_path / "a.png")
