@@ -1,4 +1,4 @@
-"""The `editkit` command: edit an image, run a workflow, run the demo, print claims.
+"""The `editkit` command: edit an image, run a workflow once or for a manifest, run the demo, print claims.
 
 Exit codes: 0 success, 1 failure (the message names the cause) or a missed claim, 2 wrong arguments, 130 cancelled.
 """
@@ -24,6 +24,7 @@ from .arguments import (
     check_range,
     warn_of_photograph,
 )
+from .batch.command import add_batch
 from .edit_folder import write_result
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=demo_command)
     _claims_arguments(commands)
+    add_batch(commands)
     return parser
 
 

@@ -21,7 +21,7 @@ class Run:
         progress: makes the progress of a node's steps; called before each node.
         saved: files written, in order.
         texts: texts that nodes showed, by node id.
-        results: outputs of the finished nodes, by node id.
+        results: outputs of the finished nodes, by node id; a node that has some at the start is not executed.
     """
 
     input_folder: Path

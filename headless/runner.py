@@ -38,7 +38,7 @@ def load_host() -> None:
 
 
 def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
-    """Execute every node that an output node needs, in order of dependence.
+    """Execute every node that has no result in `run` yet, in order of dependence.
 
     Raises: EditError for a malformed workflow, an unknown node or a bad input; the message names the node.
     """
@@ -52,6 +52,8 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
     if missing:
         raise LoadError(f"no node {', '.join(missing)} without ComfyUI: run this workflow with --server URL")
     for done, name in enumerate(order):
+        if name in run.results:
+            continue
         node = nodes[name]
         run.on_node(done, len(order), node["class_type"])
         try:

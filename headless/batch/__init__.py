@@ -1,0 +1,1 @@
+"""Edits in bulk: one workflow over the lines of a manifest, with resumable results (`editkit batch`)."""
