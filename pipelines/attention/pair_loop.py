@@ -84,6 +84,11 @@ def attention_edit(
     Source: docs/methods.md, sections 7 and 8.
     """
     prompts = PairPrompts(edit.source, edit.target, negative, guidance_scale)
+    if options is not None and options.uncond_self_until > 0 and not prompts.guides:
+        log.warning(
+            "tau_u has nothing to act on: there is no unconditional branch without a negative and a cfg above 1 (a model "
+            "with distilled guidance, such as Flux, needs none)"
+        )
     return pair_edit(denoiser, prompts, P2PControl(edit, _grid(start, sigmas), options), start, progress=progress)
 
 

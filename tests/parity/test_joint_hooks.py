@@ -16,7 +16,7 @@ from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import pair_context, pair_rows
 from editkit.pipelines.attention.pair_control import PairControl
-from editkit.pipelines.attention.pair_loop import PairPrompts, pair_edit
+from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, pair_edit
 from editkit.pipelines.attention.plug_and_play import PlugAndPlay
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.errors import FamilyError, ParameterError
@@ -140,6 +140,16 @@ def test_an_edit_of_nothing_and_of_equal_words(denoiser: FlowDenoiser) -> None:
     for made in (P2PControl(edit, SIGMAS, P2POptions(1.0, 1.0, 1.0)), MasaCtrl(SIGMAS, MasaCtrlOptions(0, 0.0))):
         out = pair_edit(denoiser, prompts, made, z)
         assert (out.edited - plain.source).abs().max() <= 1e-4 and (out.source - plain.source).abs().max() <= 1e-4
+
+
+def test_tau_u_without_an_unconditional_branch_says_so(
+    denoiser: FlowDenoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit, options = replace_edit(prompt(1), prompt(2)), P2POptions(0.5, 0.5, 0.5)
+    for scale, said in ((4.0, 0), (1.0, 1)):
+        caplog.clear()
+        attention_edit(denoiser, edit, prompt(3), latents(1), sigmas=SIGMAS[1:], guidance_scale=scale, options=options)
+        assert sum("tau_u has nothing to act on" in record.message for record in caplog.records) == said
 
 
 def test_batches_order_and_parts_do_not_matter(denoiser: FlowDenoiser) -> None:
