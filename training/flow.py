@@ -25,6 +25,7 @@ from .unet import PAIRS_FROM, load_latents, scenes_of_step
 log = logging.getLogger("editkit.training")
 
 SHIFT = 2.0  # 36 image tokens tell colours and shapes apart only at high noise, so more of the run belongs there
+POSITIONS = 24  # patches a side that have a position; an image takes those in the middle
 FASTEST, SLOWEST = 1.5, 0.1  # radians per patch
 HEAD = 64  # channels of an attention head: ComfyUI's SD3 knows no other
 CONFIG = {
@@ -38,7 +39,7 @@ CONFIG = {
     "caption_projection_dim": 3 * HEAD,
     "joint_attention_dim": WIDTH,
     "pooled_projection_dim": WIDTH,
-    "pos_embed_max_size": 24,
+    "pos_embed_max_size": POSITIONS,
     "qk_norm": "rms_norm",
 }
 
@@ -60,7 +61,7 @@ def positions(side: int, width: int) -> Tensor:
 def build() -> SD3Transformer2DModel:
     """A new transformer: every block begins as the identity (adaLN-Zero, Peebles and Xie 2023, section 3.2)."""
     model = SD3Transformer2DModel(**CONFIG)
-    model.pos_embed.pos_embed.copy_(positions(CONFIG["pos_embed_max_size"], model.inner_dim))
+    model.pos_embed.pos_embed.copy_(positions(POSITIONS, model.inner_dim))
     for name, part in model.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

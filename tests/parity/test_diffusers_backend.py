@@ -177,7 +177,7 @@ def test_folders_are_checked(tmp_path):
         load_folder(tmp_path)
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "LTXVideoTransformer3DModel"}')
-    with pytest.raises(FamilyError, match="LTXVideo.*ComfyUI"):
+    with pytest.raises(FamilyError, match=r"LTXVideo.*ComfyUI"):
         load_folder(tmp_path)
 
 
