@@ -8,6 +8,7 @@ where that is what a family is recognised by.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
@@ -19,6 +20,8 @@ import comfy.supported_models as supported
 import comfy.supported_models_base
 import comfy.text_encoders.sd2_clip
 import torch
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from torch import Tensor, nn
 
@@ -66,6 +69,9 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
                 value.copy_(1 + 0.05 * noise)
             else:
                 value.copy_(0.05 * noise)
+        for name, value in module.named_buffers():
+            if name.endswith("pos_embed"):  # of SD3, which allocates it and fills it from a checkpoint
+                value.copy_(0.5 * torch.randn(value.shape, generator=generator))
     return module.eval().requires_grad_(False)
 
 
@@ -115,13 +121,18 @@ def sd3() -> Any:
     return patcher(supported.SD3({**config, **sizes, "context_embedder_config": text}), {})
 
 
+def known(kind: Any, newer: dict[str, Any]) -> dict[str, Any]:
+    """Of the options that newer versions of ComfyUI require, those that this version's configuration has."""
+    return {field.name: newer[field.name] for field in fields(kind) if field.name in newer}
+
+
 def flux() -> Any:
     config = {
         "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": WIDTH, "context_in_dim": WIDTH,
         "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
         "axes_dim": [4, 10, 10], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
     }  # fmt: skip
-    return patcher(supported.Flux(config), {})
+    return patcher(supported.Flux(config | known(FluxParams, {"txt_ids_dims": []})), {})
 
 
 def lumina2() -> Any:
@@ -147,7 +158,8 @@ def hunyuan_image() -> Any:
         "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "theta": 256, "qkv_bias": True, "byt5": False,
         "guidance_embed": False,
     }  # fmt: skip
-    return patcher(supported.HunyuanImage21(config), {})
+    newer = {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
+    return patcher(supported.HunyuanImage21(config | known(HunyuanVideoParams, newer)), {})
 
 
 def tower(width: int) -> dict[str, Any]:
