@@ -30,6 +30,7 @@ from editkit.pipelines.imagic import imagic
 from editkit.pipelines.layerdiffusion.embeddings import EmbeddingOptions, layered_embeddings
 from editkit.pipelines.layerdiffusion.finetune import TuneOptions, layered_tune
 from editkit.pipelines.layerdiffusion.iterative_guidance import IterativeGuidance, takes_object
+from editkit.tests.comfyui.host.stock_faults import skip_where_clones_share_patches, skip_where_sa_solver_breaks
 from editkit.tests.comfyui.host.tiny import cond, digest, latent, same_weights
 
 LORA, FULL = TunePlan("lora", rank=3), TunePlan()
@@ -135,6 +136,7 @@ def test_stage_2_learns_what_headless_learns(model, headless, plan):
     assert native.background_losses == pytest.approx(free.background_losses, rel=1e-3)
     assert set(native.changes) == set(free.changes)  # one layout, one set of names: files suit both hosts
     assert same_weights(model.model, before)
+    skip_where_clones_share_patches()
     tuned = tuned_model(model, native.changes)
     with torch.no_grad():
         expected = headless.with_changes(native.changes).denoise(latent(3) * 0.18215, 2.0, [contexts()[0]])[0]
@@ -147,6 +149,7 @@ def test_stage_2_learns_what_headless_learns(model, headless, plan):
 
 @pytest.mark.parametrize("plan", [LORA, FULL], ids=["lora", "full"])
 def test_saved_changes_load_with_the_hosts_own_nodes(model, plan, tmp_path, monkeypatch):
+    skip_where_clones_share_patches()
     found = tune(model, plan)
     tuned = predict(tuned_model(model, found.changes))
     save_file(found.changes, tmp_path / "tuned.safetensors")
@@ -309,6 +312,7 @@ def test_conditions_alternate_by_step_however_often_a_sampler_looks(model, name)
 def test_every_sampler_of_the_host_runs_and_alternates(model, name):
     """Every evaluation inside a step has the step's condition, its first one too."""
     sigmas = sampling_of(model).schedule(5)
+    skip_where_sa_solver_breaks(name)
     state = torch.get_rng_state()
     guider, out = recorded(model, name, sigmas)
     assert torch.isfinite(out).all()
