@@ -17,6 +17,8 @@ from editkit.hosts.embeddings import learned_in
 from editkit.hosts.host import text_encoder_of
 from editkit.hosts.latent import samples_of
 from editkit.hosts.sockets import conditioning_of
+from editkit.tests.comfyui.host.families import FAMILIES
+from editkit.tests.comfyui.host.scene import Scene
 from editkit.tests.nodes.graph import call
 from editkit.tests.nodes.schemas import saved
 from editkit.tests.workflows import shipped
@@ -116,6 +118,18 @@ def measures(scene: SimpleNamespace) -> list[Tensor]:
     return [page]
 
 
+def flow_inversion(_: SimpleNamespace) -> list[Tensor]:
+    """On a random SD3, as the bundled model is no flow model: full guidance to the source gives the source back."""
+    scene = Scene(FAMILIES["SD3"])
+    trajectory, noised = scene.flow_inversion
+    prompts = {"positive": scene.target, "negative": scene.negative, "cfg": 2.0}
+    held = {"solver": "Euler", "eta": 1.0, "start": 0.0, "stop": 1.0}
+    (edited,) = call("FlowInversionEdit", model=scene.model, trajectory=trajectory, **prompts, **held)
+    source = trajectory.get().source_latent
+    assert torch.allclose(samples_of(edited).to(source), source, atol=1e-4)
+    return [samples_of(noised), samples_of(edited)]
+
+
 EXECUTED: dict[str, Callable[[SimpleNamespace], list[Tensor]]] = {
     "EditKit_TuneLatent": tuned_latent,
     "EditKit_BlendPixels": pixel_blend,
@@ -124,6 +138,8 @@ EXECUTED: dict[str, Callable[[SimpleNamespace], list[Tensor]]] = {
     "EditKit_NegativePrompt": negative_prompt,
     "EditKit_LoadEmbeddings": loaded_embeddings,
     "EditKit_MeasureEdit": measures,
+    "EditKit_FlowInversion": flow_inversion,
+    "EditKit_FlowInversionEdit": flow_inversion,
 }
 
 

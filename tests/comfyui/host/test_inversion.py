@@ -12,8 +12,8 @@ from torch import Tensor
 import nodes as stock_nodes
 from editkit.hosts.bundled import tiny_folder
 from editkit.hosts.bundled.example_images import load_example
-from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui.bundled import build_bundled
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui.host import ComfyUIHost
 from editkit.hosts.diffusers.loading import load_bundled
 from editkit.hosts.host import batch_that_fits, open_denoiser, text_encoder_of

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import nodes as stock
 from editkit.hosts import latent as _latent
-from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.comfyui import memory as _host_memory
+from editkit.hosts.comfyui.bundled import unet as _host_native
 from editkit.hosts.host import in_comfyui, open_denoiser, sampling_of
 from editkit.hosts.latent import finished_out, latent_in, latent_out
 from editkit.hosts.sockets import context_of
