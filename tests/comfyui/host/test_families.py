@@ -63,9 +63,12 @@ def inputs(node: str) -> set[str]:
     return {item.io_type for item in classes()[node].define_schema().inputs}
 
 
+NEEDS_A_MODEL = ("EditKit_SaveLora", "EditKit_LoadEmbeddings")  # to make what they save or load
+
+
 def refused(family: str, node: str) -> bool:
     if family == "Qwen-Image":  # its latents have a frame axis
-        return ("MODEL" in inputs(node) or "EDITKIT_EMBEDDINGS" in inputs(node)) or node == "EditKit_SaveLora"
+        return ("MODEL" in inputs(node) or "EDITKIT_EMBEDDINGS" in inputs(node)) or node in NEEDS_A_MODEL
     return node.removeprefix("EditKit_") in REFUSED.get(family, ())
 
 
