@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from editkit.pipelines.attention.pair_batch import single_rows
+from editkit.pipelines.attention.token_maps import MapGrid
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.errors import ParameterError
 from editkit.pipelines.core.sigmas import euler_step
 from editkit.pipelines.inversion.ddim import reconstruct
 from editkit.pipelines.stylediffusion.inversion import PRESETS, StyleOptions, image_features, style_invert
-from editkit.pipelines.stylediffusion.learning_control import compared
+from editkit.pipelines.stylediffusion.learning_control import LEAST_SIDE
 from editkit.pipelines.stylediffusion.networks import MappingNetworks, NetworkShape, made_networks, value_embedding
 from editkit.tests.toy_attention import site
 from editkit.tests.toy_values import FEATURES, NULL, SHORT, SOURCE, AttentionDenoiser, B, D, S, T, inverted, learned
@@ -302,7 +303,7 @@ def test_maps_are_compared_at_a_quarter_of_the_latent_while_it_has_six_latent_pi
         chosen = [
             divisor
             for divisor in (1, 2, 4, 8)
-            if compared(
+            if MapGrid(places=("down", "up"), smallest=LEAST_SIDE).has(
                 site(
                     (),
                     place=place,

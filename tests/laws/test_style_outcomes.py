@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused():
 def test_a_network_without_maps_to_compare_is_refused_by_name(monkeypatch):
     denoiser = AttentionDenoiser()
     path = inverted(denoiser)
-    monkeypatch.setattr("editkit.pipelines.stylediffusion.learning_control.compared", lambda site: False)
+    monkeypatch.setattr("editkit.pipelines.attention.token_maps.MapGrid.has", lambda grid, site: False)
     with pytest.raises(FamilyError, match="'toy'"):
         learned(denoiser, path)
     assert learned(denoiser, path, replace(SHORT, attention_weight=0.0)).map_distance.sum() == 0

@@ -91,7 +91,9 @@ def test_the_mask_is_the_published_rule(negatives):
     heat = guidance_map.clamp(0, magnitude) / magnitude
     chosen = None if negatives is None else MaskNegatives(null_source, null_target)
     ours = diffedit_mask(model, latent, source, target, seeds=seeds, maps=maps, negatives=chosen)
-    assert (ours.heat - heat).abs().max() < 3e-5  # float32 in another order; a map is about 0.3
+    assert (
+        ours.heat - heat
+    ).abs().max() < 1e-4  # float32 in another order, times the guidance of 7.5; a map is about 0.3
     assert torch.equal(ours.mask, torch.where(heat <= 0.5, 0.0, 1.0)) and 0 < ours.mask.mean() < 1
 
 

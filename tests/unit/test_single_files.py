@@ -209,7 +209,7 @@ def test_nobody_is_asked(made, tmp_path, monkeypatch) -> None:
     for family in FAMILIES:
         path = tmp_path / f"{family}.safetensors"
         save_file({k: v.clone().contiguous() for k, v in original.checkpoint(family, made[family]).items()}, path)
-        load_model(path)
+        assert load_model(path).denoiser.family == family
 
 
 def test_comfyui_refuses_a_flow_folder_by_name(tmp_path, monkeypatch) -> None:

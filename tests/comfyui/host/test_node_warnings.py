@@ -49,7 +49,7 @@ def test_warnings_outside_a_run_go_to_the_log_alone(page, caplog) -> None:
     assert "no node runs" in caplog.text
 
 
-def test_a_page_that_cannot_be_reached_never_stops_a_node(page, monkeypatch) -> None:
+def test_a_page_that_cannot_be_reached_never_stops_a_node(page, monkeypatch, caplog) -> None:
     def gone(text: str, node: str) -> None:
         raise ConnectionResetError
 
@@ -57,3 +57,4 @@ def test_a_page_that_cannot_be_reached_never_stops_a_node(page, monkeypatch) -> 
     monkeypatch.setattr(sys.modules[node_warnings.SERVERS[0]].PromptServer.instance, "send_progress_text", gone)
     with CurrentNodeContext("run", "7"):
         log.warning("said to nobody")
+    assert "said to nobody" in caplog.text
