@@ -53,7 +53,7 @@ FIRST = (
     "EditKit_LoadExample", "EditKit_LoadModel", "EditKit_LoadRanker", "EditKit_EncodeImage", "EditKit_LatentMask",
     "CLIPTextEncode", "EditKit_EditSigmas", "EditKit_InvertDDIM", "EditKit_StyleInvert",
 )  # fmt: skip
-ATTEMPTS = 30
+ATTEMPTS = 100
 KEPT = 3  # values of one type in the pools
 # Stock nodes that feed ours or take their results: the types of their sockets are not in a schema.
 STOCK_SOCKETS = {
