@@ -32,16 +32,14 @@ DRAWN = """
 """
 
 FLOW = """
-## With SD3.5, Flux or Qwen-Image
+## With SD3.5 or Flux
 
 1. Replace *Load EditKit Model*. SD3.5: **Load Checkpoint**. Flux: **Load Diffusion Model**, **DualCLIPLoader**
-(clip_l, t5xxl) and **Load VAE** (ae). Qwen-Image: **Load Diffusion Model**, **Load CLIP** (qwen_image) and **Load
-VAE**, with *ModelSamplingAuraFlow*.
+(clip_l, t5xxl) and **Load VAE** (ae).
 2. Replace *Example Image and Mask* by **Load Image** at about one megapixel, and describe the whole image in the
 prompts.
-3. Replace *Edit Sigmas* by **BasicScheduler** (simple, denoise 1): SD3.5 28 to 50 steps, Flux dev 28, Qwen-Image 20
-to 50.
-4. SD3.5 and Qwen-Image have CFG (4 to 5). Flux dev has distilled guidance: set every *cfg* to 1 and put
+3. Replace *Edit Sigmas* by **BasicScheduler** (simple, denoise 1): SD3.5 28 to 50 steps, Flux dev 28.
+4. SD3.5 has CFG (4 to 5). Flux dev has distilled guidance: set every *cfg* to 1 and put
 *FluxGuidance* (3.5) behind the target prompt.
 """
 

@@ -53,7 +53,7 @@ class FlowInversion(io.ComfyNode):
             display_name="Flow Inversion",
             category="EditKit/inversion",
             description=(
-                "Inverts an image to noise with a flow model (SD3, Flux, Qwen-Image) and keeps the latent at every sigma: the "
+                "Inverts an image to noise with a flow model (SD3, Flux) and keeps the latent at every sigma: the "
                 "trajectory. Invert once, edit many times. For SD 1.x, SD 2.x and SDXL use 'DDIM Inversion'."
             ),
             search_aliases=["RF inversion", "rectified flow", "unsample", "FireFlow", "RF-Solver", "Flux inversion"],
@@ -211,7 +211,7 @@ class FlowEdit(io.ComfyNode):
             category="EditKit/sampling",
             description=(
                 "Edits an image by its source and target prompts, without inversion and without a mask (Kulikov et al. 2025). "
-                "For flow models (SD3, Flux, Qwen-Image), and for SD 1.x, SD 2.x and SDXL."
+                "For flow models (SD3, Flux), and for SD 1.x, SD 2.x and SDXL."
             ),
             search_aliases=["flow edit", "inversion free", "Flux edit", "SD3 edit", "replace object"],
             inputs=[

@@ -1,4 +1,4 @@
-"""Joint attention of text and image tokens (MMDiT: SD3, Flux, Qwen-Image), edited without stored maps.
+"""Joint attention of text and image tokens (MMDiT: SD3, Flux), edited without stored maps.
 
 One softmax A = softmax(Q K^T / sqrt(d)) runs over the text tokens T, which come first, and the image tokens I. An edit acts
 on the image rows, whose blocks A^IT and A^II are what cross- and self-attention are in a U-Net. An edited row keeps its sum

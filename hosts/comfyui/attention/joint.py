@@ -1,4 +1,4 @@
-"""Attention control in native networks with joint attention: SD3 (MMDiT), Flux and Qwen-Image, for one model call at a time.
+"""Attention control in native networks with joint attention: SD3 (MMDiT) and Flux, for one model call at a time.
 
 Nothing is patched. The options of one model call carry a wrapper around it, which replaces every block by one that runs the
 original with an attention override (`optimized_attention_override`) of its own. Block replacements and overrides that were
@@ -14,7 +14,6 @@ from typing import Any
 import comfy.patcher_extension
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
 from ....pipelines.core.attention_sites import Attention, AttentionControl, Controlled, Row, Site, check_joint, third
@@ -51,8 +50,6 @@ def joint_layers(model: Any) -> JointLayers | None:
         counts = {"double_block": len(network.joint_blocks)}
     elif type(network) is Flux:
         counts = {"double_block": len(network.double_blocks), "single_block": len(network.single_blocks)}
-    elif type(network) is QwenImageTransformer2DModel:
-        counts = {"double_block": len(network.transformer_blocks)}
     if not counts:
         return None
     blocks = tuple((kind, number) for kind, count in counts.items() for number in range(count))

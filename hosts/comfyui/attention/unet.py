@@ -77,7 +77,7 @@ def _unet_layers(model: Any) -> Layers:
     if not order or any(isinstance(part, host_attention.SpatialVideoTransformer) for _, _, part in parts):
         raise FamilyError(
             f"model is a {type(model.model).__name__}, whose attention cannot be controlled: P2P and MasaCtrl need an "
-            "SD 1.x, SD 2.x, SDXL, SD3, Flux or Qwen-Image model, PnP one of the first three. With this model, use inversion "
+            "SD 1.x, SD 2.x, SDXL, SD3 or Flux model, PnP one of the first three. With this model, use inversion "
             "with another prompt, DiffEdit or a blended denoise instead"
         )
     return Layers(order, counts, frozenset(halvings), residuals)
