@@ -28,7 +28,7 @@ from .claim import Claim, paired
 PLAIN = "plain decode"
 DECODER = "tuned decoder"
 LATENT = "tuned latent"
-FASTER = "tuned decoder, 3e-4"  # three times the published rate: the best of those that were tried on photographs
+FASTER = "tuned decoder, 3e-4"  # three times the published rate
 
 
 @dataclass(frozen=True)
