@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from comfy_api.latest import ComfyExtension, io, ui
+
+from ._labels import label_inputs
 
 __all__ = [
     "ComfyExtension",
@@ -15,11 +19,13 @@ __all__ = [
     "PromptEditSocket",
     "RankerSocket",
     "TrajectorySocket",
+    "for_page",
     "io",
     "preview",
     "reproduction_switch",
     "schema",
     "show_text",
+    "thumbnails",
 ]
 
 EmbeddingsSocket = io.Custom("EDITKIT_EMBEDDINGS")
@@ -30,9 +36,13 @@ RankerSocket = io.Custom("EDITKIT_RANKER")
 TrajectorySocket = io.Custom("EDITKIT_TRAJECTORY")
 
 
+THUMBNAIL = 256  # longest side, in pixels
+
+
 def schema(**fields: Any) -> io.Schema:
     """`io.Schema` with the fields this version knows. Older hosts lack some, for example search_aliases."""
     known = getattr(io.Schema, "__dataclass_fields__", {})
+    fields["inputs"] = label_inputs(fields["node_id"], fields.get("inputs", []))
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 
@@ -55,3 +65,21 @@ def show_text(cls: Any, image: Any, text: str) -> Any:
     if shown is None:
         return None
     return {**shown.as_dict(), "text": [text]}
+
+
+def for_page(shown: Any, name: str, data: Callable[[], Any]) -> Any:
+    """What a node shows, with `data` for EditKit's own widget in the page. A host without previews computes none of it."""
+    if shown is None:
+        return None
+    shown = shown if isinstance(shown, dict) else shown.as_dict()
+    return {**shown, f"editkit_{name}": [data()]}
+
+
+def thumbnails(images: Any) -> list[Any]:
+    """Small copies of IMAGEs [B, H, W, 3] as files that the page can ask for: name, folder and kind of folder of each."""
+    height, width = images.shape[1:3]
+    scale = THUMBNAIL / max(height, width)
+    if scale < 1:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        images = F.interpolate(images.float().movedim(-1, 1), size, mode="area").movedim(1, -1)
+    return list(ui.PreviewImage(images, cls=None).as_dict()["images"])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from ...hosts.host import to_host
 from ...hosts.latent import reordered
-from ...pipelines.evaluation.clip_ranking import REGIONS, rank_by_text
-from .._api import RankerSocket, io, schema, show_text
+from ...hosts.workflow_prompt import upstream_prompt
+from ...pipelines.evaluation.clip_ranking import BEST, REGIONS, Ranking, rank_by_text
+from .._api import RankerSocket, for_page, io, schema, show_text, thumbnails
 
 
 class RankByText(io.ComfyNode):
@@ -13,7 +19,7 @@ class RankByText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_RankByText",
-            display_name="CLIP Rank",
+            display_name="CLIP Rank (Best of N by Score)",
             category="EditKit/evaluation",
             description=(
                 "Best of N: sorts a batch of images by their CLIP score with a text inside the mask, best first, together with "
@@ -24,7 +30,10 @@ class RankByText(io.ComfyNode):
                 io.Image.Input("images", tooltip="The decoded candidates."),
                 RankerSocket.Input("ranker", tooltip="From 'Load CLIP Ranker'."),
                 io.String.Input(
-                    "text", multiline=True, default="", tooltip="What the masked region should show. Used as it is."
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip="What the masked region should show, used as it is. Empty = the prompt of the edit.",
                 ),
                 io.Combo.Input(
                     "region",
@@ -40,6 +49,16 @@ class RankByText(io.ComfyNode):
                     "mask", optional=True, tooltip="Pixel mask of the edit, 1 = edit: one, or one per image."
                 ),
                 io.Latent.Input("latent", optional=True, tooltip="The candidates' latents, sorted the same way."),
+                io.Int.Input(
+                    "pick",
+                    display_name="picked image",
+                    optional=True,
+                    default=BEST,
+                    min=BEST,
+                    max=4095,
+                    tooltip="Number of the image that comes first whatever its score, from 0 in the order of images. -1 = the best. After "
+                    "a run, click an image below to pick it.",
+                ),
             ],
             outputs=[
                 io.Image.Output("ranked", display_name="images", tooltip="Best first."),
@@ -55,16 +74,35 @@ class RankByText(io.ComfyNode):
                     "order", display_name="order", tooltip="Index of each result in the input, from 0, comma-separated."
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, images, ranker, text, region, keep, mask=None, latent=None) -> io.NodeOutput:
-        ranking = rank_by_text(images, text, ranker, mask=mask, region=region, keep=keep)
+    def execute(cls, images, ranker, text, region, keep, mask=None, latent=None, pick=BEST) -> io.NodeOutput:
+        if not text.strip() and cls.hidden is not None:
+            text = upstream_prompt(cls.hidden.prompt, cls.hidden.unique_id)
+        ranking = rank_by_text(images, text, ranker, mask=mask, region=region, keep=keep, pick=pick)
         ranked = None if latent is None else reordered(latent, ranking)
         scores = "\n".join(f"{score:.4f}" for score in ranking.scores.tolist())
         order = ",".join(str(i) for i in ranking.order.tolist())
         shown = to_host(ranking.images)
-        return io.NodeOutput(shown, ranked, scores, order, ui=show_text(cls, shown, scores))
+        below = for_page(
+            show_text(cls, shown, scores), "ranking", lambda: _gallery(images, mask, region, ranking, pick)
+        )
+        return io.NodeOutput(shown, ranked, scores, order, ui=below)
+
+
+def _gallery(images: Tensor, mask: Tensor | None, region: str, ranking: Ranking, pick: int) -> dict[str, Any]:
+    """What the page's gallery shows: every candidate with its score, and the mask that was compared."""
+    compared = None if mask is None or region == "keep" else (mask >= 0.5).float()[..., None].expand(-1, -1, -1, 3)
+    best = torch.sort(ranking.all_scores, descending=True, stable=True).indices
+    return {
+        "images": thumbnails(images),
+        "masks": [] if compared is None else thumbnails(compared),
+        "scores": [round(score, 4) for score in ranking.all_scores.tolist()],
+        "order": best.tolist(),
+        "pick": pick,
+    }
 
 
 NODES = [RankByText]

@@ -6,7 +6,7 @@ As published, the ranker gets the image times the mask, black outside and uncrop
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..core.shapes import check_image, check_mask, match_batch, same_size
 log = logging.getLogger("editkit")
 
 REGIONS = ("masked", "crop", "blur", "keep")
+BEST = -1  # pick no image by hand
 CROP_MARGIN = 0.1  # on every side, as a fraction of the longer side of the mask's bounding box
 BLUR_SIGMA = 1 / 24  # standard deviation of the blur, as a fraction of the longer side of the image
 
@@ -32,12 +33,14 @@ class Ranking:
         scores: their cosine similarities with the text, in -1 to 1, float32 [n].
         images: the images themselves, [n, H, W, 3].
         count: how many images were ranked.
+        all_scores: the scores of all images in the order of the input, float32 [count]; empty where they are not known.
     """
 
     order: Tensor
     scores: Tensor
     images: Tensor
     count: int
+    all_scores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def apply(self, batch: Tensor) -> Tensor:
         """Sort another batch of the ranked images (latents, masks) alike. Raises ShapeError for another batch size."""
@@ -58,6 +61,7 @@ def rank_by_text(
     region: str = "masked",
     keep: int = 0,
     chunk: int = 16,
+    pick: int = BEST,
 ) -> Ranking:
     """Sort a batch by the cosine similarity of each image's embedding and the text's (docs/methods.md, section 4).
 
@@ -70,12 +74,14 @@ def rank_by_text(
             margin, for small masks; "blur" = blurred outside; "keep" = the whole image, without regard to the mask.
         keep: how many of the best to keep, at most; 0 = all.
         chunk: images per call of the ranker, at least 1.
+        pick: index, from 0, of the image that comes first whatever its score; -1 = the best.
     Returns: equal scores, as those of identical images, keep the order of the input. If every mask is empty, all images
         keep it, with a warning.
     Raises: ShapeError, ParameterError; EditError if the ranker returns NaN.
     """
     images = check_image(images, "images")
     _check(text, region, keep, chunk)
+    _check_pick(pick, len(images))
     inside = None if mask is None or region == "keep" else _inside(mask, images)
     views = [_square(view) for view in _views(images, inside, region)]
     scores = _scores(views, text, ranker, chunk).to(images.device)
@@ -84,8 +90,10 @@ def rank_by_text(
         order = torch.arange(len(images), device=images.device)
     else:
         order = torch.sort(scores, descending=True, stable=True).indices
+    if pick != BEST:
+        order = torch.cat([order[order == pick], order[order != pick]])
     order = order[: keep or None]
-    return Ranking(order, scores[order], images[order], len(images))
+    return Ranking(order, scores[order], images[order], len(images), scores)
 
 
 def text_scores(images: Tensor, text: str, ranker: Ranker, *, chunk: int = 16) -> Tensor:
@@ -114,6 +122,13 @@ def _check(text: str, region: str, keep: int, chunk: int) -> None:
         raise ParameterError(f"keep is {keep}: give how many images to keep, or 0 for all")
     if chunk < 1:
         raise ParameterError(f"chunk is {chunk}: give at least 1 image")
+
+
+def _check_pick(pick: int, count: int) -> None:
+    if not BEST <= pick < count:
+        raise ParameterError(
+            f"pick is {pick} but there are {count} images: give the number of one, from 0, or {BEST} for the best"
+        )
 
 
 def _inside(mask: Tensor, images: Tensor) -> Tensor:

@@ -26,16 +26,29 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
+RUN = """timeout => new Promise(resolve => {
+    const api = window.app.api, end = reason => setTimeout(() => resolve(reason), 400);
+    api.addEventListener("execution_success", () => end(""), {once: true});
+    for (const kind of ["execution_error", "execution_interrupted"])
+        api.addEventListener(kind, event => end(JSON.stringify(event.detail)), {once: true});
+    setTimeout(() => resolve("not finished in time"), timeout);
+    const refused = () => { const found = JSON.stringify(window.app.lastNodeErrors ?? {}); found !== "{}" && resolve(found); };
+    window.app.queuePrompt(0).then(refused, error => resolve(String(error)));
+})"""
+
+
 class ComfyPage:
-    """One open page; a context manager. `errors` holds what went wrong on it.
+    """One open page; a context manager. `errors` holds what went wrong on it, `console` what was logged as an error.
 
     Args:
         url: a running server's address.    chromium: the browser's program.
+        blocked: part of the addresses that the page does not get; "" blocks nothing.
     """
 
-    def __init__(self, url: str, chromium: str) -> None:
-        self.url, self.chromium = url, chromium
+    def __init__(self, url: str, chromium: str, *, blocked: str = "") -> None:
+        self.url, self.chromium, self.blocked = url, chromium, blocked
         self.errors: list[str] = []
+        self.console: list[str] = []
 
     def __enter__(self) -> ComfyPage:
         from playwright.sync_api import sync_playwright
@@ -44,9 +57,10 @@ class ComfyPage:
         self._browser = self._driver.chromium.launch(executable_path=self.chromium, headless=True, args=list(FLAGS))
         self._page = self._browser.new_page(viewport={"width": 1900, "height": 1000})
         self._page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self._page.on("console", self._log)
         # the page asks other hosts for templates and versions: refused at once, so that nothing waits for them
         self._page.route(
-            "**/*", lambda route: route.continue_() if self._is_local(route.request.url) else route.abort()
+            "**/*", lambda route: route.continue_() if self._is_allowed(route.request.url) else route.abort()
         )
         self._page.goto(self.url, wait_until="domcontentloaded")
         self._page.wait_for_function(READY, timeout=120_000)
@@ -58,8 +72,17 @@ class ComfyPage:
         self._browser.close()
         self._driver.stop()
 
-    def _is_local(self, url: str) -> bool:
-        return url.startswith((self.url, "data:", "blob:"))
+    def _is_allowed(self, url: str) -> bool:
+        return url.startswith((self.url, "data:", "blob:")) and not (self.blocked and self.blocked in url)
+
+    def _log(self, message: Any) -> None:
+        if message.type == "error":
+            self.console.append(f"{message.text} {message.location}")
+
+    @property
+    def tab(self) -> Any:
+        """Playwright's page, for the mouse and the keyboard."""
+        return self._page
 
     def ask(self, script: str, argument: Any = None) -> Any:
         """The value of a JavaScript function called in the page with `argument`."""
@@ -77,6 +100,16 @@ class ComfyPage:
     def prompt(self) -> dict[str, Any]:
         """The loaded workflow in API format, as the page would queue it."""
         return self.ask("async () => (await window.app.graphToPrompt()).output")
+
+    def load_api(self, workflow: Mapping[str, Any]) -> None:
+        """Open an API-format workflow; the page lays the nodes out."""
+        self.ask("workflow => window.app.loadApiJson(workflow, 'test')", workflow)
+        self._page.wait_for_timeout(600)
+
+    def run(self, timeout: float = 120) -> None:
+        """Queue the loaded workflow and wait until it has run. Raises AssertionError if it fails."""
+        failed = self.ask(RUN, 1000 * timeout)
+        assert not failed, failed
 
     def screenshot(self, path: Path) -> None:
         self._page.screenshot(path=path)

@@ -206,3 +206,16 @@ def test_any_input_gives_a_ranking_or_an_edit_error(sizes, batches, fill, region
     assert len(set(ranking.order.tolist())) == kept == len(ranking.scores) == len(ranking.images)
     if fill != "empty":
         assert (ranking.scores.diff() <= 0).all()
+
+
+def test_a_picked_image_comes_first_and_the_others_keep_their_order():
+    images = flat(GREEN, PINK, RED)
+    ranking = rank_by_text(images, "red", ColourRanker(), pick=0)
+    assert ranking.order.tolist() == [0, 2, 1]
+    best = rank_by_text(images, "red", ColourRanker())
+    assert torch.equal(ranking.all_scores, best.all_scores)
+    assert torch.equal(ranking.scores, ranking.all_scores[ranking.order])
+    assert rank_by_text(images, "red", ColourRanker(), pick=1, keep=1).images.tolist() == images[1:2].tolist()
+    for pick in (3, -2):
+        with pytest.raises(ParameterError, match="3 images"):
+            rank_by_text(images, "red", ColourRanker(), pick=pick)

@@ -106,6 +106,8 @@ def test_ranking_keeps_images_and_latents_together(loaded, example):
         "RankByText", images=images, ranker=ranker, text=example.new_words, mask=example.mask, latent=named, keep=3
     )[1]
     assert again["batch_index"] == [7 + i for i in index] and again["noise_mask"].flatten().tolist() == index
+    picked = call("RankByText", images=images, ranker=ranker, text="x", region="masked", keep=1, latent=named, pick=2)
+    assert picked[3] == "2" and torch.equal(picked[0], images[2:3]) and picked[1]["batch_index"] == [9]
 
 
 def test_a_latent_of_another_sigma_is_refused(loaded, example):
