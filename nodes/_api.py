@@ -75,10 +75,13 @@ def for_page(shown: Any, name: str, data: Callable[[], Any]) -> Any:
     return {**shown, f"editkit_{name}": [data()]}
 
 
-def thumbnails(images: Any) -> list[Any]:
-    """Small copies of IMAGEs [B, H, W, 3] as files that the page can ask for: name, folder and kind of folder of each."""
+def thumbnails(images: Any, longest: int = THUMBNAIL) -> list[Any]:
+    """Copies of IMAGEs [B, H, W, 3], at most `longest` pixels wide and high, as files that the page can ask for.
+
+    Returns: name, folder and kind of folder of each.
+    """
     height, width = images.shape[1:3]
-    scale = THUMBNAIL / max(height, width)
+    scale = longest / max(height, width)
     if scale < 1:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         images = F.interpolate(images.float().movedim(-1, 1), size, mode="area").movedim(1, -1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from torch import Tensor
 
 from ...hosts.host import codec_of, progress_bar, sampling_of, to_host, vae_of
 from ...hosts.latent import finished_out, samples_of, sources_of
@@ -20,10 +23,12 @@ from ...pipelines.blended.poisson import blend_poisson
 from ...pipelines.core.errors import ShapeError
 from ...pipelines.core.shapes import check_image, check_latent, check_mask, match_batch, with_sources
 from ...pipelines.evaluation.drawing import curve
-from .._api import io, preview, schema, show_text
+from .._api import for_page, io, preview, schema, show_text, thumbnails
 from .._inputs import latent_input, loss_curve_output, report_output
 
 ALL_BLOCKS = 0
+DIFFERENCE = 10.0  # enlargement of differences in the page
+COMPARED = 1024  # longest side of what the page compares, in pixels
 
 
 def _edited(tooltip: str) -> io.Image.Input:
@@ -265,7 +270,7 @@ class BlendPoisson(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendPoisson",
-            display_name="Poisson Blend",
+            display_name="Poisson Blend (Seamless Clone)",
             category="EditKit/background",
             description=(
                 "Seamless cloning: copies the gradients of the edit into the source. Outside the mask the result is exactly "
@@ -288,7 +293,7 @@ class BlendPixels(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendPixels",
-            display_name="Alpha Blend",
+            display_name="Alpha Blend (Feather)",
             category="EditKit/background",
             description=(
                 "Mixes the edited image and the source by the mask, with an optional feather. The simplest composite; without "
@@ -340,7 +345,24 @@ class CompositeSource(io.ComfyNode):
         source, mask = _of_candidates(latent, source, mask, edited)
         image, change = composite_source(edited, source, mask, feather_px=feather)
         image = to_host(image)
-        return io.NodeOutput(image, change, ui=show_text(cls, image, f"largest change outside the mask: {change:g}"))
+        shown = show_text(cls, image, f"largest change outside the mask: {change:g}")
+        return io.NodeOutput(
+            image, change, ui=for_page(shown, "compare", lambda: _comparison(edited, source, mask, image, change))
+        )
+
+
+def _comparison(edited: Tensor, source: Tensor, mask: Tensor, image: Tensor, change: float) -> dict[str, Any]:
+    """What the page's slider shows: source, result, and what the composite has undone outside the mask, enlarged."""
+    source, mask = (value.to(edited.device) for value in (source, mask))
+    outside = (mask <= 0).to(edited)[..., None]
+    undone = DIFFERENCE * (edited - source).abs() * outside
+    return {
+        "source": thumbnails(source, COMPARED),
+        "result": thumbnails(image, COMPARED),
+        "difference": thumbnails(undone.clamp(max=1), COMPARED),
+        "change": change,
+        "undone": float(undone.max()) / DIFFERENCE,
+    }
 
 
 NODES = [TuneDecoder, TuneLatent, BlendPoisson, BlendPixels, CompositeSource]

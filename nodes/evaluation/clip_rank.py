@@ -56,8 +56,8 @@ class RankByText(io.ComfyNode):
                     default=BEST,
                     min=BEST,
                     max=4095,
-                    tooltip="Number of the image that comes first whatever its score, from 0 in the order of images. -1 = the best. After "
-                    "a run, click an image below to pick it.",
+                    tooltip="Number of the image that comes first whatever its score, from 0 in the order of images. "
+                    "-1 = the best. After a run, click an image below to pick it.",
                 ),
             ],
             outputs=[

@@ -205,3 +205,44 @@ def test_rank_gallery_at_any_size_and_zoom(page: ComfyPage) -> None:
     page.load_api(candidates())
     page.run()
     inside_its_node(page, kind, ".ek-card")
+
+
+# --------------------------------------------------------------------------------------------------- before and after
+def composite() -> dict[str, Any]:
+    flat = {"width": 96, "height": 96, "batch_size": 1, "color": COLOURS["green"]}
+    return graph(
+        example=("EditKit_LoadExample", {"name": "red_circle"}),
+        edit=("EmptyImage", flat),
+        whole=("EditKit_CompositeSource", {"edited": ["edit", 0], "source": ["example", 0], "mask": ["example", 1], "feather": 0}),
+        save=("PreviewImage", {"images": ["whole", 0]}),
+    )  # fmt: skip
+
+
+def test_before_and_after_slides_by_mouse_and_keyboard(page: ComfyPage) -> None:
+    kind = "EditKit_CompositeSource"
+    page.load_api(composite())
+    before = page.prompt()
+    page.run()
+    focus(page, kind)
+    shot(page, "compare", kind)
+    knob, stage = page.tab.locator(".ek-knob"), page.tab.locator(".ek-stage").bounding_box()
+    middle = stage["y"] + stage["height"] / 2
+
+    def share() -> float:
+        box = knob.bounding_box()
+        return (box["x"] + box["width"] / 2 - stage["x"]) / stage["width"]
+
+    assert share() == pytest.approx(0.5, abs=0.02)
+    page.tab.mouse.move(stage["x"] + 0.5 * stage["width"], middle)
+    page.tab.mouse.down()
+    page.tab.mouse.move(stage["x"] + 0.25 * stage["width"], middle, steps=4)
+    page.tab.mouse.up()
+    assert share() == pytest.approx(0.25, abs=0.02)
+    for _ in range(10):
+        page.tab.keyboard.press("ArrowRight")
+    assert share() == pytest.approx(0.35, abs=0.02)
+    page.tab.get_by_role("button", name="Outside").click()
+    assert page.tab.locator(".ek-stage img").count() == 1
+    shot(page, "compare_difference", kind)
+    assert page.prompt() == before
+    inside_its_node(page, kind, ".ek-stage")

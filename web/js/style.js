@@ -21,4 +21,21 @@ export const CSS = `
 .ek-on .ek-bar i { background: var(--ek); }
 .ek-score { display: flex; justify-content: space-between; font-size: 11px; color: var(--ek-dim); }
 .ek-score b { color: var(--input-text, #ddd); font-weight: 600; }
+.ek-row { display: flex; gap: 4px; align-items: center; flex: none; min-width: 0; }
+.ek-row > .ek-note { flex: 1; }
+.ek-button { all: unset; box-sizing: border-box; cursor: pointer; padding: 2px 8px; border-radius: 4px; background: var(--ek-back);
+  border: 1px solid var(--ek-line); color: var(--input-text, #ddd); white-space: nowrap; }
+.ek-button:hover { border-color: var(--ek-dim); }
+.ek-button:focus-visible, .ek-split:focus-visible + .ek-knob { outline: 2px solid #6fb3d2; }
+.ek-button.ek-on { border-color: var(--ek); color: var(--ek); }
+.ek-stage { position: relative; flex: 1; min-height: 0; overflow: hidden; border-radius: 4px; background: var(--ek-back);
+  cursor: ew-resize; touch-action: none; }
+.ek-stage img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
+.ek-split { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; pointer-events: none; }
+.ek-knob { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #fff; pointer-events: none;
+  box-shadow: 0 0 3px #000; }
+.ek-knob::before { content: ""; position: absolute; top: 50%; left: -8px; width: 18px; height: 18px; margin-top: -9px;
+  border-radius: 50%; background: #fff; box-shadow: 0 0 3px #000; }
+.ek-tag { position: absolute; top: 4px; padding: 0 5px; border-radius: 3px; background: rgba(0,0,0,.6); color: #fff; font-size: 11px;
+  pointer-events: none; }
 `;
