@@ -1,4 +1,4 @@
-"""Writes docs/images/NAME.jpg, what README shows of each method: `python -m editkit.docs.method_images`.
+"""Writes web/docs/images/NAME.jpg, what README and help pages show of each method: `python -m editkit.docs.method_images`.
 
 They are the workflows' thumbnails without their margins, so `make thumbnails` renews both.
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
-IMAGES = Path(__file__).parent / "images"
+IMAGES = WORKFLOWS.parent / "web" / "docs" / "images"
 NAMES = (
     "blended_edit", "thin_mask", "diffedit", "null_text_reconstruction", "p2p_replace", "p2plus_real_image", "masactrl",
     "plug_and_play", "style_inversion_edit", "style_transfer", "layered_edit", "imagic", "sdedit", "differential_diffusion",

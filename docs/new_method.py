@@ -21,7 +21,7 @@ NEW_FILES = {
     "workflows/@method@.py": "workflow.py.txt",
     "tests/laws/test_@method@.py": "law.py.txt",
 }
-HELP = "web/docs/EditKit_@Method@.md"
+HELP = "web/docs/EditKit_@Method@/en.md"
 
 
 class Refused(Exception):
@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     for path, text in files.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(text, encoding="utf-8", newline="\n")
         sys.stdout.write(f"{'new    ' if path in created else 'changed'} {path}\n")
     python = [str(ROOT / path) for path in files if path.endswith(".py")]

@@ -21,6 +21,7 @@ class Run:
         progress: makes the progress of a node's steps; called before each node.
         saved: files written, in order.
         texts: texts that nodes showed, by node id.
+        workflow: the nodes that run, by their id.
         results: outputs of the finished nodes, by node id; a node that has some at the start is not executed.
     """
 
@@ -30,4 +31,5 @@ class Run:
     progress: Callable[[], Progress] = lambda: silent
     saved: list[Path] = field(default_factory=list)
     texts: dict[str, list[str]] = field(default_factory=dict)
+    workflow: dict[str, Any] = field(default_factory=dict)
     results: dict[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..pipelines.core.errors import EditError, LoadError, ParameterError
@@ -46,6 +47,7 @@ def run_workflow(workflow: Mapping[str, Any], run: Run) -> Run:
     from ..hosts.diffusers.host import headless_run
 
     nodes = check_workflow(workflow)
+    run.workflow = nodes
     order = execution_order(nodes)
     classes = node_classes()
     missing = sorted({nodes[i]["class_type"] for i in order} - set(classes))
@@ -168,7 +170,7 @@ def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[An
         key: _value(value, run) if is_link(value) else checked_widget(key, value, widgets.get(key, Widget()))
         for key, value in node.get("inputs", {}).items()
     }
-    function = _function(cls, run)
+    function = _function(cls, run, name)
     accepted = inspect.signature(function).parameters
     unknown = [key for key in inputs if key not in accepted and not _takes_any(accepted)]
     for key in unknown:
@@ -188,11 +190,14 @@ def _execute(cls: Any, node: Mapping[str, Any], name: str, run: Run) -> tuple[An
     return _tuple(getattr(result, "result", result))
 
 
-def _function(cls: Any, run: Run) -> Callable[..., Any]:
+def _function(cls: Any, run: Run, name: str) -> Callable[..., Any]:
     if getattr(cls, "stock_node", False):
         return functools.partial(cls, run)
     if hasattr(cls, "FUNCTION"):
         return getattr(cls(), cls.FUNCTION)
+    if cls.define_schema().hidden:
+        told: Any = type(cls.__name__, (cls,), {"hidden": SimpleNamespace(prompt=run.workflow, unique_id=name)})
+        return told.execute
     return cls.execute
 
 

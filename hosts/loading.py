@@ -13,6 +13,7 @@ from .host import in_comfyui, this_host
 DIFFUSERS = "diffusers"  # below ComfyUI's models folder, as are the three below
 CHECKPOINTS = "checkpoints"
 RANKERS = "editkit_rankers"
+AUTOMATIC = "automatic"
 RANKER_FOLDERS = ("clip_vision", RANKERS)
 SUBFOLDERS = ("unet", "vae", "text_encoder")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
@@ -121,6 +122,20 @@ def ranker_path(name: str) -> Path:
     raise LoadError(f"models has no ranker file {name!r}: put it below models/{RANKERS} and refresh the page")
 
 
+def load_ranker(weights: str, architecture: str = AUTOMATIC) -> Any:
+    """The bundled ranker, or a weight file with the architecture that it has or that is named.
+
+    Args:
+        weights: "bundled", a name from `ranker_files` (headless, a path), or "automatic": the first file below
+            models/editkit_rankers, and the bundled ranker where there is none.
+        architecture: open_clip's name, or "automatic": from the shapes in the file.
+    Raises: LoadError, FamilyError.
+    """
+    if weights == AUTOMATIC:
+        weights = next((name for name in ranker_files() if name.startswith(f"{RANKERS}/")), BUNDLED)
+    return load_bundled_ranker() if weights == BUNDLED else load_ranker_file(architecture, weights)
+
+
 def load_bundled_ranker() -> Any:
     """The ranker that ships with the pack."""
     from .diffusers.open_clip_ranker import load_bundled_ranker as load
@@ -130,6 +145,9 @@ def load_bundled_ranker() -> Any:
 
 def load_ranker_file(architecture: str, name: str) -> Any:
     """A ranker of one of open_clip's architectures, with a weight file: from `ranker_files`; headless, a path."""
-    from .diffusers.open_clip_ranker import load_open_clip
+    from .diffusers.open_clip_ranker import architecture_of, load_open_clip
 
-    return this_host().managed_ranker(load_open_clip(architecture, ranker_path(name)))
+    path = ranker_path(name)
+    if architecture.strip() in ("", AUTOMATIC):
+        architecture = architecture_of(path)
+    return this_host().managed_ranker(load_open_clip(architecture, path))

@@ -1,7 +1,7 @@
 """Generate the texts that follow from the node schemas: `python -m editkit.locales.build`.
 
 locales/en/nodeDefs.json    labels and tooltips, the file a translation starts from
-web/docs/NODE.md            title, "Inputs" and "Outputs"; the other sections of a help page are written by hand
+web/docs/NODE/en.md         title, image, "Inputs" and "Outputs"; the other sections of a help page are written by hand
 """
 
 from __future__ import annotations
@@ -13,12 +13,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..nodes._labels import RARELY_USED
+
 ROOT = Path(__file__).parent.parent
 LOCALE = Path("locales/en/nodeDefs.json")
 DOCS = Path("web/docs")
 HEADINGS = ("What it does", "When to use it", "Example", "Inputs", "Outputs", "Limits", "Paper")
 REPRODUCTION = "Reproduction switches: {names}. They repeat what published scripts do; keep the defaults for new edits."
 LARGE = 2**63
+# The images of methods in web/docs/images, and the nodes whose pages show them.
+IMAGES = {
+    "blended_edit": ("BlendedEdit", "BlendedDenoise", "BlendedModel", "NoiseLatent", "CompositeSource", "RankByText"),
+    "thin_mask": ("DilationSchedule", "LatentMask"),
+    "diffedit": ("DiffEdit", "DiffEditMask", "MaskedDecode"),
+    "null_text_reconstruction": ("NullText", "NegativePrompt", "InvertDDIM", "EmbeddingsGuider"),
+    "p2p_replace": ("AlignPrompts", "P2Plus"),
+    "p2plus_real_image": ("P2PlusEdit",),
+    "masactrl": ("MasaCtrl",),
+    "plug_and_play": ("FeatureInjection",),
+    "style_inversion_edit": ("StyleInvert", "StyleEdit"),
+    "style_transfer": ("StyleTransfer",),
+    "layered_edit": ("LayeredEmbeddings", "LayeredTune", "LayeredReference", "IterativeGuidance"),
+    "imagic": ("Imagic",),
+    "sdedit": ("SDEdit",),
+    "differential_diffusion": ("ReleaseSchedule",),
+}
 
 Info = Mapping[str, Any]
 
@@ -67,39 +86,38 @@ def node_definitions(infos: list[Info]) -> dict[str, Any]:
     }
 
 
-def input_table(info: Info) -> str:
-    """One line per input; then the inputs that only reproduce published scripts, named once."""
-    lines = [
-        f"| {_named(name, options)}{' (optional)' if optional else ''} | {kind.replace(',', ' or ')} "
-        f"| {_default(options)} | {_range(options)} | {_escaped(options['tooltip'])} |"
-        for name, kind, options, optional in inputs(info)
+def input_list(info: Info) -> str:
+    """One item per input; then the inputs that only reproduce published scripts, named once."""
+    rare = RARELY_USED.get(info["name"], ())
+    lines = [_item(*entry) for entry in inputs(info)]
+    switches = [
+        f"*{label(name, options)}*"
+        for name, _, options, _ in inputs(info)
+        if options.get("advanced") and name not in rare
     ]
-    switches = [f"*{label(name, options)}*" for name, _, options, _ in inputs(info) if options.get("advanced")]
     note = ["", REPRODUCTION.format(names=", ".join(switches))] if switches else []
-    return "\n".join(["| input | type | default | range | |", "|---|---|---|---|---|", *lines, *note])
+    return "\n".join([*lines, *note])
 
 
-def _named(name: str, options: Mapping[str, Any]) -> str:
+def _item(name: str, kind: str, options: Mapping[str, Any], optional: bool) -> str:
+    """What an input is called, takes and means; a list fits a narrow panel, where a table would not."""
     shown = label(name, options)
-    return f"`{name}`" if shown == name else f"{shown} (`{name}`)"
+    named = f"**{shown}**" if shown.replace(" ", "_") == name else f"**{shown}** (`{name}`)"
+    facts = [kind.replace(",", " or "), _range(options), _default(options), "optional" if optional else ""]
+    return f"- {named}: {_escaped(options['tooltip'])} *{'; '.join(filter(None, facts))}*"
 
 
-def output_table(info: Info) -> str:
+def output_list(info: Info) -> str:
     named = zip(info["output_name"], info["output"], info["output_tooltips"], strict=True)
-    return "\n".join(
-        [
-            "| output | type | |",
-            "|---|---|---|",
-            *(f"| {name} | {kind} | {_escaped(tip)} |" for name, kind, tip in named),
-        ]
-    )
+    return "\n".join(f"- **{name}**: {_escaped(tip)} *{kind}*" for name, kind, tip in named)
 
 
 def _default(options: Mapping[str, Any]) -> str:
     value = options.get("default", "")
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else _escaped(str(value))
+    text = f"{value:g}" if isinstance(value, float) else _escaped(str(value))
+    return f"default {text}" if text else ""
 
 
 def _range(options: Mapping[str, Any]) -> str:
@@ -111,14 +129,20 @@ def _range(options: Mapping[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"([*_])", r"\\\1", text.replace("\n", " "))
 
 
-def with_tables(page: str, info: Info) -> str:
-    """A help page with its title and both tables renewed."""
-    page = re.sub(r"\A# .*", lambda _: f"# {info['display_name']}", page)
-    page = _section(page, "Inputs", input_table(info))
-    return _section(page, "Outputs", output_table(info))
+def with_lists(page: str, info: Info) -> str:
+    """A help page with its title, its image and both lists renewed."""
+    page = re.sub(r"\A# .*\n(\n!\[.*\n)?", lambda _: _head(info), page)
+    page = _section(page, "Inputs", input_list(info))
+    return _section(page, "Outputs", output_list(info))
+
+
+def _head(info: Info) -> str:
+    image = next((name for name, nodes in IMAGES.items() if info["name"].removeprefix("EditKit_") in nodes), None)
+    shown = f"\n![What it does to an image](images/{image}.jpg)\n" if image else ""
+    return f"# {info['display_name']}\n{shown}"
 
 
 def _section(page: str, heading: str, body: str) -> str:
@@ -131,10 +155,10 @@ def files() -> dict[Path, str]:
     infos = node_infos()
     texts = {LOCALE: json.dumps(node_definitions(infos), indent=2, ensure_ascii=False) + "\n"}
     for info in infos:
-        path = DOCS / f"{info['name']}.md"
+        path = DOCS / info["name"] / "en.md"
         template = f"# {info['display_name']}\n\n" + "\n".join(f"## {heading}\n" for heading in HEADINGS)
         page = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).exists() else template
-        texts[path] = with_tables(page, info)
+        texts[path] = with_lists(page, info)
     return texts
 
 

@@ -148,7 +148,7 @@ def attention_model_input(*, patched: bool = True, joint: bool = True) -> io.Mod
 
 
 def edit_input() -> Any:
-    return PromptEditSocket.Input("edit", tooltip="Source and target prompt from 'Align Prompts (P2P)'.")
+    return PromptEditSocket.Input("edit", tooltip="Source and target prompt from 'Align Prompts (P2P, Word Swap)'.")
 
 
 def prompt_pair_inputs(source: str, target: str) -> list:
@@ -181,7 +181,7 @@ def p2p_fraction_inputs(tau_c: float = 0.8, tau_s: float = 0.4) -> list:
 
 
 def local_blend_inputs() -> list:
-    """LocalBlend and the attention layers; its words are named in 'Align Prompts (P2P)'."""
+    """LocalBlend and the attention layers; its words are named in 'Align Prompts (P2P, Word Swap)'."""
     return [
         _count(
             "self_divisor",

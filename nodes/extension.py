@@ -6,7 +6,7 @@ from ..hosts.host import show_warnings
 from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
-from .blended import background, blending
+from .blended import all_in_one, background, blending
 from .diffedit import edit as diffedit_edit
 from .diffedit import mask as diffedit_mask
 from .evaluation import clip_rank, measure
@@ -22,6 +22,7 @@ MODULES = (
     models,
     images,
     masks,
+    all_in_one,
     blending,
     background,
     clip_rank,

@@ -90,7 +90,7 @@ class DilationSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DilationSchedule",
-            display_name="Progressive Dilation Schedule",
+            display_name="Progressive Dilation Mask Schedule",
             category="EditKit/mask",
             description=(
                 "A mask schedule for thin masks: it starts with a dilated mask and shrinks it to yours in stages, so that a new "
@@ -170,7 +170,7 @@ class ReleaseSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_ReleaseSchedule",
-            display_name="Soft Mask Schedule (Differential Diffusion)",
+            display_name="Differential Diffusion (Soft Mask Schedule)",
             category="EditKit/mask",
             description=(
                 "Turns a soft mask into a mask schedule: the value of a latent pixel decides how early it may change. 1 = from "

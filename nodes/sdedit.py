@@ -28,7 +28,7 @@ class SDEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_SDEdit",
-            display_name="SDEdit",
+            display_name="SDEdit (img2img)",
             category="EditKit/sampling",
             description=(
                 "Image to image: adds noise to the image and denoises it with the prompt. There is no mask, so the whole image "

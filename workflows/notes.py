@@ -62,7 +62,7 @@ copy of the decoder is fine-tuned on the best one. The result equals the source 
     "blended_any_sampler": """
 # Blended Latent Diffusion with KSampler
 
-*Blended Model Patch* patches the model so that any sampler edits only under the mask. Change sampler, scheduler and
+*Blended Latent Diffusion Patch* patches the model so that any sampler edits only under the mask. Change sampler, scheduler and
 steps as you like; SamplerCustomAdvanced works too. Outside the mask the result equals the latent the sampler starts from.
 """,
     "thin_mask": """
@@ -111,7 +111,7 @@ The source prompt says what the image shows, the target prompt what it should sh
 noise for the two prompts, the image must change: that is the mask. The image is then inverted and decoded with the target
 prompt under the mask. Outside the mask its trajectory is used.
 
-*DiffEdit (All in One)* does all of this in one node. Prompts that differ in few words give the cleanest masks. A lower
+*DiffEdit, Replace Object (All in One)* does all of this in one node. Prompts that differ in few words give the cleanest masks. A lower
 *threshold* gives a larger mask.
 """,
     "diffedit_into_blended": """
@@ -179,10 +179,10 @@ new words attend freely. The circle stays and its background gets stripes. This 
     "p2p_reweight": """
 # Prompt-to-Prompt: word weights
 
-Source and target prompt are equal. *weights* in *Align Prompts (P2P)* changes the weight of a word, here *red*. 1 is
+Source and target prompt are equal. *weights* in *Align Prompts (P2P, Word Swap)* changes the weight of a word, here *red*. 1 is
 neutral, 2 to 4 is stronger, 0 and below removes it: at -2 the red object shrinks, at -4 it is gone.
 
-*P2P and P2Plus Edit* does the whole edit in one node, without a sampler.
+*Prompt-to-Prompt Edit (P2P, P2Plus)* does the whole edit in one node, without a sampler.
 """,
     "p2plus_real_image": """
 # P2Plus on a real image
@@ -210,7 +210,7 @@ The features and self-attention maps of the image are injected into the target. 
 about colour and material. *features_until* and *attention_until* are fractions of the steps; lower values give the prompt
 more influence.
 
-*Plug-and-Play Injection (PnP)* patches the model for any sampler. The sampler starts from the noised latent of the
+*Plug-and-Play, Keep Structure (PnP)* patches the model for any sampler. The sampler starts from the noised latent of the
 inversion, repeated to a pair; *trajectory* keeps the source of the pair equal to the image.
 """,
     "layered_edit": """

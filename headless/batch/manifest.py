@@ -24,7 +24,7 @@ KEYS: dict[str, Any] = {
     "seed": int,
     "overrides": dict,
 }
-# Prompts by the titles of their nodes in the shipped workflows, and by the inputs of Align Prompts (P2P).
+# Prompts by the titles of their nodes in the shipped workflows, and by the inputs of Align Prompts (P2P, Word Swap).
 PROMPTS = {
     "prompt": ("Target prompt", "target_text"),
     "source_prompt": ("Source prompt", "source_text"),
@@ -127,7 +127,7 @@ def _title(node: Mapping[str, Any]) -> str:
 
 
 def _set_prompt(nodes: dict[str, Any], key: str, title: str, name: str, text: str) -> None:
-    """Every node with the title of the prompt takes the text, and every Align Prompts (P2P)."""
+    """Every node with the title of the prompt takes the text, and every Align Prompts (P2P, Word Swap)."""
     places = [(node, "text") for node in nodes.values() if _title(node) == title and "text" in node["inputs"]]
     places += [(node, name) for node in nodes.values() if node["class_type"] == ALIGN and name in node["inputs"]]
     if not places:

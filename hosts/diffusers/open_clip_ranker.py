@@ -19,6 +19,14 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 CONFIG, TOKEN_IDS = "open_clip_config.json", "token_ids.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
 EMBEDDING = "text.token_embedding.weight"
+# Width, patch size and embedding of the image towers that open_clip weights usually have.
+TOWERS = {
+    (768, 16, 512): "ViT-B-16",
+    (768, 32, 512): "ViT-B-32",
+    (1024, 14, 768): "ViT-L-14",
+    (1280, 14, 1024): "ViT-H-14",
+    (1664, 14, 1280): "ViT-bigG-14",
+}
 # Entries that a file may lack or have in excess.
 HARMLESS = (
     "num_batches_tracked",
@@ -150,6 +158,21 @@ def load_ranker(folder: str | Path, device: torch.device | str = "cpu") -> OpenC
     if (folder / TOKEN_IDS).is_file() and EMBEDDING in state:
         state[EMBEDDING] = expand_embedding(state[EMBEDDING], _read_json(folder / TOKEN_IDS))
     return _ranker(config["model_cfg"], config.get("preprocess_cfg", {}), state, folder.name).to(device)
+
+
+def architecture_of(weights: Path) -> str:
+    """open_clip's name for the architecture of a safetensors file, by the shape of its image tower. Raises LoadError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(weights), "pt") as file:
+            width, _, patch, _ = file.get_slice("visual.conv1.weight").get_shape()
+            return TOWERS[width, patch, file.get_slice("visual.proj").get_shape()[1]]
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise LoadError(
+            f"the architecture of {weights.name} is not one of {', '.join(TOWERS.values())}: it needs open_clip's image and text "
+            "encoder in one file; write the name of another architecture, such as ViT-L-14-336"
+        ) from error
 
 
 def load_open_clip(architecture: str, weights: str | Path, device: torch.device | str = "cpu") -> OpenClipRanker:

@@ -30,7 +30,7 @@ class AttentionMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_AttentionMaps",
-            display_name="Cross-Attention Maps",
+            display_name="Cross-Attention Heat Maps",
             category="EditKit/attention",
             description=(
                 "One labelled heat map per word of a prompt: the cross-attention of the model, averaged over layers and "

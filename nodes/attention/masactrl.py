@@ -15,7 +15,7 @@ class MasaCtrl(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_MasaCtrl",
-            display_name="MasaCtrl",
+            display_name="MasaCtrl (Change Pose)",
             category="EditKit/attention",
             description=(
                 "Changes pose or layout and keeps the object: a model patch in which the target uses the keys and values of "

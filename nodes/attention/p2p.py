@@ -47,7 +47,7 @@ class P2Plus(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_P2Plus",
-            display_name="P2Plus Attention Injection (Model Patch)",
+            display_name="Prompt-to-Prompt Model Patch (P2Plus)",
             category="EditKit/attention",
             description=(
                 "Prompt-to-Prompt and P2Plus as a model patch: any sampler generates a source image and a target image with "
@@ -111,7 +111,7 @@ class P2PlusEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_P2PlusEdit",
-            display_name="P2P and P2Plus Edit",
+            display_name="Prompt-to-Prompt Edit (P2P, P2Plus)",
             category="EditKit/attention",
             description=(
                 "The whole Prompt-to-Prompt edit in one node. With the trajectory of an inverted image, it edits that image; "

@@ -25,7 +25,9 @@ from .._inputs import prompt_pair_inputs, sigmas_input, trajectory_input
 def edit_in(value: Any, socket: str = "edit") -> PromptEdit:
     """The prompt edit of a socket. Raises EditError for something else, and for NaN or infinity in its prompts."""
     if not isinstance(value, PromptEdit):
-        raise EditError(f"{socket} is a {type(value).__name__}: connect the prompt edit of 'Align Prompts (P2P)'")
+        raise EditError(
+            f"{socket} is a {type(value).__name__}: connect the prompt edit of 'Align Prompts (P2P, Word Swap)'"
+        )
     for prompt in (value.source, value.target):
         check_tokens(prompt.tokens, socket)
     for tensor in (value.source.pooled, value.target.pooled, value.mapper, value.alphas, value.equalizer):

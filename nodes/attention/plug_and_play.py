@@ -15,7 +15,7 @@ class FeatureInjection(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_FeatureInjection",
-            display_name="Plug-and-Play Injection (PnP)",
+            display_name="Plug-and-Play, Keep Structure (PnP)",
             category="EditKit/attention",
             description=(
                 "Restyles and keeps the structure: a model patch that injects the source's residual features and self-attention "

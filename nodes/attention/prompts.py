@@ -20,7 +20,7 @@ class AlignPrompts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_AlignPrompts",
-            display_name="Align Prompts (P2P)",
+            display_name="Align Prompts (P2P, Word Swap)",
             category="EditKit/attention",
             description=(
                 "Matches the words of the source prompt with the words of the target prompt for Prompt-to-Prompt, and shows "

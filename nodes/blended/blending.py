@@ -53,7 +53,7 @@ class EditSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_EditSigmas",
-            display_name="Edit Sigmas (DDIM)",
+            display_name="Edit Sigmas (DDIM Scheduler)",
             category="EditKit/sampling",
             description=(
                 "The sigmas of an edit: the DDIM schedule of the model, cut to its last steps by strength. You can use the "
@@ -123,7 +123,7 @@ class NoiseLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_NoiseLatent",
-            display_name="Noise Latent to Sigma",
+            display_name="Noise Latent to Sigma (Add Noise)",
             category="EditKit/latent",
             description=(
                 "Adds noise to a clean latent up to one sigma of the edit. This is the latent a blended edit starts from. Set "
@@ -138,7 +138,7 @@ class NoiseLatent(io.ComfyNode):
                     "step", default=0, min=0, max=TO_THE_END, tooltip="Index of the sigma, from 0 (noisiest)."
                 ),
                 seed_input(
-                    "Seed of the noise. Every candidate has its own noise. The latent carries it to 'Blended Denoise Step (BLD)'."
+                    "Seed of the noise. Every candidate has its own noise. The latent carries it to 'Blended Denoise Step'."
                 ),
                 io.Int.Input(
                     "copies",
@@ -195,7 +195,7 @@ class BlendedDenoise(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendedDenoise",
-            display_name="Blended Denoise Step (BLD)",
+            display_name="Blended Denoise Step, Inpaint (BLD)",
             category="EditKit/sampling",
             description=(
                 "Inpainting by Blended Latent Diffusion: denoises with the prompt and replaces everything outside the mask by "
@@ -349,7 +349,7 @@ class BlendedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_BlendedModel",
-            display_name="Blended Model Patch (BLD)",
+            display_name="Blended Latent Diffusion Patch (Any Sampler)",
             category="EditKit/sampling",
             description=(
                 "Patches a model so that KSampler and SamplerCustomAdvanced inpaint only under the mask, with any sampler. "

@@ -111,7 +111,7 @@ class DiffEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DiffEdit",
-            display_name="DiffEdit (All in One)",
+            display_name="DiffEdit, Replace Object (All in One)",
             category="EditKit/sampling",
             description=(
                 "Edits an image by two prompts, without drawing a mask: finds the mask, inverts the image, and decodes it with "

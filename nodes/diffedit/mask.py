@@ -28,7 +28,7 @@ class DiffEditMaskNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_DiffEditMask",
-            display_name="DiffEdit Mask",
+            display_name="DiffEdit Mask from Text",
             category="EditKit/mask",
             description=(
                 "Finds the mask of an edit from two prompts. The image is noised; where the model predicts different noise for "

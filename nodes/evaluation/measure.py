@@ -12,7 +12,7 @@ class MeasureEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_MeasureEdit",
-            display_name="Measure Edit",
+            display_name="Measure Edit (PSNR, CLIP Score)",
             category="EditKit/evaluation",
             description=(
                 "Compares edited images with their source: PSNR and SSIM inside and outside the mask, the largest change "

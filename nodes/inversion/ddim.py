@@ -148,7 +148,7 @@ class InvertDDIM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_InvertDDIM",
-            display_name="DDIM Inversion",
+            display_name="DDIM Inversion (Unsample Image)",
             category="EditKit/inversion",
             description=(
                 "Inverts an image to noise and keeps the latent at every sigma: the trajectory. Invert once, edit many times. "
@@ -161,7 +161,7 @@ class InvertDDIM(io.ComfyNode):
                     "positive", tooltip="The inversion prompt: what the image shows, or an empty prompt as in DiffEdit."
                 ),
                 latent_input(),
-                sigmas_input("All sigmas of the edit, ending at 0: 'Edit Sigmas (DDIM)' at strength 1."),
+                sigmas_input("All sigmas of the edit, ending at 0: 'Edit Sigmas (DDIM Scheduler)' at strength 1."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),

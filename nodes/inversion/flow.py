@@ -50,7 +50,7 @@ class FlowInversion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_FlowInversion",
-            display_name="Flow Inversion",
+            display_name="Flow Inversion (RF-Inversion)",
             category="EditKit/inversion",
             description=(
                 "Inverts an image to noise with a flow model (SD3, Flux) and keeps the latent at every sigma: the "
@@ -207,7 +207,7 @@ class FlowEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_FlowEdit",
-            display_name="FlowEdit",
+            display_name="FlowEdit (Replace Object)",
             category="EditKit/sampling",
             description=(
                 "Edits an image by its source and target prompts, without inversion and without a mask (Kulikov et al. 2025). "

@@ -89,7 +89,7 @@ class LayeredReference(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="EditKit_LayeredReference",
-            display_name="Reference Background (LayerDiffusion)",
+            display_name="Replace Background Reference (LayerDiffusion)",
             category=CATEGORY,
             description=(
                 "The new background as a latent: your own image, scaled and cropped to fit, or an image generated from the "

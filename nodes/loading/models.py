@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ...hosts.bundled import BUNDLED, bundled_models
 from ...hosts.loading import (
+    AUTOMATIC,
     checkpoint_files,
     diffusers_folders,
-    load_bundled_ranker,
     load_model,
-    load_ranker_file,
+    load_ranker,
     ranker_files,
 )
 from .._api import RankerSocket, io, schema
@@ -55,24 +55,24 @@ class LoadRanker(io.ComfyNode):
             display_name="Load CLIP Ranker",
             category="EditKit/loaders",
             description=(
-                "Loads the scorer for 'CLIP Rank' and 'Measure Edit': the tiny one that ships with EditKit, which knows only "
-                "images of the bundled model, or an open_clip model from a local file. Nothing is downloaded."
+                "Loads the scorer for 'CLIP Rank' and 'Measure Edit': an open_clip model from a local file, or the tiny one that "
+                "ships with EditKit, which knows only images of the bundled model. Nothing is downloaded."
             ),
             search_aliases=["clip score", "open_clip", "ranker", "scorer"],
             inputs=[
                 io.Combo.Input(
                     "weights",
-                    options=[BUNDLED, *ranker_files()],
-                    default=BUNDLED,
-                    tooltip="'bundled', or a safetensors file in models/editkit_rankers or models/clip_vision. It must hold "
-                    "image and text encoder.",
+                    options=[BUNDLED, AUTOMATIC, *ranker_files()],
+                    default=AUTOMATIC,
+                    tooltip="automatic: the first file in models/editkit_rankers, or else the bundled ranker. Or choose a "
+                    "safetensors file that holds image and text encoder.",
                 ),
                 io.String.Input(
                     "architecture",
-                    default="ViT-B-16",
+                    default=AUTOMATIC,
                     optional=True,
-                    tooltip="open_clip's name for the architecture of the file, for example ViT-B-16, or ViT-B-16-quickgelu for "
-                    "OpenAI's weights. Not used for the bundled ranker.",
+                    tooltip="automatic: from the file. Or open_clip's name, for example ViT-B-16-quickgelu for OpenAI's weights. "
+                    "Not used for the bundled ranker.",
                 ),
             ],
             outputs=[
@@ -81,9 +81,8 @@ class LoadRanker(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, weights, architecture="ViT-B-16") -> io.NodeOutput:
-        ranker = load_bundled_ranker() if weights == BUNDLED else load_ranker_file(architecture, weights)
-        return io.NodeOutput(ranker)
+    def execute(cls, weights, architecture=AUTOMATIC) -> io.NodeOutput:
+        return io.NodeOutput(load_ranker(weights, architecture))
 
 
 NODES = [LoadModel, LoadRanker]

@@ -133,13 +133,7 @@ def edit_latents(
     image, mask = check_image(image, "image"), check_edit_mask(mask)
     check_mask_of_image(mask, (image.shape[1], image.shape[2]))
     source = codec.encode(pad_to_factor(image, codec.factor))
-    height, width = source.shape[-2:]
-    latent_pixels = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=codec.factor)
-    for index in latent_pixels.lost:
-        log.warning(LOST_STROKE, index)
-    schedule = dilation_schedule(
-        latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, spacing=settings.stage_spacing
-    )
+    schedule = latent_schedule(mask, source, codec.factor, settings)
     return sample_blended(
         denoiser,
         match_batch(source, settings.candidates, "image", "the candidates"),
@@ -153,6 +147,26 @@ def edit_latents(
         seeds=image_seeds(settings.seed, settings.candidates),
         options=settings.options,
         progress=progress,
+    )
+
+
+def latent_schedule(mask: Tensor, latent: Tensor, factor: int, settings: EditSettings) -> MaskSchedule:
+    """The mask schedule of an edit: the mask on the latent grid, dilated by the kernels.
+
+    Args:
+        mask: MASK [B, H, W], 1 = edit.
+        latent: source latent [B, C, h, w], for its size.
+        factor: image pixels per latent pixel along a side.
+        settings: its mask, kernel and stage settings are used.
+    Returns: the schedule. A stroke that is lost on the grid gives a warning.
+    Raises: ShapeError, ParameterError.
+    """
+    height, width = latent.shape[-2:]
+    latent_pixels = downsample(mask, height, width, settings.mask_mode, settings.mask_threshold, factor=factor)
+    for index in latent_pixels.lost:
+        log.warning(LOST_STROKE, index)
+    return dilation_schedule(
+        latent_pixels.mask, settings.kernels, scale_with_size=settings.scale_kernels, spacing=settings.stage_spacing
     )
 
 

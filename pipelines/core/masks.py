@@ -318,7 +318,7 @@ def _binarised(mask: Tensor) -> Tensor:
     for index in gone.nonzero().flatten().tolist():
         log.warning(
             "mask %d of the dilation schedule is empty: all its values lie below 0.5, where a dilation has no meaning; "
-            "use 'Soft Mask Schedule (Differential Diffusion)' or a stronger mask",
+            "use 'Differential Diffusion (Soft Mask Schedule)' or a stronger mask",
             index,
         )
     return solid

@@ -142,9 +142,9 @@ def test_help_pages_are_complete_and_current(root: Path):
     from editkit.locales.build import DOCS, HEADINGS, files
 
     written = files()
-    pages = {path: text for path, text in written.items() if path.parent == DOCS}
-    assert {path.stem for path in pages} == set(schemas.current())
-    assert {path.stem for path in (root / DOCS).glob("*.md")} == set(schemas.current())
+    pages = {path: text for path, text in written.items() if path.is_relative_to(DOCS)}
+    assert {path.parent.name for path in pages} == set(schemas.current())
+    assert {path.parent.name for path in (root / DOCS).glob("*/en.md")} == set(schemas.current())
     for path, text in pages.items():
         assert (root / path).read_text(encoding="utf-8") == text, f"{path}: python -m editkit.locales.build"
         assert tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)) == HEADINGS, path
@@ -154,7 +154,7 @@ def test_help_pages_are_complete_and_current(root: Path):
 
 def test_help_pages_begin_with_the_node_s_name(root: Path, nodes):
     for name, node in nodes.items():
-        first = (root / "web/docs" / f"{name}.md").read_text(encoding="utf-8").splitlines()[0]
+        first = (root / "web/docs" / name / "en.md").read_text(encoding="utf-8").splitlines()[0]
         assert first == f"# {node.display_name}"
 
 

@@ -24,9 +24,9 @@ from editkit.tests.workflows import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = {
-    "Edit Sigmas (DDIM)": {"steps": 3},
+    "Edit Sigmas (DDIM Scheduler)": {"steps": 3},
     "Decoder Fine-Tune (BLD)": {"steps": 1},
-    "Noise Latent to Sigma": {"copies": 2},
+    "Noise Latent to Sigma (Add Noise)": {"copies": 2},
 }
 # A batch of ten lines that kills its own process at line 5: before its files are in place, after, or within the record.
 KILLED = """
@@ -207,7 +207,7 @@ def test_a_line_sets_image_mask_prompts_seed_and_inputs():
         "prompt": "a star",
         "negative": "a ring",
         "seed": 7,
-        "overrides": {"Noise Latent to Sigma": {"copies": 3}, "5": {"steps": 4}},
+        "overrides": {"Noise Latent to Sigma (Add Noise)": {"copies": 3}, "5": {"steps": 4}},
     }
     before = shipped.api("blended_edit")
     nodes = workflow_of(before, fields, FOLDER)

@@ -80,6 +80,14 @@ def blended_denoise(scene: Scene) -> None:
     scene.a_latent(call("BlendedDenoise", model=scene.model, **prompts, **given, schedule=scene.schedule)[0])
 
 
+def blended_edit(scene: Scene) -> None:
+    prompts = {"positive": scene.target, "negative": scene.negative}
+    given = {"vae": scene.vae, "image": scene.image, "mask": scene.mask, "candidates": 2}
+    images, latent = call("BlendedEdit", model=scene.model, **prompts, **given, **STEPS)
+    an_image(images, 2)
+    scene.a_latent(latent, 2)
+
+
 def blended_model(scene: Scene) -> None:
     model = call("BlendedModel", model=scene.model, schedule=scene.schedule)[0]
     scene.sampled(model, scene.target, {"samples": scene.latent["samples"]})
@@ -279,6 +287,7 @@ RECIPES: dict[str, Callable[[Scene], None]] = {
         "AttentionMaps": attention_maps,
         "BlendPixels": pixel_blend,
         "BlendPoisson": poisson_blend,
+        "BlendedEdit": blended_edit,
         "BlendedDenoise": blended_denoise,
         "BlendedModel": blended_model,
         "CompositeSource": composite,
