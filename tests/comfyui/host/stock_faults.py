@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management as management
 import comfy.ops
 import comfy.samplers
@@ -14,14 +15,20 @@ from comfy.k_diffusion.sampling import sample_sa_solver
 from comfy.model_patcher import ModelPatcher
 
 
-class OneLayer(torch.nn.Module):
-    """One layer of ComfyUI whose weight is 0."""
+class TwoLayers(torch.nn.Module):
+    """Two layers of ComfyUI whose weights are 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.device: Any = None  # set by ModelPatcher
         self.layer = comfy.ops.manual_cast.Linear(1, 1, bias=False).requires_grad_(False)
+        self.other = comfy.ops.manual_cast.Linear(1, 1, bias=False).requires_grad_(False)
         torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.other.weight)
+
+
+def patcher() -> ModelPatcher:
+    return ModelPatcher(TwoLayers(), management.get_torch_device(), management.unet_offload_device())
 
 
 @cache
@@ -30,7 +37,7 @@ def clones_share_patches() -> bool:
 
     The packaged fork notes for each clone, instead of for the weights that they share, which patches are in force.
     """
-    plain = ModelPatcher(OneLayer(), management.get_torch_device(), management.unet_offload_device())
+    plain = patcher()
     patched = plain.clone()
     patched.add_patches({"layer.weight": ("diff", (torch.ones(1, 1),))})
     weights = []
@@ -44,6 +51,28 @@ def clones_share_patches() -> bool:
 def skip_where_clones_share_patches() -> None:
     if clones_share_patches():
         pytest.skip("this ComfyUI computes a MODEL and its clone with a LoRA with the weights of the one loaded first")
+
+
+@cache
+def weight_hooks_stay() -> bool:
+    """A prompt's weight hook stays in the model's weights from its second use on.
+
+    The packaged fork forgets the weights that it saved when it takes the hook's weights from its cache.
+    """
+    model = patcher()
+    hook = comfy.hooks.WeightHook()
+    hook.weights, hook.need_weight_init = {"layer.weight": ("diff", (torch.ones(1, 1),))}, False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    model.register_all_hook_patches(group, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
+    for hooks in (group, None, group, None):
+        model.patch_hooks(hooks)
+    return float(model.model.layer.weight) != 0
+
+
+def skip_where_weight_hooks_stay() -> None:
+    if weight_hooks_stay():
+        pytest.skip("this ComfyUI leaves a prompt's weight hook in the model's weights from its second use on")
 
 
 @cache
