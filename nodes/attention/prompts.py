@@ -10,7 +10,7 @@ from ...pipelines.attention.prompts.figure import alignment_figure
 from ...pipelines.attention.prompts.widget_syntax import parse_weights, parse_windows, parse_words
 from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.guidance import EQUAL_PROMPTS
-from .._api import PromptEditSocket, io, reproduction_switch, schema, show_text
+from .._api import PromptEditSocket, for_page, io, reproduction_switch, schema, show_text
 
 log = logging.getLogger("editkit")
 
@@ -116,7 +116,9 @@ class AlignPrompts(io.ComfyNode):
             legacy_tail=legacy_tail,
         )
         image, report = to_host(alignment_figure(edit)), "\n".join(edit.report)
-        return io.NodeOutput(edit, image, report, ui=show_text(cls, image, report))
+        texts = {"source_text": source_text, "target_text": target_text}
+        shown = for_page(show_text(cls, image, report), "words", lambda: texts)
+        return io.NodeOutput(edit, image, report, ui=shown)
 
 
 NODES = [AlignPrompts]

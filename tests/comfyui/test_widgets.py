@@ -246,3 +246,62 @@ def test_before_and_after_slides_by_mouse_and_keyboard(page: ComfyPage) -> None:
     shot(page, "compare_difference", kind)
     assert page.prompt() == before
     inside_its_node(page, kind, ".ek-stage")
+
+
+# ---------------------------------------------------------------------------------------------------------- word chips
+def prompts(**inputs: Any) -> dict[str, Any]:
+    texts = {"source_text": "a red circle on a gray background", "target_text": "a yellow star on a gray background"}
+    values = {"mode": "auto", "weights": "", "windows": "", "blend_words": "", "keep_words": "", "legacy_tail": False}
+    return graph(
+        load=("EditKit_LoadModel", {"model": "bundled"}),
+        align=("EditKit_AlignPrompts", {"clip": ["load", 1], **texts, **values, **inputs}),
+        report=("PreviewAny", {"source": ["align", 2]}),
+    )
+
+
+def chip(page: ComfyPage, key: str) -> Any:
+    return page.tab.locator(f'[data-ek="{key}"]')
+
+
+def test_word_chips_edit_the_inputs(page: ComfyPage) -> None:
+    kind = "EditKit_AlignPrompts"
+    page.load_api(prompts())
+    focus(page, kind)
+    assert page.tab.locator(".ek-replaced").count() == 2
+    chip(page, "target 2").click()
+    assert of_type(page, kind)["blend_words"] == "star"
+    chip(page, "source 2").click()
+    assert of_type(page, kind)["blend_words"] == "star, circle"
+    chip(page, "target 6").click()
+    chip(page, "target 6").click()
+    assert of_type(page, kind)["keep_words"] == "background"
+    box = chip(page, "target 1").bounding_box()
+    page.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.tab.mouse.wheel(0, -100)
+    page.tab.wait_for_timeout(300)
+    page.tab.mouse.wheel(0, -100)
+    page.tab.wait_for_timeout(300)
+    assert of_type(page, kind)["weights"] == "yellow: 1.2"
+    page.tab.mouse.down()
+    page.tab.mouse.move(box["x"] + box["width"] / 2 + 30, box["y"] + box["height"] / 2, steps=5)
+    page.tab.mouse.up()
+    assert of_type(page, kind)["weights"] == "yellow: 1.7"
+    page.tab.keyboard.press("ArrowDown")
+    assert of_type(page, kind)["weights"] == "yellow: 1.6"
+    end = chip(page, "last 2").bounding_box()
+    track = page.tab.locator(".ek-range").nth(2).bounding_box()
+    page.tab.mouse.move(end["x"] + end["width"] / 2, end["y"] + end["height"] / 2)
+    page.tab.mouse.down()
+    page.tab.mouse.move(track["x"] + track["width"] / 2, end["y"], steps=5)
+    page.tab.mouse.up()
+    assert of_type(page, kind)["windows"] == "star: 0-0.5"
+    page.tab.keyboard.press("ArrowLeft")
+    assert of_type(page, kind)["windows"] == "star: 0-0.45"
+    shot(page, "words", kind)
+    undo(page)
+    assert of_type(page, kind)["windows"] == "star: 0-0.5"
+    page.run()
+    told = page.ask("() => app.graph._nodes.find(n => n.type === 'PreviewAny').widgets.at(-1).value")
+    assert "target star: 0-0.5, may change" in told and "target yellow: x1.6" in told
+    survives(page, kind, {"weights": "yellow: 1.6", "windows": "star: 0-0.5", "keep_words": "background"})
+    inside_its_node(page, kind, ".ek-chip")

@@ -1,10 +1,12 @@
 // EditKit's widgets. Each one writes ordinary input values of its node, so a workflow runs alike without this script.
 import { app } from "../../../scripts/app.js";
 import { loadStrings, onNode, paintSockets } from "./page.js";
+import { chips } from "./chips.js";
 import { compare } from "./compare.js";
 import { gallery } from "./gallery.js";
 
 const WIDGETS = {
+  EditKit_AlignPrompts: chips,
   EditKit_CompositeSource: compare,
   EditKit_RankByText: gallery,
 };

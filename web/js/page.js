@@ -166,6 +166,7 @@ function grow(node) {
 }
 
 function tick() {
+  paintSockets(); // a change of the colour palette empties them
   for (const entry of live) if (entry.node.graph) refresh(entry);
 }
 
@@ -185,8 +186,8 @@ export function left(node, name) {
   return found?.[`editkit_${name}`]?.[0];
 }
 
-/** Keep a node's own output, and show EditKit's widget in the place of the host's image preview once there is one. */
-export function instead(node, name) {
+/** Keep a node's output, and show EditKit's widget instead of the host's image preview: once there is `name`, or always. */
+export function instead(node, name, always = () => false) {
   const executed = node.onExecuted;
   node.onExecuted = function (output) {
     executed?.apply(this, arguments);
@@ -196,13 +197,13 @@ export function instead(node, name) {
   node.hideOutputImages = true;
   const background = node.onDrawBackground;
   node.onDrawBackground = function (...given) {
-    if (!left(this, name)) return background?.apply(this, given);
+    if (!left(this, name) && !always()) return background?.apply(this, given);
   };
 }
 
 export function paintSockets() {
   const colours = app.canvas?.default_connection_color_byType;
-  if (!colours) return;
+  if (!colours || colours.EDITKIT_RANKER === COLOURS.EDITKIT_RANKER) return;
   for (const [type, colour] of Object.entries(COLOURS)) {
     colours[type] = colour;
     const shared = window.LGraphCanvas?.link_type_colors;

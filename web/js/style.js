@@ -38,4 +38,30 @@ export const CSS = `
   border-radius: 50%; background: #fff; box-shadow: 0 0 3px #000; }
 .ek-tag { position: absolute; top: 4px; padding: 0 5px; border-radius: 3px; background: rgba(0,0,0,.6); color: #fff; font-size: 11px;
   pointer-events: none; }
+.ek-scroll { flex: 1; min-height: 0; overflow: auto; scrollbar-width: thin; }
+.ek-words { display: flex; flex-wrap: wrap; gap: 6px 5px; padding: 3px; }
+.ek-group { display: flex; flex-direction: column; align-items: center; --kind: #7d8796; }
+.ek-replaced { --kind: #5b9dff; } .ek-added { --kind: #56b77a; } .ek-removed { --kind: #e0695f; }
+.ek-line { display: flex; gap: 4px; min-height: 24px; align-items: flex-start; }
+.ek-join { height: 12px; width: 100%; position: relative; }
+.ek-same .ek-join::before, .ek-replaced .ek-join::before { content: ""; position: absolute; left: 50%; top: 1px; bottom: 1px;
+  border-left: 2px solid var(--kind); margin-left: -1px; }
+.ek-fan-up { border-top: 2px solid var(--kind); } .ek-fan-down { border-bottom: 2px solid var(--kind); }
+.ek-target { display: flex; flex-direction: column; align-items: stretch; min-width: 34px; }
+.ek-chip { all: unset; box-sizing: border-box; cursor: pointer; height: 22px; padding: 1px 7px; border-radius: 5px; text-align: center;
+  background: color-mix(in srgb, var(--kind) 16%, var(--ek-back)); border: 1px solid var(--kind); white-space: nowrap;
+  touch-action: none; }
+.ek-chip:hover { filter: brightness(1.2); }
+.ek-chip:focus-visible, .ek-range s:focus-visible { outline: 2px solid #fff; }
+.ek-chip em { font-style: normal; margin-left: 4px; }
+.ek-chip b { margin-left: 4px; color: var(--ek); font-weight: 600; }
+.ek-chip.ek-blend { box-shadow: inset 0 0 0 1px var(--ek); border-color: var(--ek); }
+.ek-chip.ek-keep { box-shadow: inset 0 0 0 1px #b9c0cc; border-color: #b9c0cc; border-style: dashed; }
+.ek-range { height: 9px; margin: 3px 4px 0; position: relative; background: linear-gradient(var(--ek-line), var(--ek-line)) center / 100% 2px
+  no-repeat; opacity: .45; }
+.ek-range:hover, .ek-range.ek-on, .ek-range:focus-within { opacity: 1; }
+.ek-range i { position: absolute; top: 3px; height: 3px; background: var(--kind); border-radius: 2px; }
+.ek-range s { position: absolute; top: -3px; width: 9px; height: 9px; border-radius: 50%; background: var(--kind); cursor: ew-resize;
+  touch-action: none; }
+.ek-range .ek-first { left: -4px; } .ek-range .ek-last { right: -4px; }
 `;
