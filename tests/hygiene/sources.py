@@ -60,31 +60,46 @@ class Source:
     def lines(self) -> int:
         return len(self.text.splitlines())
 
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return tuple(ast.walk(self.tree))
+
     def functions(self) -> Iterator[FunctionNode]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, FunctionNode))
+        return (node for node in self.nodes if isinstance(node, FunctionNode))
+
+    @cached_property
+    def _calls(self) -> tuple[tuple[str, ast.Call], ...]:
+        return tuple((dotted(node.func), node) for node in self.nodes if isinstance(node, ast.Call))
 
     def calls(self) -> Iterator[tuple[str, ast.Call]]:
         """Every call with the dotted name that it calls (`torch.randn`, `x.cuda`); others have an empty name."""
-        return ((dotted(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call))
+        return iter(self._calls)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
         """What local names stand for: `load` of `from torch import load`, `s` of `import comfy.samplers as s`."""
         found: dict[str, str] = {}
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 found |= {alias.asname: alias.name for alias in node.names if alias.asname}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         return found
 
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ast.AST, ast.Call | None], ...]:
+        called = {id(node.func): node for node in self.nodes if isinstance(node, ast.Call)}
+        inner = {id(node.value) for node in self.nodes if isinstance(node, ast.Attribute)}
+        read = (
+            node
+            for node in self.nodes
+            if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner and isinstance(node.ctx, ast.Load)
+        )
+        return tuple((self.full(node), node, called.get(id(node))) for node in read)
+
     def names(self) -> Iterator[tuple[str, ast.AST, ast.Call | None]]:
         """Every name that is read (`torch.hub.load`), in full whatever it was imported as, with the call of it if it is called."""
-        called = {id(node.func): node for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
-        inner = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Attribute)}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner and isinstance(node.ctx, ast.Load):
-                yield self.full(node), node, called.get(id(node))
+        return iter(self._names)
 
     def full(self, node: ast.AST) -> str:
         """The dotted name of a chain of attributes, with what its first name was imported as."""

@@ -9,17 +9,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "workflows"
-NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+NAMES = tuple(sorted(path.stem for path in (FOLDER / "api").glob("*.json")))
 FEW = {
-    ("EditKit_EditSigmas", "steps"): 5,
-    ("KSampler", "steps"): 5,
+    ("EditKit_EditSigmas", "steps"): 3,
+    ("KSampler", "steps"): 3,
     ("EditKit_TuneDecoder", "steps"): 2,
     ("EditKit_NoiseLatent", "copies"): 3,
     ("EditKit_DiffEditMask", "maps"): 2,
-    ("EditKit_SDEdit", "steps"): 5,
+    ("EditKit_SDEdit", "steps"): 3,
     ("EditKit_NullText", "inner_steps"): 2,
     ("EditKit_StyleInvert", "inner_steps"): 2,
-    ("EditKit_LayeredReference", "steps"): 5,
+    ("EditKit_LayeredReference", "steps"): 3,
     ("EditKit_LayeredEmbeddings", "steps"): 3,
     ("EditKit_LayeredTune", "steps"): 3,
     ("EditKit_Imagic", "steps"): 3,
@@ -32,7 +32,9 @@ Workflow = dict[str, Any]
 
 def ui(name: str) -> Workflow:
     """A workflow in the page's format."""
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    from editkit.workflows.catalogue import title
+
+    return json.loads((FOLDER / f"{title(name)}.json").read_text(encoding="utf-8"))
 
 
 def api(name: str) -> Workflow:
