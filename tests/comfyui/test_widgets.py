@@ -104,6 +104,13 @@ def undo(page: ComfyPage) -> None:
     page.tab.wait_for_timeout(500)
 
 
+def shown_text(page: ComfyPage) -> str:
+    """What Preview Any shows after a run."""
+    return page.ask(
+        "() => app.graph._nodes.find(n => n.type === 'PreviewAny').widgets.find(w => w.name.startsWith('preview')).value"
+    )
+
+
 def survives(page: ComfyPage, kind: str, values: dict[str, Any]) -> None:
     """The node's inputs stay through saving and loading, copying, and the API export that a PNG carries too."""
     assert values.items() <= of_type(page, kind).items()
@@ -170,10 +177,6 @@ def candidates() -> dict[str, Any]:
     )
 
 
-def picked_first(page: ComfyPage) -> str:
-    return page.ask("() => app.graph._nodes.find(n => n.type === 'PreviewAny').widgets.at(-1).value")
-
-
 def test_rank_gallery_pins_a_candidate(page: ComfyPage) -> None:
     kind = "EditKit_RankByText"
     page.load_api(candidates())
@@ -182,13 +185,13 @@ def test_rank_gallery_pins_a_candidate(page: ComfyPage) -> None:
     focus(page, kind)
     cards = page.tab.locator(".ek-card")
     order = [int(cards.nth(i).get_attribute("data-index")) for i in range(cards.count())]
-    assert sorted(order) == [0, 1, 2] and picked_first(page) == str(order[0])
+    assert sorted(order) == [0, 1, 2] and shown_text(page) == str(order[0])
     shot(page, "gallery", kind)
     cards.nth(2).click()
     page.tab.wait_for_timeout(300)
     assert of_type(page, kind)["pick"] == order[2] == int(cards.first.get_attribute("data-index"))
     page.run()
-    assert picked_first(page) == str(order[2])
+    assert shown_text(page) == str(order[2])
     shot(page, "gallery_picked", kind)
     cards.first.focus()
     page.tab.keyboard.press("ArrowRight")
@@ -301,7 +304,7 @@ def test_word_chips_edit_the_inputs(page: ComfyPage) -> None:
     undo(page)
     assert of_type(page, kind)["windows"] == "star: 0-0.5"
     page.run()
-    told = page.ask("() => app.graph._nodes.find(n => n.type === 'PreviewAny').widgets.at(-1).value")
+    told = shown_text(page)
     assert "target star: 0-0.5, may change" in told and "target yellow: x1.6" in told
     survives(page, kind, {"weights": "yellow: 1.6", "windows": "star: 0-0.5", "keep_words": "background"})
     inside_its_node(page, kind, ".ek-chip")
