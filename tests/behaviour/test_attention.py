@@ -58,6 +58,7 @@ def test_so_does_an_object_in_a_real_image(model):
     assert kept >= 0.8 and kept - free >= 0.06
 
 
+@pytest.mark.long
 def test_an_added_word_changes_what_it_names_and_leaves_the_object(model):
     pairs = claims.pairs_of(t.new_attribute, 12)
     sources, targets = t.edited(model, pairs, quick(claims.RUN, steps=LONG))
@@ -81,6 +82,7 @@ def test_local_blend_leaves_the_other_object(model):
     assert kept[0] >= kept[1] + 5
 
 
+@pytest.mark.long
 def test_weights_of_words_move_what_they_name(model):
     assert all(claim.passed for claim in claims.weight_claims(model, COUNT, steps=8))
 

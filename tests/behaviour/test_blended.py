@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from editkit.headless.claims import blended as claims
@@ -41,6 +42,7 @@ def test_background_is_replaced_around_the_object(model):
     assert rate(model, t.new_background, t.background_right) >= 0.6
 
 
+@pytest.mark.long
 def test_a_stroke_needs_room_for_its_object_until_late(model):
     """On fresh strokes; the simplest baseline is measured beside the schedules, and nothing exceeds the ceiling."""
     found = thin_masks.thin_table(model, 24, settings=replace(claims.SETTINGS, steps=24))
@@ -51,11 +53,14 @@ def test_a_stroke_needs_room_for_its_object_until_late(model):
 
 
 def test_without_guidance_towards_the_prompt_nothing_new_appears(model):
-    assert rate(model, lambda i: replace(t.new_object(i), prompt=t.new_object(i).before.caption), t.object_right) <= 0.1
+    assert (
+        rate(model, lambda i: replace(t.new_object(i), prompt=t.new_object(i).before.caption), t.object_right, count=8)
+        == 0
+    )
 
 
 def test_decoder_fine_tune_brings_the_background_back_and_keeps_the_edit(model):
-    trials = [t.new_object(i) for i in range(3)]
+    trials = [t.new_object(i) for i in range(1)]
     latents = t.edit_all(model, trials, QUICK)
     for index, trial in enumerate(trials):
         source, mask = t.images_of([trial])

@@ -48,6 +48,7 @@ def test_guided_sampling_gives_the_image_back(model, learned):
     assert float(found.min()) > 30 and float((found - before).min()) > 5
 
 
+@pytest.mark.long
 def test_the_maps_loss_holds_the_maps(model, learned):
     work = claims.scenes(model, learned.work.trials[:1])
     trajectory = replace(

@@ -14,8 +14,8 @@ from editkit.tests.parity.attention_nets import denoiser, prompt
 from editkit.tests.toy_attention import replace_edit
 from editkit.tests.toys import random_latent
 
-LATENT_PIXELS, FEATURES = 24, random_latent(1, 9, 16, seed=5)
-OPTIONS = StyleOptions(inner=12, inner_decay=0.0, init="identity", tolerance=0.0, tolerance_growth=0.0)
+LATENT_PIXELS, FEATURES = 16, random_latent(1, 9, 16, seed=5)
+OPTIONS = StyleOptions(inner=6, inner_decay=0.0, init="identity", tolerance=0.0, tolerance_growth=0.0)
 
 
 def scene(model, family: str):
