@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ..hosts.host import codec_of, to_host
 from ..hosts.latent import latent_grid
 from ..pipelines.core.errors import ParameterError
-from ..pipelines.core.masks import MODES, dilation_schedule, downsample, parse_kernels, release_schedule
+from ..pipelines.core.masks import MODES, dilation_schedule, downsample, parse_kernels, parse_shares, release_schedule
 from ..pipelines.core.shapes import check_edit_mask, check_mask_of_grid, check_mask_of_image
-from ._api import MaskScheduleSocket, io, preview, reproduction_switch, schema
+from ._api import MaskScheduleSocket, for_page, io, preview, reproduction_switch, schema
 
 log = logging.getLogger("editkit")
+
+SHOWN = 4  # masks of a batch in the page
 
 
 class LatentMask(io.ComfyNode):
@@ -133,6 +139,14 @@ class DilationSchedule(io.ComfyNode):
                     tooltip="equal steps: every stage gets as many steps. equal log-sigma: every stage gets an equal fall of "
                     "log sigma, so your mask comes late. Use it on small latents, or when objects vanish.",
                 ),
+                io.String.Input(
+                    "shares",
+                    display_name="shares of the steps",
+                    optional=True,
+                    default="",
+                    tooltip="Share of the steps of each stage, for example 40,20,20,20. Empty = equal. Drag the handles below "
+                    "to set them.",
+                ),
             ],
             outputs=[
                 MaskScheduleSocket.Output(
@@ -146,7 +160,7 @@ class DilationSchedule(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latent_mask, kernels, scale_with_size, invert, published_rule, parts="equal steps"
+        cls, latent_mask, kernels, scale_with_size, invert, published_rule, parts="equal steps", shares=""
     ) -> io.NodeOutput:
         if not kernels.strip():
             raise ParameterError("kernels is empty: write odd numbers with commas, for example 7,5,3,1")
@@ -154,15 +168,30 @@ class DilationSchedule(io.ComfyNode):
             raise ParameterError(
                 "published_rule has its own stages: set parts to 'equal steps', or switch the rule off"
             )
+        if shares.strip() and (published_rule or parts != "equal steps"):
+            raise ParameterError(
+                "shares has its own stages: set stages to 'equal steps' and published rule off, or empty shares"
+            )
         schedule = dilation_schedule(
             latent_mask,
             parse_kernels(kernels),
             invert=invert,
             scale_with_size=scale_with_size,
             spacing="published" if published_rule else parts.removeprefix("equal "),
+            shares=parse_shares(shares),
         )
         strip = to_host(schedule.preview())
-        return io.NodeOutput(schedule, strip, ui=preview(cls, strip))
+        return io.NodeOutput(schedule, strip, ui=for_page(preview(cls, strip), "masks", lambda: _bits(latent_mask)))
+
+
+def _bits(mask: Tensor) -> dict[str, Any]:
+    """The first masks of a batch, binary, for the page's strip: width, height, and the bits of each as hexadecimal text."""
+    solid = (mask[:SHOWN] >= 0.5).flatten(1).cpu().numpy()
+    return {
+        "width": mask.shape[2],
+        "height": mask.shape[1],
+        "masks": [np.packbits(bits).tobytes().hex() for bits in solid],
+    }
 
 
 class ReleaseSchedule(io.ComfyNode):

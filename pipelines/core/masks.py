@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,7 @@ class MaskSchedule:
         spacing: how the stages divide the run. "steps": equal numbers of steps. "log-sigma": equal falls of log(sigma),
             so the last stages get few steps. "published": the rule of the official script, whose last stage is shorter
             and missing in short runs (docs/methods.md, section 16).
+        shares: share of the steps of each stage, in any unit, with "steps" spacing; empty = equal shares.
         release: the one stage is a change map in [0, 1], and latent pixels become editable one after another
             (`release_schedule`).
     """
@@ -171,6 +173,7 @@ class MaskSchedule:
     masks: Tensor
     spacing: str = "steps"
     release: bool = False
+    shares: tuple[float, ...] = ()
 
     @property
     def stages(self) -> int:
@@ -194,6 +197,9 @@ class MaskSchedule:
             return self.stages - 1
         if self.spacing == "log-sigma":
             return min(self.stages - 1, math.floor(_log_sigma_fraction(step, sigmas) * self.stages))
+        if self.shares:
+            ends = list(accumulate(self.shares))
+            return sum(step * ends[-1] >= end * steps for end in ends[:-1])
         return step * self.stages // steps
 
     def at(self, step: int, sigmas: Tensor) -> Tensor:
@@ -279,6 +285,7 @@ def dilation_schedule(
     invert: bool = False,
     scale_with_size: bool = False,
     spacing: str = "steps",
+    shares: Sequence[float] = (),
 ) -> MaskSchedule:
     """Progressive mask shrinking: dilated masks first, the user's mask last (BLD, section 4.3 and appendix C).
 
@@ -293,9 +300,11 @@ def dilation_schedule(
         scale_with_size: scale the kernels, which the paper tuned on 32 x 32 latent pixels, with the shorter side.
         spacing: "steps", "log-sigma" or "published", see `MaskSchedule`. "published" reproduces the official script,
             which also inverts after the dilation and so erodes (docs/methods.md, section 16, rows 6 and 7).
+        shares: share of the steps of each stage, in any unit, >= 0; empty = as `spacing` says. A share of 0 leaves a stage
+            out; the last step always has the user's mask.
     Returns: a schedule with one mask [B, 1, h, w] per kernel, the largest first.
-    Raises: ShapeError for anything but a mask; ParameterError for an unknown spacing, or kernels that are even, rise or
-        do not end with 1.
+    Raises: ShapeError for anything but a mask; ParameterError for an unknown spacing, shares that do not fit, or kernels
+        that are even, rise or do not end with 1.
     """
     if spacing not in SPACINGS:
         raise ParameterError(f"stages are spaced by {spacing!r}: choose one of {', '.join(SPACINGS)}")
@@ -308,7 +317,7 @@ def dilation_schedule(
     masks = [dilate(mask, kernel) for kernel in sizes]
     if invert and spacing == "published":
         masks = [1 - dilated for dilated in masks]
-    return MaskSchedule(torch.stack(masks)[:, :, None], spacing)
+    return MaskSchedule(torch.stack(masks)[:, :, None], spacing, shares=check_shares(shares, len(sizes), spacing))
 
 
 def _binarised(mask: Tensor) -> Tensor:
@@ -342,6 +351,30 @@ def parse_kernels(text: str) -> tuple[int, ...]:
     except ValueError:
         raise ParameterError(f"kernels is {text!r}: write odd numbers with commas, for example 7,5,3,1") from None
     return check_kernels(kernels)
+
+
+def check_shares(shares: Sequence[float], stages: int, spacing: str = "steps") -> tuple[float, ...]:
+    """The shares of the steps, one for each stage or none at all. Raises ParameterError for anything else."""
+    shares = tuple(float(share) for share in shares)
+    if not shares:
+        return ()
+    if spacing != "steps":
+        raise ParameterError(
+            f"shares are given but the stages are spaced by {spacing!r}: choose steps, or give no shares"
+        )
+    if len(shares) != stages:
+        raise ParameterError(f"shares has {len(shares)} numbers but there are {stages} kernels: give one for each")
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
+        raise ParameterError(f"shares are {list(shares)}: give numbers of 0 or more, and not only 0")
+    return shares
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """The shares of a text like "40, 20, 20, 20"; none of an empty one. Raises ParameterError for anything else."""
+    try:
+        return tuple(float(number) for number in text.replace(";", ",").split(",") if number.strip())
+    except ValueError:
+        raise ParameterError(f"shares is {text!r}: write numbers with commas, for example 40,20,20,20") from None
 
 
 def scaled_kernel(kernel: int, side: int) -> int:

@@ -308,3 +308,58 @@ def test_word_chips_edit_the_inputs(page: ComfyPage) -> None:
     assert "target star: 0-0.5, may change" in told and "target yellow: x1.6" in told
     survives(page, kind, {"weights": "yellow: 1.6", "windows": "star: 0-0.5", "keep_words": "background"})
     inside_its_node(page, kind, ".ek-chip")
+
+
+# --------------------------------------------------------------------------------------------------------- mask strip
+def dilation(image: str) -> dict[str, Any]:
+    values = {"kernels": "7,5,3,1", "scale_with_size": False, "invert": False, "published_rule": False}
+    return graph(
+        image=("LoadImage", {"image": image}),
+        vae=("EditKit_LoadModel", {"model": "bundled"}),
+        mask=("EditKit_LatentMask", {"mask": ["image", 1], "vae": ["vae", 2], "mode": "max", "threshold": 0.5}),
+        schedule=("EditKit_DilationSchedule", {"latent_mask": ["mask", 0], **values}),
+        shown=("PreviewImage", {"images": ["schedule", 1]}),
+    )
+
+
+def marked(page: ComfyPage) -> list[int]:
+    """How many latent pixels of each stage are marked in the strip."""
+    return page.ask("""() => [...document.querySelectorAll(".ek-tile canvas")].map(canvas => {
+        const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        return data.filter((value, i) => i % 4 === 0 && value > 127).length; })""")
+
+
+def test_mask_strip_follows_the_inputs_and_sets_shares(page: ComfyPage, server: ComfyServer, tmp_path: Path) -> None:
+    from PIL import Image
+
+    kind = "EditKit_DilationSchedule"
+    painted = Image.new("RGBA", (128, 96), (90, 140, 200, 255))
+    painted.paste((0, 0, 0, 0), (56, 40, 72, 56))  # what the mask editor leaves: transparent where it was painted
+    painted.save(tmp_path / "painted.png")
+    page.load_api(dilation(server.upload(tmp_path / "painted.png")))
+    focus(page, kind)
+    assert marked(page) == [64, 36, 16, 4]  # before any run
+    page.ask("() => app.graph._nodes.find(n => n.widgets?.some(w => w.name === 'kernels')).widgets[0].value = '3,1'")
+    page.tab.wait_for_timeout(500)
+    assert marked(page) == [16, 4]
+    page.ask(
+        "() => app.graph._nodes.find(n => n.widgets?.some(w => w.name === 'kernels')).widgets[0].value = '7,5,3,1'"
+    )
+    page.run()
+    page.tab.wait_for_timeout(300)
+    assert marked(page) == [64, 36, 16, 4]
+    track, knob = page.tab.locator(".ek-track").bounding_box(), page.tab.locator(".ek-track i").first.bounding_box()
+    middle = knob["y"] + knob["height"] / 2
+    page.tab.mouse.move(knob["x"] + knob["width"] / 2, middle)
+    page.tab.mouse.down()
+    page.tab.mouse.move(track["x"] + 0.4 * track["width"], middle, steps=4)
+    page.tab.mouse.up()
+    assert of_type(page, kind)["shares"] == "40,10,25,25"
+    page.tab.keyboard.press("ArrowRight")
+    assert of_type(page, kind)["shares"] == "45,5,25,25"
+    shot(page, "masks", kind)
+    undo(page)
+    assert of_type(page, kind)["shares"] == "40,10,25,25"
+    page.run()
+    survives(page, kind, {"shares": "40,10,25,25"})
+    inside_its_node(page, kind, ".ek-track")

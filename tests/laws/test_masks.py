@@ -17,6 +17,7 @@ from editkit.pipelines.core.masks import (
     dilation_schedule,
     downsample,
     parse_kernels,
+    parse_shares,
     scaled_kernel,
 )
 from editkit.pipelines.core.sigmas import leading_sigmas
@@ -53,6 +54,22 @@ def test_t7_published_stages():
     wanted = {50: [13, 13, 13, 11], 38: [10, 10, 10, 8], 30: [8, 8, 8, 6], 20: [6, 6, 6, 2]}
     assert {steps: lengths(steps, spacing="published") for steps in wanted} == wanted
     assert all(lengths(steps, spacing="published")[-1] == 0 for steps in (4, 5, 6, 8, 9, 12))
+
+
+def test_stages_have_their_shares_of_the_steps():
+    assert lengths(20, shares=(40, 20, 20, 20)) == [8, 4, 4, 4]
+    assert lengths(20, shares=(0.5, 0, 0.25, 0.25)) == [10, 0, 5, 5]
+    assert lengths(4, shares=(97, 1, 1, 1))[-1] == 1  # the last step has the user's mask
+    for steps in (1, 5, 9, 30, 50, 101):
+        assert lengths(steps, shares=(3, 3, 3, 3)) == lengths(steps)
+    assert parse_shares("40, 20;20,20") == (40, 20, 20, 20) and parse_shares(" ") == ()
+    for wrong in ((1, 1), (0, 0, 0, 0), (-1, 1, 1, 1), (float("nan"), 1, 1, 1)):
+        with pytest.raises(ParameterError, match="shares"):
+            dilation_schedule(line(), shares=wrong)
+    with pytest.raises(ParameterError, match="spaced by 'log-sigma'"):
+        dilation_schedule(line(), shares=(1, 1, 1, 1), spacing="log-sigma")
+    with pytest.raises(ParameterError, match="numbers with commas"):
+        parse_shares("a,b")
 
 
 def test_stages_of_equal_log_sigma():

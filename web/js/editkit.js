@@ -4,10 +4,12 @@ import { loadStrings, onNode, paintSockets } from "./page.js";
 import { chips } from "./chips.js";
 import { compare } from "./compare.js";
 import { gallery } from "./gallery.js";
+import { strip } from "./strip.js";
 
 const WIDGETS = {
   EditKit_AlignPrompts: chips,
   EditKit_CompositeSource: compare,
+  EditKit_DilationSchedule: strip,
   EditKit_RankByText: gallery,
 };
 

@@ -64,4 +64,16 @@ export const CSS = `
 .ek-range s { position: absolute; top: -3px; width: 9px; height: 9px; border-radius: 50%; background: var(--kind); cursor: ew-resize;
   touch-action: none; }
 .ek-range .ek-first { left: -4px; } .ek-range .ek-last { right: -4px; }
+.ek-stages { flex: 1; min-height: 0; display: flex; gap: 5px; justify-content: center; }
+.ek-tile { flex: 1 1 0; min-width: 0; display: flex; flex-direction: column; align-items: center; gap: 2px; min-height: 0; }
+.ek-tile canvas { flex: 1; min-height: 0; max-width: 100%; object-fit: contain; image-rendering: pixelated; border-radius: 3px; }
+.ek-tile span { flex: none; font-size: 11px; color: var(--ek-dim); }
+.ek-track { flex: none; display: flex; position: relative; height: 20px; margin: 0 4px; }
+.ek-track:empty { display: none; }
+.ek-track span { flex: 1 1 0; min-width: 0; overflow: hidden; text-align: center; font-size: 11px; line-height: 20px;
+  background: var(--ek-back); color: var(--input-text, #ddd); }
+.ek-track span:nth-of-type(even) { background: color-mix(in srgb, #7fb77e 30%, var(--ek-back)); }
+.ek-track i { position: absolute; top: -2px; bottom: -2px; width: 9px; margin-left: -4px; border-radius: 4px; background: #7fb77e;
+  border: 1px solid #222; cursor: ew-resize; touch-action: none; }
+.ek-track i:focus-visible { outline: 2px solid #fff; }
 `;
