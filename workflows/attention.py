@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .elements import Node, Output
-from .graph import Graph
+from .graph import RESULT, Graph
 from .inversion import CFG, invert_image
 from .notes import note
 from .parts import Start, after, before, begin, encode, negative
@@ -23,26 +23,23 @@ def drawn(graph: Graph) -> Start:
 
 
 def align(graph: Graph, start: Start, **words: str) -> Output:
-    """The aligned prompts, with the image of the alignment."""
-    aligned = graph.add(
+    """The aligned prompts."""
+    return graph.add(
         "EditKit_AlignPrompts", clip=start.clip, source_text=start.caption, target_text=start.prompt, **words
-    )
-    graph.add("PreviewImage", "Word alignment", images=aligned["alignment"])
-    return aligned.out
+    ).out
 
 
 def save_pair(graph: Graph, start: Start, latent: Output, *, source: bool = True) -> None:
     """Show both images. Save the edited one, and the source if it was generated."""
     images = graph.add("EditKit_DecodeLatent", latent=latent, vae=start.vae).out
     graph.add("PreviewImage", "Source and edited image", images=images)
-    graph.column()
     if source:
         _save(graph, "source", graph.add("ImageFromBatch", "Source image", image=images, batch_index=0).out)
     _save(graph, "edited", graph.add("ImageFromBatch", "Edited image", image=images, batch_index=1).out)
 
 
 def _save(graph: Graph, label: str, images: Output) -> None:
-    graph.add("SaveImage", images=images, filename_prefix=f"editkit/{graph.name}_{label}")
+    graph.add("SaveImage", f"{RESULT}: {label}", images=images, filename_prefix=f"editkit/{graph.name}_{label}")
 
 
 def p2p_replace() -> Graph:
@@ -50,13 +47,10 @@ def p2p_replace() -> Graph:
     start = replace(drawn(graph), prompt=CIRCLE.replace("red", "green"))
     with graph.group("2. Swap a word"):
         edit = align(graph, start, mode="replace")
-        graph.column()
         patched = graph.add("EditKit_P2Plus", model=start.model, edit=edit)
-    graph.row()
     with graph.group("3. KSampler on pairs"):
         empty = negative(graph, start)
         latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=2).out
-        graph.column()
         sampled = graph.add(
             "KSampler",
             model=patched.out,
@@ -79,14 +73,11 @@ def p2p_refine() -> Graph:
     start = replace(drawn(graph), prompt=STRIPED)
     with graph.group("2. Add a word"):
         edit = align(graph, start, mode="refine")
-        graph.column()
         patched = graph.add("EditKit_P2Plus", model=start.model, edit=edit)
-    graph.row()
     with graph.group("3. SamplerCustomAdvanced on pairs"):
         empty = negative(graph, start)
         latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=2).out
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
-        graph.column()
         sampled = custom(graph, patched, empty, graph.add("RandomNoise", noise_seed=3).out, "dpmpp_2m", sigmas, latent)
     with graph.group("4. Decode"):
         save_pair(graph, start, sampled)
@@ -99,7 +90,6 @@ def custom(
     """Guider, sampler and SamplerCustomAdvanced; returns the LATENT."""
     guider = graph.add("CFGGuider", model=patched.out, positive=patched["conditioning"], negative=empty, cfg=CFG).out
     chosen = graph.add("KSamplerSelect", sampler_name=sampler).out
-    graph.column()
     return graph.add(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=chosen, sigmas=sigmas, latent_image=latent
     ).out
@@ -112,11 +102,9 @@ def p2p_reweight() -> Graph:
         empty = negative(graph, start)
         latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE).out
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
-    graph.row()
     for weight, label in (("-2", "weaker"), ("-4", "gone")):
         with graph.group(f"Word weight: red {weight}"):
             edit = align(graph, start, weights=f"red: {weight}")
-            graph.column()
             edited = graph.add(
                 "EditKit_P2PlusEdit",
                 model=start.model,
@@ -127,7 +115,6 @@ def p2p_reweight() -> Graph:
                 sigmas=sigmas,
                 seed=3,
             )
-            graph.column()
             for name in ("source", "edited") if label == "weaker" else ("edited",):
                 image = graph.add("EditKit_DecodeLatent", latent=edited[name], vae=start.vae).out
                 _save(graph, name if name == "source" else label, image)
@@ -139,7 +126,6 @@ def inverted(graph: Graph, start: Start) -> tuple[Output, Output, Node, Output, 
     with graph.group("2. Invert the image"):
         latent, source = encode(graph, start), before(graph, start)
         target, empty = after(graph, start), negative(graph, start)
-        graph.column()
         sigmas, inversion = invert_image(graph, start, latent, source)
     return source, target, inversion, sigmas, empty
 
@@ -149,17 +135,13 @@ def p2plus_real_image() -> Graph:
     start = begin(graph, "red_circle")
     with graph.group("2. Invert the image"):
         latent, source = encode(graph, start), before(graph, start)
-        graph.column()
         _, inversion = invert_image(graph, start, latent, source)
-    graph.row()
     with graph.group("3. Edit"):
         edit, empty = align(graph, start), negative(graph, start)
-        graph.column()
         maps = graph.add(
             "EditKit_AttentionMaps", model=start.model, edit=edit, trajectory=inversion.out, image=start.image
         ).out
         graph.add("PreviewImage", "Cross-attention maps of the source", images=maps)
-        graph.column()
         edited = graph.add(
             "EditKit_P2PlusEdit",
             model=start.model,
@@ -177,11 +159,9 @@ def p2plus_real_image() -> Graph:
 def paired(graph: Graph, start: Start, kind: str, title: str, **options: object) -> Graph:
     """A real image under a model patch: the inverted image twice, and the source restored from its trajectory."""
     source, target, inversion, sigmas, empty = inverted(graph, start)
-    graph.row()
     with graph.group(title):
         patched = graph.add(kind, model=start.model, source=source, target=target, trajectory=inversion.out, **options)
         latent = graph.add("RepeatLatentBatch", samples=inversion["noised latent"], amount=2).out
-        graph.column()
         sampled = custom(graph, patched, empty, graph.add("DisableNoise").out, "euler", sigmas, latent)
     with graph.group("4. Decode"):
         save_pair(graph, start, sampled, source=False)

@@ -3,55 +3,77 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from .elements import Output
-from .graph import Graph
+from .elements import Node, Output
+from .graph import RESULT, Graph
 from .notes import note
 from .parts import Start, begin, decode, finish, latent_and_mask, prompts, rank
 
 NEW_OBJECT = "a yellow star on a sky background"  # the new object under the mask of `empty_side`
 
 
-def blended_loop(
+def blended_loop(graph: Graph, start: Start, title: str, **options: Any) -> Output:
+    """The nodes of the blended loop in one group, see `loop`. Returns the finished LATENT."""
+    with graph.group(title):
+        return loop(graph, start, **options).out
+
+
+def loop(
     graph: Graph,
     start: Start,
-    title: str,
     *,
     strength: float = 1.0,
     mode: str = "max",
     kernels: str = "7,5,3,1",
     seed: int = 0,
     copies: int = 1,
-) -> Output:
-    """The nodes of the blended loop in one group. Returns the finished LATENT."""
+) -> Node:
+    """The nodes of the blended loop. Returns the last."""
     model = start.model
-    with graph.group(title):
-        latent, latent_pixels = latent_and_mask(graph, start, mode)
-        sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
-        graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels).out
-        graph.column()
+    latent, latent_pixels = latent_and_mask(graph, start, mode)
+    sigmas = graph.add("EditKit_EditSigmas", model=model, strength=strength).out
+    schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels).out
+    positive, negative = prompts(graph, start)
+    noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
+    return graph.add(
+        "EditKit_BlendedDenoise",
+        model=model,
+        positive=positive,
+        negative=negative,
+        sigmas=sigmas,
+        latent=noised.out,
+        source_latent=latent,
+        schedule=schedule,
+        seed=seed,
+    )
+
+
+def first_edit() -> Graph:
+    graph = Graph("first_edit", note("first_edit"))
+    start = begin(graph, "empty_side")
+    with graph.group("2. Edit"):
         positive, negative = prompts(graph, start)
-        noised = graph.add("EditKit_NoiseLatent", model=model, latent=latent, sigmas=sigmas, seed=seed, copies=copies)
-        graph.column()
-        return graph.add(
-            "EditKit_BlendedDenoise",
-            model=model,
+        edited = graph.add(
+            "EditKit_BlendedEdit",
+            "Blended Edit",
+            model=start.model,
             positive=positive,
             negative=negative,
-            sigmas=sigmas,
-            latent=noised.out,
-            source_latent=latent,
-            schedule=schedule,
-            seed=seed,
+            vae=start.vae,
+            image=start.image,
+            mask=start.mask,
+            cfg=5.0,
         ).out
+    with graph.group("3. Result"):
+        graph.add("SaveImage", images=edited, filename_prefix="editkit/first_edit")
+    return graph
 
 
 def blended_edit() -> Graph:
     graph = Graph("blended_edit", note("blended_edit", ranker=True))
     start = begin(graph, "empty_side")
     latent = blended_loop(graph, start, "2. Blended loop, four candidates", copies=4)
-    graph.row()
     ranked = rank(graph, start, latent, NEW_OBJECT)
     finish(graph, start, ranked["latent"], ranked["images"], title="4. Exact background", file="blended_edit")
     return graph
@@ -62,13 +84,10 @@ def blended_any_sampler() -> Graph:
     start = begin(graph, "empty_side")
     with graph.group("2. Latent mask"):
         latent, latent_pixels = latent_and_mask(graph, start)
-        graph.column()
         schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels).out
-    graph.row()
     with graph.group("3. KSampler"):
         model = graph.add("EditKit_BlendedModel", model=start.model, schedule=schedule).out
         positive, negative = prompts(graph, start)
-        graph.column()
         sampled = graph.add(
             "KSampler",
             model=model,
@@ -91,16 +110,13 @@ def thin_mask() -> Graph:
     with graph.group("2. Shared inputs"):
         latent, latent_pixels = latent_and_mask(graph, start)
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
-        graph.column()
         positive, negative = prompts(graph, start)
         noised = graph.add("EditKit_NoiseLatent", model=start.model, latent=latent, sigmas=sigmas).out
-    graph.row()
     for name, kernels, title in (("plain", "1", "3. Plain loop"), ("shrinking", "7,5,3,1", "4. Shrinking mask")):
         with graph.group(title):
             schedule = graph.add(
                 "EditKit_DilationSchedule", latent_mask=latent_pixels, kernels=kernels, parts="equal log-sigma"
             ).out
-            graph.column()
             edited = graph.add(
                 "EditKit_BlendedDenoise",
                 model=start.model,
@@ -111,7 +127,6 @@ def thin_mask() -> Graph:
                 source_latent=latent,
                 schedule=schedule,
             ).out
-            graph.column()
             image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
             graph.add("SaveImage", images=image, filename_prefix=f"editkit/thin_mask_{name}")
     return graph
@@ -121,7 +136,6 @@ def background_replacement() -> Graph:
     graph = Graph("background_replacement", note("background_replacement"))
     start = begin(graph, "one_object")
     latent = blended_loop(graph, start, "2. Blended loop", mode="area", kernels="1", seed=4)
-    graph.row()
     edited = decode(graph, start, latent)
     finish(graph, start, latent, edited, title="4. Exact object", file="background_replacement")
     return graph
@@ -131,7 +145,6 @@ def scribble() -> Graph:
     graph = Graph("scribble", note("scribble"))
     start = begin(graph, "scribble")
     latent = blended_loop(graph, start, "2. Blended loop from the scribble", strength=0.7)
-    graph.row()
     edited = decode(graph, start, latent)
     finish(graph, start, latent, edited, title="4. Exact background", file="scribble")
     return graph
@@ -141,7 +154,6 @@ def ranked_batch_tuned_winner() -> Graph:
     graph = Graph("ranked_batch_tuned_winner", note("ranked_batch_tuned_winner", ranker=True))
     start = begin(graph, "empty_side")
     latent = blended_loop(graph, start, "2. Blended loop, eight candidates", copies=8)
-    graph.row()
     ranked = rank(graph, start, latent, NEW_OBJECT)
     file = "ranked_batch_tuned_winner"
     finish(graph, start, ranked["latent"], ranked["images"], title="4. Fine-tune the winner", file=file)
@@ -154,25 +166,35 @@ def editing_session() -> Graph:
     left_prompt = "a purple cross left of a yellow star on a sky background"
     last_prompt = "a purple cross left of a green circle on a sky background"
     image = _edit(graph, start, 1)
-    graph.row()
     with graph.group("Inverted mask"):
         left = graph.add("InvertMask", mask=start.mask).out
     image = _edit(graph, replace(start, image=image, mask=left, prompt=left_prompt), 2)
-    graph.row()
     _edit(graph, replace(start, image=image, prompt=last_prompt), 3)
     return graph
 
 
 def _edit(graph: Graph, start: Start, number: int) -> Output:
     """One edit of the session; returns the finished IMAGE."""
-    latent = blended_loop(graph, start, f"Edit {number}: blended loop", seed=number)
-    edited = decode(graph, start, latent, f"Edit {number}: decode")
-    return finish(
-        graph, start, latent, edited, title=f"Edit {number}: exact background", file=f"editing_session_{number}"
-    )
+    with graph.group(f"Edit {number}"):
+        with graph.fold(f"Blended loop {number}") as fold:
+            blended = loop(graph, start, seed=number)
+            fold.show(blended.inputs["positive"].node, "text", "prompt")
+            image = graph.add("EditKit_DecodeLatent", latent=blended.out, vae=start.vae).out
+            tuned = graph.add(
+                "EditKit_TuneDecoder",
+                vae=start.vae,
+                latent=blended.out,
+                source=start.image,
+                mask=start.mask,
+                edited=image,
+            )
+            whole = graph.add("EditKit_CompositeSource", edited=tuned["image"], source=start.image, mask=start.mask).out
+        graph.add("SaveImage", f"{RESULT} {number}", images=whole, filename_prefix=f"editkit/editing_session_{number}")
+    return whole
 
 
 WORKFLOWS = (
+    first_edit,
     blended_edit,
     blended_any_sampler,
     thin_mask,

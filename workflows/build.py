@@ -1,7 +1,7 @@
 """Writes the workflow files: `python -m editkit.workflows.build [--thumbnails] [NAME ...]`.
 
-Every workflow is described once, in `catalogue.py`, and written as NAME.json for the page and api/NAME.json for the
-server and `editkit run`. The same description always gives the same bytes.
+Every workflow is described once, in `catalogue.py`, and written as "NN Title.json" for the page, whose templates have no
+other name, and as api/NAME.json for the server and `editkit run`. The same description always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .catalogue import WORKFLOWS
+from .catalogue import WORKFLOWS, title
 
 FOLDER = Path(__file__).parent
 log = logging.getLogger("editkit")
@@ -22,7 +22,7 @@ log = logging.getLogger("editkit")
 def files(name: str) -> dict[Path, str]:
     """Both files of one workflow: path below this folder and text."""
     graph = WORKFLOWS[name]()
-    return {Path(f"{name}.json"): _text(graph.to_ui()), Path("api") / f"{name}.json": _text(graph.to_api())}
+    return {Path(f"{title(name)}.json"): _text(graph.to_ui()), Path("api") / f"{name}.json": _text(graph.to_api())}
 
 
 def _text(value: object) -> str:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files named, or all; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m editkit.workflows.build", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(WORKFLOWS)} (default: all)")
-    parser.add_argument("--thumbnails", action="store_true", help="also run each workflow and draw NAME.jpg")
+    parser.add_argument("--thumbnails", action="store_true", help="also run each workflow and draw its thumbnail")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - set(WORKFLOWS)
     if unknown:

@@ -70,6 +70,7 @@ class Node:
     title: str
     info: Info
     inputs: dict[str, Any]
+    properties: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Output:
         names = self.info["output_name"]
@@ -90,7 +91,28 @@ class Node:
         return self.inputs.get(socket.name, socket.default)
 
 
+@dataclass(eq=False)
+class Fold:
+    """Nodes that the page shows as one node, a subgraph; they are opened by a double click.
+
+    Attributes:
+        id, title: of the node that stands for them.
+        nodes: what is inside, in order of dependence.
+        shown: widgets of inner nodes that the outer node shows: node, input, label.
+    """
+
+    id: int
+    title: str
+    nodes: list[Node] = field(default_factory=list)
+    shown: list[tuple[Node, str, str]] = field(default_factory=list)
+
+    def show(self, node: Node, name: str, label: str) -> None:
+        self.shown.append((node, name, label))
+
+
 @dataclass
 class Group:
+    """Nodes in one titled frame, in order of dependence."""
+
     title: str
-    columns: list[list[Node]] = field(default_factory=lambda: [[]])
+    nodes: list[Node | Fold] = field(default_factory=list)

@@ -26,7 +26,6 @@ def flow_edit() -> Graph:
         latent = encode(graph, start)
         source, target = before(graph, start), after(graph, start)
         empty = negative(graph, start)
-        graph.column()
         sigmas = _whole_grid(graph, start)
         edited = graph.add(
             "EditKit_FlowEdit",

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
+from uuid import uuid5
 
-from .elements import Group, Node, Output, Socket, sockets
-from .layout import Box, Placement, place
+from .elements import Fold, Group, Node, Output, sockets
+from .layout import Box, fold_size, place
+from .page_format import (
+    FRONTEND,
+    NAMESPACE,
+    Port,
+    fold_id,
+    input_ports,
+    output_ports,
+    slots,
+    ui_fold,
+    ui_group,
+    ui_node,
+    ui_note,
+    ui_subgraph,
+)
 from .stock import STOCK, Info
 
-NAMESPACE = uuid.UUID("6f4d2b8e-54c0-4b87-9d0c-5d5a0f1b7a11")
-FRONTEND = "1.27.10"
-NOTE = "MarkdownNote"
+COLOURS = ("#3f789e", "#8a6d3b", "#5a8a4a")  # of the first group, of those between, and of the last
+RESULT = "RESULT"
 
 
 def our_nodes() -> dict[str, Info]:
@@ -29,34 +42,28 @@ def our_nodes() -> dict[str, Info]:
 
 
 class Graph:
-    """A workflow. Nodes are added row by row, group by group, column by column.
+    """A workflow. Nodes are added group by group, in order of dependence.
 
     Args:
-        name: the file's name without its ending.    note: Markdown, shown left of everything.
+        name: the name of the description.    note: Markdown, shown below the first group.
     """
 
     def __init__(self, name: str, note: str) -> None:
         self.name, self.note = name, note
         self.known = STOCK | our_nodes()
         self.nodes: list[Node] = []
-        self.rows: list[list[Group]] = [[]]
-
-    def row(self) -> None:
-        """Put the next groups below the last ones, at the left again."""
-        self.rows.append([])
+        self.groups: list[Group] = []
+        self._fold: Fold | None = None
+        self._last_id = 0
 
     @contextmanager
     def group(self, title: str) -> Iterator[Group]:
         """Nodes added inside belong to one titled frame."""
-        self.rows[-1].append(Group(title))
-        yield self.rows[-1][-1]
-
-    def column(self) -> None:
-        """Put the next nodes right of the last ones, in the same group."""
-        self.rows[-1][-1].columns.append([])
+        self.groups.append(Group(title))
+        yield self.groups[-1]
 
     def add(self, kind: str, title: str | None = None, **inputs: Any) -> Node:
-        """A node below the last one.
+        """A node behind the last one.
 
         Each input is an `Output` or the value of a widget; a widget that is left out has its default.
         Raises: KeyError for a node or input that does not exist.
@@ -65,132 +72,117 @@ class Graph:
         unknown = set(inputs) - {socket.name for socket in sockets(info)}
         if unknown:
             raise KeyError(f"{kind} has no input {', '.join(sorted(unknown))}")
-        node = Node(len(self.nodes) + 1, kind, title or info["display_name"], info, inputs)
+        title = title or (RESULT if kind == "SaveImage" else info["display_name"])
+        node = Node(self._next_id(), kind, title, info, inputs)
         self.nodes.append(node)
-        self.rows[-1][-1].columns[-1].append(node)
+        (self.groups[-1] if self._fold is None else self._fold).nodes.append(node)
         return node
 
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    @contextmanager
+    def fold(self, title: str) -> Iterator[Fold]:
+        """Nodes added inside are one node in the page, a subgraph."""
+        self._fold = Fold(self._next_id(), title)
+        self.groups[-1].nodes.append(self._fold)
+        yield self._fold
+        self._fold = None
+
+    @property
+    def folds(self) -> list[Fold]:
+        return [entry for group in self.groups for entry in group.nodes if isinstance(entry, Fold)]
+
     def to_api(self) -> dict[str, Any]:
-        """The server's format: class and inputs by node id."""
-        return {str(node.id): _api_node(node) for node in self.nodes}
+        """The server's format: class and inputs by node id. A node of a subgraph has the subgraph's id before its own."""
+        outer = {node: f"{fold.id}:" for fold in self.folds for node in fold.nodes}
+        return {f"{outer.get(node, '')}{node.id}": _api_node(node, outer) for node in self.nodes}
 
     def to_ui(self) -> dict[str, Any]:
-        """The page's format: nodes with places and sizes, links, groups and the note."""
-        links = [
-            [number, source.node.id, source.slot, node.id, slot, socket_type]
-            for number, (source, node, slot, socket_type) in enumerate(self._links(), start=1)
-        ]
-        placement = place(self.rows, self.note)
-        groups = [group for row in self.rows for group in row]
-        note_id = len(self.nodes) + 1
-        nodes = [_ui_node(node, order, placement, links) for order, node in enumerate(self.nodes)]
+        """The page's format: nodes with places and sizes, links, groups, subgraphs and the note."""
+        folds = {fold: (input_ports(fold), output_ports(fold, self._outside(fold))) for fold in self.folds}
+        links = [[number, *ends] for number, ends in enumerate(self._links(folds), start=1)]
+        placement = place(self.groups, self.note, {fold: fold_size(fold, *ports) for fold, ports in folds.items()})
+        note_id = self._next_id()
+        shown = [entry for group in self.groups for entry in group.nodes]
+        nodes = []
+        for order, entry in enumerate(shown):
+            arriving = {link[4]: link[0] for link in links if link[3] == entry.id}
+            leaving: dict[int, list[int]] = {}
+            for link in links:
+                if link[1] == entry.id:
+                    leaving.setdefault(link[2], []).append(link[0])
+            box = placement.nodes[entry.id]
+            if isinstance(entry, Fold):
+                nodes.append(ui_fold(entry, fold_id(self.name, entry), order, box, folds[entry], arriving, leaving))
+            else:
+                nodes.append(ui_node(entry, order, box, arriving, leaving))
+        definitions = self._subgraphs(folds, len(links) + 1)
         return {
-            "id": str(uuid.uuid5(NAMESPACE, self.name)),
+            "id": str(uuid5(NAMESPACE, self.name)),
             "revision": 0,
             "last_node_id": note_id,
-            "last_link_id": len(links),
-            "nodes": [*nodes, _ui_note(note_id, self.note, placement.note, len(nodes))],
+            "last_link_id": max([len(links), *(link["id"] for graph in definitions for link in graph["links"])]),
+            "nodes": [*nodes, ui_note(note_id, self.note, placement.note, len(nodes))],
             "links": links,
-            "groups": [_ui_group(number, group, box) for number, group, box in zip(count(1), groups, placement.groups)],
+            "groups": [
+                ui_group(number, group, box, self._colour(number))
+                for number, group, box in zip(count(1), self.groups, placement.groups)
+            ],
+            **({"definitions": {"subgraphs": definitions}} if definitions else {}),
             "config": {},
             "extra": {"ds": placement.view, "frontendVersion": FRONTEND},
             "version": 0.4,
         }
 
-    def _links(self) -> Iterator[tuple[Output, Node, int, str]]:
-        """Every link: from which output, to which node, at which of its slots, and of which type."""
-        for node in self.nodes:
-            for slot, socket in enumerate(slots(node)):
-                source = node.inputs.get(socket.name)
-                if isinstance(source, Output):
-                    yield source, node, slot, source.kind
+    def _subgraphs(self, folds: dict[Fold, tuple[list[Port], list[Port]]], first_link: int) -> list[dict[str, Any]]:
+        made = []
+        for fold, ports in folds.items():
+            boxes = inside(fold)
+            made.append(ui_subgraph(fold, fold_id(self.name, fold), boxes, ports, first_link, self._last_id))
+            first_link += len(made[-1]["links"])
+        return made
+
+    def _outside(self, fold: Fold) -> list[Node]:
+        return [node for node in self.nodes if node not in fold.nodes]
+
+    def _colour(self, number: int) -> str:
+        """The same colour for the same part of every workflow: what goes in, what happens, what comes out."""
+        return COLOURS[0] if number == 1 else COLOURS[2] if number == len(self.groups) else COLOURS[1]
+
+    def _links(self, folds: dict[Fold, tuple[list[Port], list[Port]]]) -> Iterator[list[Any]]:
+        """Every link that the page shows: source and its slot, target and its slot, and the type."""
+        for entry in (entry for group in self.groups for entry in group.nodes):
+            if isinstance(entry, Fold):
+                taken = [(slot, port.source) for slot, port in enumerate(folds[entry][0])]
+            else:
+                values = [(slot, entry.inputs.get(socket.name)) for slot, socket in enumerate(slots(entry))]
+                taken = [(slot, value) for slot, value in values if isinstance(value, Output)]
+            for slot, source in taken:
+                if source is not None:
+                    yield [*_shown_source(source, folds), entry.id, slot, source.kind]
 
 
-def slots(node: Node) -> list[Socket]:
-    """A node's input slots as the page numbers them: sockets, then one for each widget."""
-    return sorted(node.sockets, key=lambda socket: socket.is_widget)
+def _shown_source(source: Output, folds: dict[Fold, tuple[list[Port], list[Port]]]) -> tuple[int, int]:
+    """The node and slot that the page draws a link from: those of the subgraph where the source is inside one."""
+    for fold, (_, outputs) in folds.items():
+        if source.node in fold.nodes:
+            return fold.id, next(slot for slot, port in enumerate(outputs) if port.source == source)
+    return source.node.id, source.slot
 
 
-def _api_node(node: Node) -> dict[str, Any]:
+def inside(fold: Fold) -> dict[int, Box]:
+    """Where the nodes of a subgraph lie."""
+    return place([Group("", list(fold.nodes))], "", {}).nodes
+
+
+def _api_node(node: Node, outer: dict[Node, str]) -> dict[str, Any]:
     inputs = {}
     for socket in node.sockets:
         value = node.inputs.get(socket.name)
         if isinstance(value, Output):
-            inputs[socket.name] = [str(value.node.id), value.slot]
+            inputs[socket.name] = [f"{outer.get(value.node, '')}{value.node.id}", value.slot]
         elif socket.is_widget:
             inputs[socket.name] = node.value(socket)
     return {"inputs": inputs, "class_type": node.type, "_meta": {"title": node.title}}
-
-
-def _ui_node(node: Node, order: int, placement: Placement, links: list[list]) -> dict[str, Any]:
-    arriving = {link[4]: link[0] for link in links if link[3] == node.id}
-    leaving = [[link[0] for link in links if link[1:3] == [node.id, slot]] for slot in range(len(node.info["output"]))]
-    box = placement.nodes[node.id]
-    written = {
-        "id": node.id,
-        "type": node.type,
-        "pos": [box.x, box.y],
-        "size": [box.width, box.height],
-        "flags": {},
-        "order": order,
-        "mode": 0,
-        "inputs": [_ui_input(socket, arriving.get(slot)) for slot, socket in enumerate(slots(node))],
-        "outputs": [
-            {"name": name, "type": kind, "links": numbers or None}
-            for name, kind, numbers in zip(node.info["output_name"], node.info["output"], leaving, strict=True)
-        ],
-        "properties": {"Node name for S&R": node.type},
-        "widgets_values": _widget_values(node),
-    }
-    if node.title != node.info["display_name"]:
-        written["title"] = node.title
-    return written
-
-
-def _ui_input(socket: Socket, link: int | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": socket.name, "type": socket.kind}
-    if socket.optional:
-        entry["shape"] = 7  # drawn as a ring
-    if socket.is_widget:
-        entry["widget"] = {"name": socket.name}
-    return {**entry, "link": link}
-
-
-def _widget_values(node: Node) -> list[Any]:
-    values = []
-    for socket in node.sockets:
-        if socket.is_widget:
-            value = node.value(socket)
-            values.append(socket.default if isinstance(value, Output) else value)
-            values += ["fixed"] if socket.has_control else []
-    return values
-
-
-def _ui_group(number: int, group: Group, box: Box) -> dict[str, Any]:
-    return {
-        "id": number,
-        "title": group.title,
-        "bounding": box.values,
-        "color": "#3f789e",
-        "font_size": 24,
-        "flags": {},
-    }
-
-
-def _ui_note(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "type": NOTE,
-        "pos": [box.x, box.y],
-        "size": [box.width, box.height],
-        "flags": {},
-        "order": order,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "title": "About this workflow",
-        "properties": {},
-        "widgets_values": [text],
-        "color": "#432",
-        "bgcolor": "#653",
-    }

@@ -18,7 +18,6 @@ def find_mask(graph: Graph, start: Start) -> tuple[Output, Node, Output, Output]
     with graph.group("2. Find the mask"):
         latent = encode(graph, start)
         source, target = before(graph, start), after(graph, start)
-        graph.column()
         found = graph.add("EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target)
     return latent, found, source, target
 
@@ -38,11 +37,9 @@ def diffedit() -> Graph:
     latent, found, source, target = find_mask(graph, start)
     with graph.group("3. Invert the image"):
         _, inverted = invert_image(graph, start, latent, source, encoding_ratio=0.8)
-    graph.row()
     with graph.group("4. Decode under the mask"):
         graph.add("MaskPreview", "Mask", mask=found.out)
         empty = negative(graph, start)
-        graph.column()
         edited = graph.add(
             "EditKit_MaskedDecode",
             model=start.model,
@@ -55,7 +52,6 @@ def diffedit() -> Graph:
         image = graph.add("EditKit_DecodeLatent", latent=edited, vae=start.vae).out
     with graph.group("5. Exact background"):
         whole = composite(graph, replace(start, mask=found.out), image)
-        graph.column()
         graph.add("SaveImage", images=whole, filename_prefix="editkit/diffedit")
     return graph
 
@@ -66,13 +62,12 @@ def diffedit_into_blended() -> Graph:
     latent, found, source, target = find_mask(graph, start)
     with graph.group("3. Invert the image"):
         sigmas, inverted = invert_image(graph, start, latent, source)
-    graph.row()
-    with graph.group("4. Blended loop on the trajectory"):
+    with graph.group("4. Blended loop on the trajectory"), graph.fold("Blended loop on the trajectory") as fold:
         latent_pixels = graph.add("EditKit_LatentMask", mask=found.out, latent=latent).out
         empty = negative(graph, start)
-        graph.column()
-        schedule = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels="3,1").out
-        graph.column()
+        kernels = graph.add("EditKit_DilationSchedule", latent_mask=latent_pixels, kernels="3,1")
+        fold.show(kernels, "kernels", "kernels")
+        schedule = kernels.out
         edited = graph.add(
             "EditKit_BlendedDenoise",
             model=start.model,
@@ -86,7 +81,6 @@ def diffedit_into_blended() -> Graph:
             trajectory=inverted.out,
         ).out
     image = decode(graph, start, edited, "5. Decode")
-    graph.row()
     masked = replace(start, mask=found.out)
     finish(graph, masked, edited, image, title="6. Exact background", file="diffedit_into_blended")
     return graph
@@ -96,14 +90,11 @@ def differential_diffusion() -> Graph:
     graph = Graph("differential_diffusion", note("differential_diffusion", mask=False))
     start = begin(graph, "red_circle")
     latent, found, _, target = find_mask(graph, start)
-    graph.row()
     with graph.group("3. Soft mask schedule"):
         schedule = graph.add("EditKit_ReleaseSchedule", latent_mask=found["soft map"]).out
         empty = negative(graph, start)
-        graph.column()
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, strength=1.0).out
         noised = graph.add("EditKit_NoiseLatent", model=start.model, latent=latent, sigmas=sigmas).out
-        graph.column()
         edited = graph.add(
             "EditKit_BlendedDenoise",
             model=start.model,
@@ -125,19 +116,19 @@ def _plain_guidance(
 ) -> Output:
     """Guided sampling without learned embeddings, saved for comparison. Returns the SAMPLER."""
     with graph.group("3. Plain guidance"):
-        sampler = graph.add("KSamplerSelect", sampler_name="euler").out
-        plain = graph.add(
-            "SamplerCustom",
-            model=start.model,
-            add_noise=False,
-            cfg=GUIDED,
-            positive=source,
-            negative=empty,
-            sampler=sampler,
-            sigmas=sigmas,
-            latent_image=inverted["noised latent"],
-        ).out
-        graph.column()
+        with graph.fold("Sample with plain guidance"):
+            sampler = graph.add("KSamplerSelect", sampler_name="euler").out
+            plain = graph.add(
+                "SamplerCustom",
+                model=start.model,
+                add_noise=False,
+                cfg=GUIDED,
+                positive=source,
+                negative=empty,
+                sampler=sampler,
+                sigmas=sigmas,
+                latent_image=inverted["noised latent"],
+            ).out
         save(graph, start, plain, "null_text_reconstruction_plain")
     return sampler
 
@@ -147,38 +138,39 @@ def null_text_reconstruction() -> Graph:
     start = begin(graph, "red_circle")
     start = replace(start, prompt=start.caption.replace("mint", "striped mint"))
     with graph.group("2. Invert the image"):
-        latent = encode(graph, start)
-        source = before(graph, start)
-        empty = negative(graph, start)
-        graph.column()
+        with graph.fold("Prompts and latent") as fold:
+            latent = encode(graph, start)
+            source = before(graph, start)
+            fold.show(source.node, "text", "source prompt")
+            empty = negative(graph, start)
         sigmas, inverted = invert_image(graph, start, latent, source, vae=start.vae, image=start.image)
-    graph.row()
     sampler = _plain_guidance(graph, start, source, empty, sigmas, inverted)
     with graph.group("4. Null-text inversion"):
         learned = graph.add(
             "EditKit_NullText", model=start.model, trajectory=inverted.out, positive=source, negative=empty, cfg=GUIDED
         )
         graph.add("PreviewAny", "Report", source=learned["report"])
-    graph.row()
     for positive, title, file in (
         (source, "5. Reconstruct with guidance", "reconstructed"),
         (None, "6. Edit with another prompt", "edited"),
     ):
         with graph.group(title):
-            positive = positive or after(graph, start)
-            guider = graph.add(
-                "EditKit_EmbeddingsGuider", model=start.model, positive=positive, embeddings=learned.out, cfg=GUIDED
-            ).out
-            noise = graph.add("DisableNoise").out
-            graph.column()
-            sampled = graph.add(
-                "SamplerCustomAdvanced",
-                noise=noise,
-                guider=guider,
-                sampler=sampler,
-                sigmas=sigmas,
-                latent_image=inverted["noised latent"],
-            ).out
+            with graph.fold(title.partition(". ")[2]) as fold:
+                prompt = positive or after(graph, start)
+                if positive is None:
+                    fold.show(prompt.node, "text", "prompt")
+                guider = graph.add(
+                    "EditKit_EmbeddingsGuider", model=start.model, positive=prompt, embeddings=learned.out, cfg=GUIDED
+                ).out
+                noise = graph.add("DisableNoise").out
+                sampled = graph.add(
+                    "SamplerCustomAdvanced",
+                    noise=noise,
+                    guider=guider,
+                    sampler=sampler,
+                    sigmas=sigmas,
+                    latent_image=inverted["noised latent"],
+                ).out
             save(graph, start, sampled, f"null_text_reconstruction_{file}")
     return graph
 
@@ -189,7 +181,6 @@ def sdedit() -> Graph:
     with graph.group("2. SDEdit"):
         latent = encode(graph, start)
         target, empty = after(graph, start), negative(graph, start)
-        graph.column()
         edited = graph.add(
             "EditKit_SDEdit", model=start.model, positive=target, negative=empty, latent=latent, cfg=CFG, strength=0.5
         ).out
@@ -204,14 +195,11 @@ def word_swap() -> Graph:
     start = replace(start, prompt=start.caption.replace("circle", "star"))
     with graph.group("2. Invert with the source prompt"):
         latent, source = encode(graph, start), before(graph, start)
-        graph.column()
         sigmas, inverted = invert_image(graph, start, latent, source, mode="implicit", vae=start.vae, image=start.image)
         graph.add("PreviewAny", "Reconstruction PSNR", source=inverted["report"])
-    graph.row()
     with graph.group("3. Sample with a swapped word"):
         target, empty = after(graph, start), negative(graph, start)
         sampler = graph.add("KSamplerSelect", sampler_name="euler").out
-        graph.column()
         sampled = graph.add(
             "SamplerCustom",
             model=start.model,

@@ -22,14 +22,16 @@ TUNE = {"steps": 60, "lr": 2e-3, "rank": 8}
 def _fit(graph: Graph, start: Start, reference: Output, mask: Output, text: str) -> tuple[Output, Output]:
     """Stage 1: the object's embedding and the mixed embedding."""
     with graph.group("3. Layered embeddings"):
-        object_embedding = graph.add("CLIPTextEncode", "Object prompt", clip=start.clip, text=OBJECT).out
-        behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=text).out
-        graph.column()
+        with graph.fold("Prompts of both layers") as fold:
+            wanted = graph.add("CLIPTextEncode", "Object prompt", clip=start.clip, text=OBJECT)
+            behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=text)
+            fold.show(wanted, "text", "object prompt")
+            fold.show(behind, "text", "background prompt")
         fitted = graph.add(
             "EditKit_LayeredEmbeddings",
             model=start.model,
-            object=object_embedding,
-            background=behind,
+            object=wanted.out,
+            background=behind.out,
             latent=reference,
             mask=mask,
             **FIT,
@@ -39,16 +41,22 @@ def _fit(graph: Graph, start: Start, reference: Output, mask: Output, text: str)
 
 def _sample(graph: Graph, start: Start, guider: Output, sigmas: Output, text: str) -> None:
     """Sample candidates from noise and save the one with the best CLIP score."""
-    noise = graph.add("RandomNoise").out
-    sampler = graph.add("KSamplerSelect", sampler_name="euler").out
-    empty = graph.add("EmptyLatentImage", width=96, height=96, batch_size=CANDIDATES).out
-    graph.column()
-    made = graph.add(
-        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=empty
-    ).out
-    images = graph.add("EditKit_DecodeLatent", latent=made, vae=start.vae).out
+    with graph.fold("Sample candidates") as fold:
+        noise = graph.add("RandomNoise")
+        fold.show(noise, "noise_seed", "seed")
+        sampler = graph.add("KSamplerSelect", sampler_name="euler").out
+        empty = graph.add("EmptyLatentImage", width=96, height=96, batch_size=CANDIDATES)
+        fold.show(empty, "batch_size", "candidates")
+        made = graph.add(
+            "SamplerCustomAdvanced",
+            noise=noise.out,
+            guider=guider,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=empty.out,
+        ).out
+        images = graph.add("EditKit_DecodeLatent", latent=made, vae=start.vae).out
     graph.add("PreviewImage", "All candidates", images=images)
-    graph.column()
     best = graph.add("EditKit_RankByText", images=images, ranker=graph.add("EditKit_LoadRanker").out, text=text, keep=1)
     graph.add("SaveImage", images=best.out, filename_prefix=f"editkit/{graph.name}")
 
@@ -58,7 +66,6 @@ def _tune_and_sample(
 ) -> None:
     """Both stages, and sampling with iterative guidance."""
     object_embedding, mixed = _fit(graph, start, reference, mask, background)
-    graph.row()
     with graph.group("4. Fine-tune the model"):
         tuned = graph.add(
             "EditKit_LayeredTune", model=start.model, mixed=mixed, latent=latent, mask=mask, reference=reference, **TUNE
@@ -76,7 +83,6 @@ def _tune_and_sample(
             cfg=CFG,
             sigmas=sigmas,
         ).out
-        graph.column()
         _sample(graph, start, guider, sigmas, f"{OBJECT.replace('shape', 'circle')} on {background}")
 
 
@@ -85,18 +91,19 @@ def layered_edit() -> Graph:
     start = begin(graph, "red_circle")
     with graph.group("2. Reference background"):
         latent = encode(graph, start)
-        behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=BACKGROUND).out
-        graph.column()
-        reference = graph.add(
-            "EditKit_LayeredReference",
-            vae=start.vae,
-            latent=latent,
-            model=start.model,
-            positive=behind,
-            negative=negative(graph, start),
-            steps=STEPS,
-            cfg=CFG,
-        )
+        with graph.fold("Reference background") as fold:
+            behind = graph.add("CLIPTextEncode", "Background prompt", clip=start.clip, text=BACKGROUND)
+            fold.show(behind, "text", "background prompt")
+            reference = graph.add(
+                "EditKit_LayeredReference",
+                vae=start.vae,
+                latent=latent,
+                model=start.model,
+                positive=behind.out,
+                negative=negative(graph, start),
+                steps=STEPS,
+                cfg=CFG,
+            )
         graph.add("PreviewImage", "Reference background", images=reference["image"])
     _tune_and_sample(graph, start, latent, start.mask, reference.out, background=BACKGROUND, save=True)
     return graph
@@ -105,15 +112,18 @@ def layered_edit() -> Graph:
 def layered_edit_with_diffedit_mask() -> Graph:
     graph = Graph("layered_edit_with_diffedit_mask", note("layered_edit_with_diffedit_mask", mask=False, ranker=True))
     start = begin(graph, "red_circle")
+    other = graph.add("EditKit_LoadExample", "Image of the new background", name="thin_stroke").out
     start = replace(start, prompt=start.prompt.replace("blue square", "black circle"))
     with graph.group("2. Mask from two prompts, background from an image"):
         latent = encode(graph, start)
-        source = before(graph, start)
-        target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=start.prompt).out
-        graph.column()
-        found = graph.add("EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target).out
-        other = graph.add("EditKit_LoadExample", "Image of the new background", name="thin_stroke").out
-        graph.column()
+        with graph.fold("Mask from two prompts") as fold:
+            source = before(graph, start)
+            target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=start.prompt)
+            fold.show(source.node, "text", "source prompt")
+            fold.show(target, "text", "target prompt")
+            found = graph.add(
+                "EditKit_DiffEditMask", model=start.model, latent=latent, source=source, target=target.out
+            ).out
         reference = graph.add("EditKit_LayeredReference", vae=start.vae, latent=latent, image=other).out
     _tune_and_sample(graph, start, latent, found, reference, background=PLAIN, save=False)
     return graph
@@ -126,7 +136,6 @@ def imagic() -> Graph:
     with graph.group("2. Imagic fine-tune"):
         latent = encode(graph, start)
         target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=words).out
-        graph.column()
         tuned = graph.add(
             "EditKit_Imagic",
             model=start.model,
@@ -137,13 +146,11 @@ def imagic() -> Graph:
             embedding_lr=5e-3,
             **TUNE,
         )
-    graph.row()
     with graph.group("3. Sample"):
         sigmas = graph.add("EditKit_EditSigmas", model=tuned.out, steps=STEPS, strength=1.0).out
         guider = graph.add(
             "CFGGuider", model=tuned.out, positive=tuned["positive"], negative=negative(graph, start), cfg=CFG
         ).out
-        graph.column()
         _sample(graph, start, guider, sigmas, words)
     return graph
 

@@ -1,61 +1,75 @@
-"""Where the page draws a workflow: groups from left to right in rows, columns in a group, nodes stacked in a column.
+"""Where the page draws a workflow: groups from left to right, nodes from top to bottom, so that every link runs right or down.
 
-Lengths are the canvas's own units, pixels at zoom 1. A node's box is its body; its title bar lies above it.
+Nodes keep the order in which the workflow adds them, which is an order of dependence. A group fills as many columns as it needs;
+a group of one column stands below another one where there is room. Lengths are the canvas's own units, pixels at zoom 1. A node's
+box is its body; its title bar lies above it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .elements import Group, Node, Socket
+from .elements import Fold, Group, Node, Output, Socket
 
 TITLE = 30  # height of a node's title bar
 SLOT = 20
 WIDGET = 24
 PADDING = 14
-GAP_X = 50
-GAP_Y = 24
-MARGIN = 24
+GAP_X = 40
+GAP_Y = 20
+MARGIN = 20
 GROUP_TITLE = 44
-WIDTH, NOTE_WIDTH = 350, 420
-NOTE_LINE, NOTE_CHARACTERS = 18, 56
+WIDTH = 330
+NOTE_LINE, NOTE_CHARACTERS = 15, 58
 TEXT_BOX = 76  # a multiline text
 IMAGE_NODE = 230  # what the page adds to a node that shows an image
-VIEW_WIDTH = 1780
-VIEW_HEIGHT = 880
-VIEW_LEFT = 60
-VIEW_TOP = 80
+RESULT_HEIGHT = 330  # the same for the results
+TALLEST = range(690, 1321, 30)  # of a column; the height that shows the workflow largest is taken
+VIEW_WIDTH, VIEW_HEIGHT = 1780, 880
+VIEW_LEFT, VIEW_TOP = 24, 24
+WANTED_SCALE = 0.65  # at which text is read
 SMALLEST_SCALE = 0.61  # below 0.6 the page draws no text
 
 SHOWS_IMAGE = {
-    "EditKit_LoadExample",
+    "EditKit_AlignPrompts",
+    "EditKit_AttentionMaps",
+    "EditKit_BlendPixels",
+    "EditKit_BlendPoisson",
+    "EditKit_CompositeSource",
+    "EditKit_DiffEdit",
+    "EditKit_DiffEditMask",
     "EditKit_DilationSchedule",
-    "EditKit_ReleaseSchedule",
+    "EditKit_Imagic",
+    "EditKit_LayeredEmbeddings",
+    "EditKit_LayeredTune",
+    "EditKit_LoadExample",
+    "EditKit_MeasureEdit",
+    "EditKit_NullText",
     "EditKit_RankByText",
+    "EditKit_ReleaseSchedule",
+    "EditKit_StyleInvert",
     "EditKit_TuneDecoder",
     "EditKit_TuneLatent",
-    "EditKit_BlendPoisson",
-    "EditKit_BlendPixels",
-    "EditKit_CompositeSource",
-    "EditKit_DiffEditMask",
-    "EditKit_DiffEdit",
-    "EditKit_InvertDDIM",
-    "EditKit_NullText",
+    "LoadImage",
     "MaskPreview",
     "PreviewImage",
-    "SaveImage",
 }
 SHOWS_TEXT = {"PreviewAny"}
-# The page widens a node to its longest socket names; these need more than `WIDTH`.
+# The page widens a node to its longest labels; these need more than `WIDTH`.
 WIDTHS = {
     "CLIPTextEncode": 370,
     "EditKit_RankByText": 370,
     "PreviewAny": 370,
+    "SaveImage": 380,
     "EditKit_StyleEdit": 390,
     "EditKit_LayeredEmbeddings": 430,
     "EditKit_LayeredTune": 430,
 }
+
+
+Sizes = Mapping[int, tuple[int, int]]  # of each node by its id, width and height
 
 
 @dataclass(frozen=True)
@@ -89,12 +103,18 @@ class Placement:
     note: Box
 
     @property
+    def scale(self) -> float:
+        """The zoom at which all of it fits the view."""
+        boxes = (*self.groups, self.note)
+        width = max(box.right for box in boxes) - min(box.x for box in boxes)
+        return min(1.0, VIEW_WIDTH / width, VIEW_HEIGHT / max(box.bottom for box in boxes))
+
+    @property
     def view(self) -> dict[str, object]:
         """Zoom and offset that show everything, or the upper left part where all of it would be too small to read."""
-        width = max(box.right for box in self.groups) - self.note.x
-        height = max(box.bottom for box in (*self.groups, self.note))
-        scale = round(min(1.0, max(SMALLEST_SCALE, min(VIEW_WIDTH / width, VIEW_HEIGHT / height))), 2)
-        return {"scale": scale, "offset": [round(VIEW_LEFT / scale) - self.note.x, round(VIEW_TOP / scale)]}
+        scale = round(max(SMALLEST_SCALE, self.scale) - 0.005, 2)
+        left = min(box.x for box in (*self.groups, self.note))
+        return {"scale": scale, "offset": [round(VIEW_LEFT / scale) - left, round(VIEW_TOP / scale)]}
 
 
 def node_size(node: Node) -> tuple[int, int]:
@@ -102,8 +122,14 @@ def node_size(node: Node) -> tuple[int, int]:
     sockets = node.sockets
     rows = max(sum(not socket.is_widget for socket in sockets), len(node.info["output"]))
     height = rows * SLOT + PADDING + sum(_widget_height(socket) for socket in sockets if socket.is_widget)
-    height += IMAGE_NODE * (node.type in SHOWS_IMAGE) + TEXT_BOX * (node.type in SHOWS_TEXT)
-    return WIDTHS.get(node.type, WIDTH), height
+    height += RESULT_HEIGHT if node.type == "SaveImage" else IMAGE_NODE * _shows_image(node)
+    return WIDTHS.get(node.type, WIDTH), height + TEXT_BOX * (node.type in SHOWS_TEXT)
+
+
+def _shows_image(node: Node) -> bool:
+    if node.type == "EditKit_InvertDDIM":  # only what it can decode
+        return isinstance(node.inputs.get("vae"), Output)
+    return node.type in SHOWS_IMAGE
 
 
 def _widget_height(socket: Socket) -> int:
@@ -112,34 +138,92 @@ def _widget_height(socket: Socket) -> int:
     return WIDGET * (2 if socket.has_control else 1)
 
 
-def place(rows: Sequence[Sequence[Group]], note: str) -> Placement:
-    """Lay everything out; nothing overlaps."""
+def fold_size(fold: Fold, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[int, int]:
+    """Width and height of the node that stands for a subgraph with these ports; it shows an inner node's image."""
+    widgets = [port.widget for port in inputs if port.widget]
+    rows = max(len(inputs) - len(widgets), len(outputs))
+    height = rows * SLOT + PADDING + sum(map(_widget_height, widgets))
+    return WIDTH, height + IMAGE_NODE * any(_shows_image(node) for node in fold.nodes)
+
+
+def place(groups: Sequence[Group], note: str, folds: Mapping[Fold, tuple[int, int]]) -> Placement:
+    """Lay everything out; nothing overlaps. `folds` has the size of every node that stands for a subgraph."""
+    sizes = {entry.id: size_of(entry, folds) for group in groups for entry in group.nodes}
+    return max((_place(groups, note, sizes, tallest) for tallest in TALLEST), key=lambda placement: placement.scale)
+
+
+def _place(groups: Sequence[Group], note: str, sizes: Sizes, tallest: int) -> Placement:
     nodes: dict[int, Box] = {}
-    groups: list[Box] = []
-    top = 0
-    for row in rows:
-        boxes: list[Box] = []
-        for group in row:
-            boxes.append(_place_group(group, boxes[-1].right + GAP_X if boxes else 0, top, nodes))
-        tallest = max(box.height for box in boxes)
-        groups += [Box(box.x, box.y, box.width, tallest) for box in boxes]
-        top += tallest + GAP_X
-    return Placement(nodes, groups, _note_box(note))
+    boxes: list[Box] = []
+    for number, group in enumerate(groups):
+        columns = _columns(group, sizes, tallest)
+        left, top = (boxes[-1].right + GAP_X, 0) if boxes else (0, 0)
+        if (
+            number > 1
+            and len(columns) == 1 == len(_columns(groups[number - 1], sizes, tallest))
+            and _fits(boxes[-1], columns[0], sizes, tallest)
+        ):
+            left, top = boxes[-1].x, boxes[-1].bottom + GAP_X
+        boxes.append(_place_group(columns, left, top, nodes, sizes))
+    return Placement(nodes, boxes, _note_box(note, boxes))
 
 
-def _place_group(group: Group, left: int, top: int, nodes: dict[int, Box]) -> Box:
+def _note_box(note: str, groups: Sequence[Box]) -> Box:
+    """Below the first group; where it would be taller than the view, below the group that leaves most room."""
+    lowest = [box for box in groups if not any(other.x == box.x and other.y > box.y for other in groups)]
+    for group in (groups[0], min(lowest, key=lambda box: box.bottom)):
+        found = Box(group.x, group.bottom + GAP_X + TITLE, group.width, _note_height(note, group.width))
+        if found.bottom <= VIEW_HEIGHT / WANTED_SCALE:
+            break
+    return found
+
+
+def size_of(entry: Node | Fold, folds: Mapping[Fold, tuple[int, int]]) -> tuple[int, int]:
+    return folds[entry] if isinstance(entry, Fold) else node_size(entry)
+
+
+def _fits(above: Box, column: Sequence[Node | Fold], sizes: Sizes, tallest: int) -> bool:
+    return above.bottom + GAP_X + GROUP_TITLE + _height(column, sizes) + MARGIN <= tallest
+
+
+def _height(column: Sequence[Node | Fold], sizes: Sizes) -> int:
+    return sum(TITLE + sizes[node.id][1] + GAP_Y for node in column) - GAP_Y
+
+
+def _columns(group: Group, sizes: Sizes, tallest: int) -> list[list[Node | Fold]]:
+    """The fewest columns that are no taller than `tallest`, and of these the most even."""
+    limit = tallest - GROUP_TITLE - MARGIN
+    fewest = _filled(group.nodes, limit, sizes)
+    while len(even := _filled(group.nodes, limit - 10, sizes)) == len(fewest) and limit > 200:
+        fewest, limit = even, limit - 10
+    return fewest
+
+
+def _filled(nodes: Sequence[Node | Fold], limit: int, sizes: Sizes) -> list[list[Node | Fold]]:
+    columns: list[list[Node | Fold]] = [[]]
+    for node in nodes:
+        if columns[-1] and _height([*columns[-1], node], sizes) > limit:
+            columns.append([])
+        columns[-1].append(node)
+    return columns
+
+
+def _place_group(
+    columns: Sequence[Sequence[Node | Fold]], left: int, top: int, nodes: dict[int, Box], sizes: Sizes
+) -> Box:
     x, bottom = left + MARGIN, top
-    for column in group.columns:
+    for column in columns:
         y = top + GROUP_TITLE
-        sizes = [node_size(node) for node in column]
-        for node, (width, height) in zip(column, sizes, strict=True):
+        width = max(sizes[node.id][0] for node in column)
+        for node in column:
+            height = sizes[node.id][1]
             nodes[node.id] = Box(x, y + TITLE, width, height)
             y += TITLE + height + GAP_Y
         bottom = max(bottom, y - GAP_Y + MARGIN)
-        x += max(width for width, _ in sizes) + GAP_X
+        x += width + GAP_X
     return Box(left, top, x - GAP_X + MARGIN - left, bottom - top)
 
 
-def _note_box(text: str) -> Box:
-    lines = sum(-(-len(line) // NOTE_CHARACTERS) or 1 for line in text.splitlines())
-    return Box(-NOTE_WIDTH - GAP_X, TITLE, NOTE_WIDTH, lines * NOTE_LINE + 60)
+def _note_height(text: str, width: int) -> int:
+    characters = NOTE_CHARACTERS * width // 370
+    return sum(-(-len(line) // characters) or 1 for line in text.splitlines()) * NOTE_LINE + 60

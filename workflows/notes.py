@@ -43,12 +43,19 @@ prompts.
 *FluxGuidance* (3.5) behind the target prompt.
 """
 
-RANKER = """4. The bundled ranker knows only images of the bundled model. Put open_clip weights (image and text encoder in one
-safetensors file) into *models/editkit_rankers*, choose them and their architecture in *Load CLIP Ranker*, and write into
-*text* of *CLIP Rank* what the masked region should show.
+RANKER = """4. Put open_clip weights (image and text encoder in one safetensors file) into *models/editkit_rankers*:
+*Load CLIP Ranker* finds them. The bundled ranker knows only images of the bundled model.
 """
 
 NOTES = {
+    "first_edit": """
+# The first edit
+
+Press **Run**: the prompt paints a star under the mask, and everything else stays as it was, bit for bit. Change the prompt
+and run again.
+
+*Blended Edit* holds the whole method; the next workflow shows its steps one by one.
+""",
     "blended_edit": """
 # Blended Latent Diffusion, step by step
 
@@ -111,8 +118,8 @@ The source prompt says what the image shows, the target prompt what it should sh
 noise for the two prompts, the image must change: that is the mask. The image is then inverted and decoded with the target
 prompt under the mask. Outside the mask its trajectory is used.
 
-*DiffEdit, Replace Object (All in One)* does all of this in one node. Prompts that differ in few words give the cleanest masks. A lower
-*threshold* gives a larger mask.
+*DiffEdit, Replace Object (All in One)* does all of this in one node. Prompts that differ in few words give the cleanest
+masks. A lower *threshold* gives a larger mask.
 """,
     "diffedit_into_blended": """
 # DiffEdit mask with Blended Latent Diffusion

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..hosts.bundled import BUNDLED
 from ..hosts.bundled.example_images import load_example
 from .elements import Node, Output
-from .graph import Graph
+from .graph import RESULT, Graph
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ def rank(graph: Graph, start: Start, latent: Output, text: str) -> Node:
         candidates = graph.add("EditKit_DecodeLatent", "Decode all candidates", latent=latent, vae=start.vae).out
         ranker = graph.add("EditKit_LoadRanker").out
         graph.add("PreviewImage", "All candidates", images=candidates)
-        graph.column()
         ranked = graph.add(
             "EditKit_RankByText",
             images=candidates,
@@ -88,9 +87,7 @@ def finish(graph: Graph, start: Start, latent: Output, edited: Output, *, title:
     source, mask = start.image, start.mask
     with graph.group(title):
         tuned = graph.add("EditKit_TuneDecoder", vae=start.vae, latent=latent, source=source, mask=mask, edited=edited)
-        graph.column()
         whole = composite(graph, start, tuned["image"])
-        graph.column()
         graph.add("SaveImage", images=whole, filename_prefix=f"editkit/{file}")
         graph.add("PreviewAny", "PSNR before and after", source=tuned["report"])
     return whole
@@ -114,4 +111,5 @@ def decode(graph: Graph, start: Start, latent: Output, title: str = "3. Decode")
 def save(graph: Graph, start: Start, latent: Output, file: str) -> None:
     """The plain decode, saved."""
     image = graph.add("EditKit_DecodeLatent", latent=latent, vae=start.vae).out
-    graph.add("SaveImage", images=image, filename_prefix=f"editkit/{file}")
+    label = file.removeprefix(graph.name).strip("_")
+    graph.add("SaveImage", f"{RESULT}: {label}" if label else None, images=image, filename_prefix=f"editkit/{file}")

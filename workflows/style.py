@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..hosts.bundled.example_images import load_example
 from .attention import align
 from .elements import Node, Output
-from .graph import Graph
+from .graph import RESULT, Graph
 from .notes import note
 from .parts import Start, before, begin, encode, negative, save
 
@@ -17,9 +17,11 @@ STEPS, LEARNING = 20, {"preset": "even", "inner_steps": 15}  # enough for the bu
 
 def _invert(graph: Graph, start: Start, sigmas: Output) -> tuple[Output, Node]:
     """The prompt of an image, and its inversion."""
-    latent, source = encode(graph, start), before(graph, start)
-    graph.column()
-    return source, graph.add("EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas)
+    with graph.fold("Invert the image") as fold:
+        latent, source = encode(graph, start), before(graph, start)
+        fold.show(source.node, "text", "source prompt")
+        inverted = graph.add("EditKit_InvertDDIM", model=start.model, positive=source, latent=latent, sigmas=sigmas)
+    return source, inverted
 
 
 def _learn(graph: Graph, start: Start, inversion: Node, source: Output, empty: Output) -> Node:
@@ -47,27 +49,31 @@ def style_inversion_edit() -> Graph:
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
         empty = negative(graph, start)
         source, inversion = _invert(graph, start, sigmas)
-    graph.row()
     with graph.group("3. Learn the value embeddings"):
         learned = _learn(graph, start, inversion, source, empty)
-        graph.column()
         graph.add("EditKit_SaveEmbeddings", embeddings=learned.out, filename_prefix="red_circle")
         save(graph, start, learned["reconstruction"], "style_inversion_edit_reconstructed")
-    graph.row()
     with graph.group("4. Edit"):
         edit = align(graph, start)
-        for name, options in (("edited", {}), ("sdedit", {"sdedit_strength": 0.7})):
-            graph.column()
-            edited = graph.add(
-                "EditKit_StyleEdit",
-                model=start.model,
-                embeddings=learned.out,
-                edit=edit,
-                negative=empty,
-                cfg=CFG,
-                **options,
-            )
-            save(graph, start, edited["edited"], f"style_inversion_edit_{name}")
+        for name, title, options in (
+            ("edited", "Edit the inverted image", {}),
+            ("sdedit", "Edit the noised image", {"sdedit_strength": 0.7}),
+        ):
+            with graph.fold(title) as fold:
+                edited = graph.add(
+                    "EditKit_StyleEdit",
+                    model=start.model,
+                    embeddings=learned.out,
+                    edit=edit,
+                    negative=empty,
+                    cfg=CFG,
+                    **options,
+                )
+                for shown in ("cfg", "tau_v", "tau_c", "tau_s"):
+                    fold.show(edited, shown, shown)
+                image = graph.add("EditKit_DecodeLatent", latent=edited["edited"], vae=start.vae).out
+            file = f"style_inversion_edit_{name}"
+            graph.add("SaveImage", f"{RESULT}: {name}", images=image, filename_prefix=f"editkit/{file}")
     return graph
 
 
@@ -77,15 +83,12 @@ def style_transfer() -> Graph:
     with graph.group("2. Invert the content image"):
         sigmas = graph.add("EditKit_EditSigmas", model=start.model, steps=STEPS, strength=1.0).out
         source, inversion = _invert(graph, start, sigmas)
-    graph.row()
     with graph.group("3. Learn the style"):
         image = graph.add("EditKit_LoadExample", "Style image", name="one_object")
         style = replace(start, image=image.out, mask=image["mask"], caption=words.caption)
         empty = negative(graph, start)
         shown, inverted = _invert(graph, style, sigmas)
-        graph.column()
         learned = _learn(graph, style, inverted, shown, empty)
-    graph.row()
     with graph.group("4. Style transfer"):
         text = words.caption.replace("circle", "ring")
         target = graph.add("CLIPTextEncode", "Target prompt", clip=start.clip, text=text).out
@@ -99,9 +102,8 @@ def style_transfer() -> Graph:
             negative=empty,
             cfg=CFG,
         ).out
-        graph.column()
-        save(graph, start, styled, "style_transfer_styled")
         save(graph, style, learned["reconstruction"], "style_transfer_style")
+        save(graph, start, styled, "style_transfer_styled")
     return graph
 
 

@@ -1,50 +1,62 @@
-"""The thumbnail NAME.jpg of a workflow: its source and its results on the bundled model."""
+"""The thumbnail of a workflow, a square with its result and, in the corner, its source, and the strip that README shows."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..hosts.bundled.example_images import load_example, load_image
 from ..pipelines.evaluation.drawing import sheet, to_pil
-from .catalogue import WORKFLOWS
+from .catalogue import WORKFLOWS, title
 from .elements import Output
 from .graph import Graph
 
 if TYPE_CHECKING:
     from ..headless.run import Run
 
-WIDTH = 512  # pixels
-QUALITY = 85  # on the scale of JPEG
+SIDE, CORNER, FRAME = 384, 150, 6  # pixels of the result, of the source, and of the white frame around it
+QUALITY = 88  # on the scale of JPEG
 LARGEST = 40_000  # bytes
 TILE = 152
-COLUMNS = {4: 4}  # by the number of images; otherwise three
+COLUMNS = {4: 4}  # by the number of images of a strip; otherwise three
 
 
 def write_thumbnail(name: str, folder: Path) -> Path:
-    """Run a workflow and draw `folder`/NAME.jpg. Raises EditError where the bundled model is missing."""
-    from PIL import Image
-
-    graph = WORKFLOWS[name]()
-    tiles = _tiles(graph)
-    page = to_pil(sheet(tiles, columns=COLUMNS.get(len(tiles), 3), tile=TILE)[0])
-    page = page.resize((WIDTH, round(page.height * WIDTH / page.width)), Image.Resampling.LANCZOS)
-    path = folder / f"{name}.jpg"
-    quality = QUALITY
-    page.save(path, quality=quality, optimize=True)
-    while path.stat().st_size > LARGEST:
-        quality -= 10
-        page.save(path, quality=quality, optimize=True)
+    """Run a workflow and draw `folder`/TITLE.jpg. Raises EditError where the bundled model is missing."""
+    tiles = tiles_of(name)
+    before = next((image for label, image in tiles if label == "source"), None)
+    after = [image for label, image in tiles if label != "source"][-1]
+    path = folder / f"{title(name)}.jpg"
+    square(before, after).save(path, quality=QUALITY, optimize=True)
     return path
 
 
-def _tiles(graph: Graph) -> list[tuple[str, Tensor]]:
-    """The source image, the mask, and what the Save Image nodes wrote."""
-    from ..headless.runner import Run, run_workflow
+def square(before: Tensor | None, after: Tensor) -> Any:
+    """A PIL image: the result, with the source in its lower left corner."""
+    from PIL import Image
 
+    page = to_pil(after).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    if before is not None:
+        frame = Image.new("RGB", (CORNER + 2 * FRAME, CORNER + 2 * FRAME), "white")
+        frame.paste(to_pil(before).convert("RGB").resize((CORNER, CORNER), Image.Resampling.LANCZOS), (FRAME, FRAME))
+        page.paste(frame, (0, SIDE - frame.height))
+    return page
+
+
+def strip(tiles: list[tuple[str, Tensor]]) -> Any:
+    """A PIL image of all tiles with their labels."""
+    return to_pil(sheet(tiles, columns=COLUMNS.get(len(tiles), 3), tile=TILE)[0])
+
+
+def tiles_of(name: str) -> list[tuple[str, Tensor]]:
+    """The source image, the mask, and what the Save Image nodes wrote."""
+    from ..headless.run import Run
+    from ..headless.runner import run_workflow
+
+    graph = WORKFLOWS[name]()
     with tempfile.TemporaryDirectory() as scratch:
         run = run_workflow(graph.to_api(), Run(Path(scratch), Path(scratch)))
         return [*_source(graph), *_found(graph, run), *_results(graph, run)]
@@ -68,10 +80,17 @@ def _found(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:
     finders = [node for node in graph.nodes if node.type == "EditKit_DiffEditMask"]
     made = [(name, node[name]) for node in finders for name in ("mask", "soft map")]
     return [
-        (f"{name} found", run.results[str(output.node.id)][output.slot][0])
+        (f"{name} found", run.results[_id(graph, output)][output.slot][0])
         for name, output in made
         if _used(graph, output)
     ]
+
+
+def _id(graph: Graph, output: Output) -> str:
+    """The server's id of a node, which has the id of its subgraph before it."""
+    return next(
+        (f"{fold.id}:{output.node.id}" for fold in graph.folds if output.node in fold.nodes), str(output.node.id)
+    )
 
 
 def _results(graph: Graph, run: Run) -> list[tuple[str, Tensor]]:

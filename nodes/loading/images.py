@@ -56,6 +56,7 @@ class LoadExample(io.ComfyNode):
                     tooltip="A sentence that describes the example; empty for your own image.",
                 ),
             ],
+            is_output_node=True,  # so that the page shows the image also where nothing has to run again
         )
 
     @classmethod

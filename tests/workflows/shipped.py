@@ -12,6 +12,7 @@ FOLDER = ROOT / "workflows"
 NAMES = tuple(sorted(path.stem for path in (FOLDER / "api").glob("*.json")))
 FEW = {
     ("EditKit_EditSigmas", "steps"): 3,
+    ("EditKit_BlendedEdit", "steps"): 3,
     ("KSampler", "steps"): 3,
     ("EditKit_TuneDecoder", "steps"): 2,
     ("EditKit_NoiseLatent", "copies"): 3,
@@ -51,3 +52,31 @@ def shortened(workflow: Workflow) -> Workflow:
             if few is not None:
                 node["inputs"][key] = min(few, node["inputs"][key])
     return short
+
+
+def graphs(page: Workflow) -> dict[str, Workflow]:
+    """The workflow's own graph under "", and every subgraph under the id of the node that stands for it, with links alike."""
+    kinds = {graph["id"]: graph for graph in page.get("definitions", {}).get("subgraphs", [])}
+    found = {"": {**page, "links": {link[0]: link[1:] for link in page["links"]}}}
+    for node in page["nodes"]:
+        if node["type"] in kinds:
+            inner = kinds[node["type"]]
+            keys = ("origin_id", "origin_slot", "target_id", "target_slot", "type")
+            found[f"{node['id']}:"] = {**inner, "links": {k["id"]: [k[key] for key in keys] for k in inner["links"]}}
+    return found
+
+
+def origin(page: Workflow, inside: str, number: int | None) -> list | None:
+    """The node and slot at the beginning of a link, by the server's ids; None where nothing is connected."""
+    found = graphs(page)
+    if number is None:
+        return None
+    node, slot = found[inside]["links"][number][:2]
+    if node == -10:  # the subgraph's own input
+        outer = next(entry for entry in page["nodes"] if f"{entry['id']}:" == inside)
+        return origin(page, "", outer["inputs"][slot]["link"])
+    if f"{node}:" in found:  # out of a subgraph
+        inner = f"{node}:"
+        ends = [key for key, link in found[inner]["links"].items() if link[2:4] == [-20, slot]]
+        return origin(page, inner, ends[0])
+    return [f"{inside}{node}", slot]

