@@ -233,9 +233,17 @@ def progress_bar(total: int, model: Any = None) -> Progress:
 def show_warnings() -> None:
     """Show the warnings of a node below it, where the host has a page; the log has them in any case."""
     if in_comfyui():
-        from .comfyui.node_warnings import show_warnings_under_nodes
+        from .comfyui.page import show_warnings_under_nodes
 
         show_warnings_under_nodes()
+
+
+def serve_page() -> None:
+    """Answer what EditKit's script asks of the server, where the host has one."""
+    if in_comfyui():
+        from .comfyui.page import serve_stop
+
+        serve_stop()
 
 
 def intermediate_device() -> torch.device:

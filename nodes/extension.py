@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..hosts.host import show_warnings
+from ..hosts.host import serve_page, show_warnings
 from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
@@ -51,4 +51,5 @@ NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module
 class EditKitExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         show_warnings()
+        serve_page()
         return NODES

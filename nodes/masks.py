@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..hosts.host import codec_of, to_host
@@ -186,6 +185,8 @@ class DilationSchedule(io.ComfyNode):
 
 def _bits(mask: Tensor) -> dict[str, Any]:
     """The first masks of a batch, binary, for the page's strip: width, height, and the bits of each as hexadecimal text."""
+    import numpy as np
+
     solid = (mask[:SHOWN] >= 0.5).flatten(1).cpu().numpy()
     return {
         "width": mask.shape[2],

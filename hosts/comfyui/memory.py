@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...pipelines.core.progress import Progress
 from ...pipelines.evaluation.drawing import curve, to_pil
+from .page import LiveLearning
 
 CURVE_SIZE = 512  # largest side of a preview on the page, in pixels
 RESERVE = 1.5  # free memory that ComfyUI wants for a batch, as a multiple of its estimate
@@ -60,10 +61,16 @@ def native_progress(total: int, model: Any | None) -> Progress:
 
 
 class NativeProgress:
-    """The node's progress bar. Its preview is the latent, or the loss curve of an optimisation (`LossProgress`)."""
+    """The node's progress bar. Its preview is the latent, or the loss curve of an optimisation (`LossProgress`).
+
+    The page may end an optimisation (`StoppableProgress`).
+    """
+
+    refresh = 0.5  # seconds between two curves
 
     def __init__(self, total: int, previewer: Any | None) -> None:
         self._bar, self._previewer = comfy.utils.ProgressBar(total), previewer
+        self._live = LiveLearning()
         self._curve: Any | None = None
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
@@ -73,10 +80,20 @@ class NativeProgress:
             with torch.inference_mode():  # an optimisation reports with gradients on
                 image = self._previewer.decode_latent_to_preview_image("JPEG", preview)
         self._bar.update_absolute(done, total, image)
+        self._live.step(done, total)
 
     def losses(self, values: Sequence[float]) -> None:
         """See `LossProgress.losses`; the curve is shown with the next step."""
         self._curve = ("JPEG", to_pil(curve(values, "loss")[0]), CURVE_SIZE)
+        self._live.losses(values)
+
+    def stop_requested(self) -> bool:
+        """See `StoppableProgress.stop_requested`."""
+        return self._live.stop_requested()
+
+    def proceed(self) -> None:
+        """See `StoppableProgress.proceed`."""
+        self._live.proceed()
 
 
 def _previewer(model: Any | None) -> Any | None:

@@ -10,6 +10,7 @@ Beside the loop: `learning_mode` (out of the host's inference mode), `own` (copi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import EditError, ParameterError
-from ..core.progress import LossProgress, Progress, silent
+from ..core.progress import LossProgress, Progress, refresh_seconds, silent, stop_requested
 from ..core.protocols import Context
 from .early_stopping import StopRule
 from .in_use import deterministic_convolutions, in_use
@@ -71,10 +72,11 @@ def optimise(
     steps: int,
     lr: float | Callable[[int], float],
     betas: tuple[float, float] = (0.9, 0.999),
+    rule: Callable[[Sequence[Tensor], float], torch.optim.Optimizer] | None = None,
     stop: StopRule | None = None,
     progress: Progress = silent,
 ) -> OptimiseResult:
-    """Minimise a loss over `parameters` with Adam, in place (docs/methods.md, sections 3 and 17).
+    """Minimise a loss over `parameters` with Adam or another rule, in place (docs/methods.md, sections 3 and 17).
 
     Args:
         parameters: float32 leaves, made in `learning_mode`. Only they receive gradients; they are frozen again at the end.
@@ -82,27 +84,26 @@ def optimise(
         steps: iterations, >= 0.
         lr: step size > 0, or a function of the step.
         betas: Adam's decay rates.
+        rule: makes the optimiser of parameters and learning rate; None is Adam.
         stop: called after every `stop.every` steps; True ends the loop.
-        progress: called after every step; raising there cancels. A `LossProgress` also receives the loss curve.
+        progress: called after every step; raising there cancels. A `LossProgress` also receives the loss curve, and a
+            `StoppableProgress` may end the loop.
     Returns: the loss history. It stays on the device until it is needed, so that no step waits for a copy to the CPU.
     Raises: ParameterError; EditError when the loss is no longer a number. Gradients and optimiser state are released in
         every outcome. After an error the parameters hold the last completed step.
     """
     _check(parameters, steps, lr)
     history: list[Tensor] = []
-    stopped = False
+    stopped, observer = False, _Observer(steps, stop, progress)
     with learning_mode():
         for parameter in parameters:
             parameter.requires_grad_(True)
-        adam = torch.optim.Adam(parameters, lr=_rate(lr, 0), betas=betas)
+        make = rule or partial(torch.optim.Adam, betas=betas)
+        optimiser = make(parameters, _rate(lr, 0))
         try:
             for step in range(steps):
-                history.append(_step(parameters, loss(step), adam, _rate(lr, step)))
-                if (step + 1) % (stop.every if stop else OBSERVE_EVERY) == 0 or step + 1 == steps:
-                    values = _read(history)
-                    stopped = stop is not None and step + 1 < steps and stop(values)
-                    show_losses(progress, values)
-                progress(step + 1, steps)
+                history.append(_step(parameters, loss(step), optimiser, _rate(lr, step)))
+                stopped = observer(step + 1, history)
                 if stopped:
                     break
             return _result(history, stopped)
@@ -110,8 +111,31 @@ def optimise(
             for parameter in parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
-            adam.state.clear()
+            optimiser.state.clear()
             history.clear()
+
+
+class _Observer:
+    """Reports every step and says whether the optimisation ends with it."""
+
+    def __init__(self, steps: int, stop: StopRule | None, progress: Progress) -> None:
+        self.steps, self.stop = steps, stop
+        self.progress = progress
+        self.every = stop.every if stop else OBSERVE_EVERY
+        self.refresh = refresh_seconds(progress)
+        self.shown = time.monotonic()
+
+    def __call__(self, done: int, history: list[Tensor]) -> bool:
+        stopped, last = False, done == self.steps
+        if done % self.every == 0 or last:
+            values = _read(history)
+            stopped = self.stop is not None and not last and self.stop(values)
+            show_losses(self.progress, values)
+        elif time.monotonic() - self.shown >= self.refresh:
+            self.shown = time.monotonic()
+            show_losses(self.progress, torch.stack(history).cpu())
+        self.progress(done, self.steps)
+        return stopped or (not last and stop_requested(self.progress))
 
 
 def _check(parameters: Sequence[Tensor], steps: int, lr: float | Callable[[int], float]) -> None:
@@ -133,7 +157,7 @@ def _rate(lr: float | Callable[[int], float], step: int) -> float:
     return float(lr(step)) if callable(lr) else float(lr)
 
 
-def _step(parameters: Sequence[Tensor], terms: Tensor, adam: torch.optim.Adam, lr: float) -> Tensor:
+def _step(parameters: Sequence[Tensor], terms: Tensor, optimiser: torch.optim.Optimizer, lr: float) -> Tensor:
     """Make one update. Returns the loss terms [K] before it, on the device."""
     terms = terms.reshape(-1)
     if not terms.requires_grad:
@@ -141,9 +165,9 @@ def _step(parameters: Sequence[Tensor], terms: Tensor, adam: torch.optim.Adam, l
     gradients = torch.autograd.grad(terms.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    adam.param_groups[0]["lr"] = lr
-    adam.step()
-    adam.zero_grad(set_to_none=True)
+    optimiser.param_groups[0]["lr"] = lr
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
     return terms.detach().float()
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.progress import Progress, silent
+from ..core.progress import LossProgress, Progress, Stage, silent, stop_requested
 from ..core.protocols import Denoiser
 from ..core.sigmas import euler_step
 from ..core.trajectory import Trajectory
@@ -126,7 +126,9 @@ def learn_per_step(
         trajectory: latents to reach, [N + 1 - first, B, C, h, w].
         memory_name: a name for the error about too little memory. None = do not estimate the memory; the estimate costs
             one evaluation of the loss.
-        progress: called after every update and every sampling step, in units of these; raising there cancels.
+        progress: called after every update and every sampling step, in units of these; raising there cancels. A
+            `LossProgress` receives the last loss of every step. Once a `StoppableProgress` asks to stop, nothing more is
+            learned: the remaining steps are sampled with the parameters as they are.
     Returns: where sampling ends, [B, C, h, w] in model scale, and the last loss and the updates of each step.
     Raises: EditError where an update does not fit into memory or the loss is no longer a number; what the learner raises.
     """
@@ -148,6 +150,8 @@ def learn_per_step(
         losses.append(result.losses[-1] / trajectory.batch if result.losses else 0.0)
         updates.append(result.steps)
         done += learner.settings(index).updates + 1
+        if isinstance(progress, LossProgress):
+            progress.losses(losses)
         progress(done, total, denoised)
     return PerStepResult(z, losses, updates)
 
@@ -170,11 +174,11 @@ def _learn(learner: StepLearner, index: int, before: int, total: int, progress: 
     result = optimise(
         learner.parameters,
         early_stop.watch(learner.loss),
-        steps=settings.updates,
+        steps=0 if stop_requested(progress) else settings.updates,
         lr=settings.lr,
         betas=settings.betas,
         stop=early_stop.rule,
-        progress=lambda done, _, preview=None: progress(before + done, total),
+        progress=Stage(progress, before, total),
     )
     early_stop.freeze()
     return result

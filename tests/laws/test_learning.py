@@ -202,6 +202,43 @@ def test_a_part_of_a_run_shows_its_curve_too():
     assert not isinstance(StagedProgress(silent, (1, 2))(0), LossProgress)
 
 
+class Stopping(Curves):
+    """Asks to stop once `at` steps are reported, until another stage starts."""
+
+    def __init__(self, at: int, refresh: float = float("inf")) -> None:
+        super().__init__()
+        self.at, self.asked, self.refresh = at, True, refresh
+
+    def stop_requested(self):
+        return self.asked and len([kind for kind, _ in self.told if kind == "step"]) >= self.at
+
+    def proceed(self):
+        self.asked = False
+
+
+def test_a_stop_ends_the_optimisation_and_keeps_what_it_learned():
+    value, reference = torch.ones(1), torch.ones(1)
+    result = optimise([value], lambda step: value.square().sum(), steps=50, lr=0.1, progress=Stopping(7))
+    assert result.steps == 7 and result.stopped
+    optimise([reference], lambda step: reference.square().sum(), steps=7, lr=0.1)
+    assert torch.equal(value, reference)
+
+
+def test_another_stage_starts_after_a_stop():
+    progress = Stopping(0)
+    staged = StagedProgress(progress, (5, 5))
+    value = torch.ones(1)
+    result = optimise([value], lambda step: value.square().sum(), steps=5, lr=0.1, progress=staged(0))
+    assert result.steps == 5  # `proceed` was called, so a request of before is forgotten
+    assert isinstance(staged(1), LossProgress)
+
+
+def test_a_progress_may_want_the_losses_by_the_clock():
+    value, curves = torch.ones(1), Stopping(99, refresh=0.0)
+    optimise([value], lambda step: value.square().sum(), steps=3, lr=0.1, progress=curves)
+    assert [count for kind, count in curves.told if kind == "losses"] == [1, 2, 3]
+
+
 def test_means_tell_a_noisy_loss_that_stands_still():
     rule, noise = MeanPlateau(50, gain=0.05), torch.rand(100, 1, generator=torch.Generator().manual_seed(0))
     falling = torch.linspace(2, 1, 100)[:, None] * (0.5 + noise)

@@ -13,7 +13,7 @@ from editkit.tests.hygiene.sources import ROOT, report
 
 CODE = sorted((ROOT / "web" / "js").rglob("*.js"))
 TESTS = sorted((ROOT / "tests" / "page").glob("*.test.mjs"))
-BYTES = 60_000
+BYTES = 60 * 1024
 # Text from outside could become markup or code, and nothing may be fetched but from the server of the page.
 FORBIDDEN = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://(?!www\.w3\.org/2000/svg)|import\("

@@ -1,5 +1,5 @@
 // Align Prompts: both prompts as chips, linked as aligned. They edit weights, windows, blend_words and keep_words.
-import { el, input, instead, left, linked, place, say, valueOf, write } from "./page.js";
+import { el, follow, input, instead, left, linked, place, say, slide, taken, valueOf, write } from "./page.js";
 import { clamp, short } from "./logic/text.js";
 import { align, chosen, namesOf, weightOf, windowOf, withValue, words } from "./logic/words.js";
 
@@ -14,13 +14,12 @@ export function chips(node) {
   const note = el("div", { class: "ek-note" });
   const root = el("div", { class: "ek-column" }, scroll, note);
   instead(node, NAME, () => true);
-  const chip = { node, drag: null };
+  const chip = { node };
   const { redraw } = place(node, "editkit_words", root, {
     height: () => clamp(body.offsetHeight + 36, 64, 216),
     state: () => state(node),
-    draw: (now) => !chip.drag && draw(chip, body, note, now),
+    draw: (now) => draw(chip, body, note, now),
   });
-  chip.redraw = redraw;
   let width = 0;
   new ResizeObserver(() => {
     if (Math.abs(body.offsetWidth - width) > 1) redraw();
@@ -49,7 +48,7 @@ function draw(chip, body, note, now) {
     chip.same.set(`target ${target[0]}`, `source ${source[0]}`);
   }
   body.replaceChildren(...links.map((link) => group(chip, link)));
-  if (focused && chip.root !== body) body.querySelector(`[data-ek="${focused}"]`)?.focus({ preventScroll: true });
+  if (focused) body.querySelector(`[data-ek="${focused}"]`)?.focus({ preventScroll: true });
   note.textContent = now.target === undefined || now.source === undefined ? say("words.linked") : links.length ? say("words.help") : say("words.empty");
   note.title = say("words.keys");
 }
@@ -82,11 +81,10 @@ function word(chip, prompt, number) {
   if (prompt === "source") return box;
   if (weight !== 1) box.append(el("b", {}, `×${short(weight)}`));
   box.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
     setWeight(chip, number, weight + (event.deltaY < 0 ? STEP : -STEP));
   });
-  box.addEventListener("pointerdown", (event) => dragWeight(chip, box, number, weight, event));
+  dragWeight(chip, box, number, weight);
   return el("div", { class: "ek-target" }, box, range(chip, number));
 }
 
@@ -120,34 +118,19 @@ function setRange(chip, number, [first, last]) {
   edit(chip, { windows: withValue(chip.now.windows, chip.lists.target, number, whole ? null : `${short(first)}-${short(last)}`) });
 }
 
-function dragWeight(chip, box, number, weight, event) {
-  chip.moved = false;
-  if (event.button !== 0) return;
-  const start = event.clientX;
+function dragWeight(chip, box, number, weight) {
   let now = weight;
-  follow(chip, box, event, (move) => {
-    const steps = Math.round((move.clientX - start) / PIXELS);
+  box.addEventListener("pointerdown", () => (chip.moved = false));
+  const move = (event, press) => {
+    const steps = Math.round((event.clientX - press.clientX) / PIXELS);
     if (!steps && !chip.moved) return;
     chip.moved = true;
     now = weight + STEP * steps;
     let shown = box.querySelector("b");
     if (!shown) box.append((shown = el("b")));
     shown.textContent = `×${short(now)}`;
-  }, () => chip.moved && setWeight(chip, number, now));
-}
-
-/** Follow the pointer until it is released; the widget is not drawn anew meanwhile. */
-function follow(chip, target, event, move, end) {
-  chip.drag = true;
-  target.setPointerCapture(event.pointerId);
-  const stop = () => {
-    target.removeEventListener("pointermove", move);
-    chip.drag = null;
-    end();
-    setTimeout(chip.redraw); // after the click that this may be
   };
-  target.addEventListener("pointermove", move);
-  target.addEventListener("pointerup", stop, { once: true });
+  follow(box, move, () => chip.moved && setWeight(chip, number, now));
 }
 
 function keys(chip, prompt, number, weight, event) {
@@ -158,8 +141,7 @@ function keys(chip, prompt, number, weight, event) {
     event.stopPropagation();
   }
   if (!turn && !by) return;
-  event.preventDefault();
-  event.stopPropagation();
+  taken(event);
   if (turn && prompt === "target") setWeight(chip, number, weight + turn);
   const next = `${prompt} ${number + (by ?? 0)}`;
   if (by) event.currentTarget.closest(".ek-words").querySelector(`[data-ek="${next}"]`)?.focus();
@@ -181,32 +163,14 @@ function range(chip, number) {
     ends[which] = Math.round(20 * ends[which]) / 20;
     show();
   };
-  const handles = [0, 1].map((which) =>
-    el("s", {
-      class: which ? "ek-last" : "ek-first",
-      tabindex: "0",
-      role: "slider",
-      "data-ek": `${which ? "last" : "first"} ${number}`,
-      "aria-label": say(which ? "words.last" : "words.first"),
-      "aria-valuemin": 0,
-      "aria-valuemax": 1,
-      "aria-valuenow": ends[which],
-      onkeydown: (event) => {
-        const by = { ArrowRight: 0.05, ArrowLeft: -0.05 }[event.key];
-        if (!by) return;
-        event.preventDefault();
-        event.stopPropagation();
-        put(which, ends[which] + by);
-        setRange(chip, number, ends);
-      },
-      onpointerdown: (event) => {
-        const box = track.getBoundingClientRect();
-        event.currentTarget.focus({ preventScroll: true });
-        follow(chip, event.currentTarget, event, (move) => put(which, (move.clientX - box.left) / box.width), () => setRange(chip, number, ends));
-      },
-    }),
-  );
-  bar.append(...handles);
+  for (const which of [0, 1]) {
+    const label = say(which ? "words.last" : "words.first");
+    const name = which ? "last" : "first";
+    const values = { "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": ends[which] };
+    const handle = el("s", { class: `ek-${name}`, tabindex: 0, role: "slider", "data-ek": `${name} ${number}`, ...values });
+    slide(handle, track, { at: () => ends[which], put: (value) => put(which, value), end: () => setRange(chip, number, ends) });
+    bar.append(handle);
+  }
   track.append(bar);
   show();
   return track;

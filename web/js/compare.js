@@ -1,5 +1,5 @@
 // Composite over Source (Exact): a slider over source and result, and what lay outside the mask before, enlarged.
-import { el, fileUrl, instead, left, place, say } from "./page.js";
+import { along, el, fileUrl, follow, instead, left, place, say } from "./page.js";
 import { clamp } from "./logic/text.js";
 
 const NAME = "compare";
@@ -43,16 +43,13 @@ function slider(data, view) {
   });
   range.addEventListener("keydown", (event) => event.stopPropagation());
   const surface = el("div", { style: "position:absolute;inset:0" });
-  const drag = (event) => {
-    if (event.type === "pointermove" && !(event.buttons & 1)) return;
-    if (event.type === "pointerdown") surface.setPointerCapture(event.pointerId);
-    const box = surface.getBoundingClientRect();
-    view.split = clamp((100 * (event.clientX - box.left)) / box.width, 0, 100);
+  const put = (event) => {
+    view.split = 100 * along(surface, event);
     range.focus({ preventScroll: true });
     show();
   };
-  surface.addEventListener("pointerdown", drag);
-  surface.addEventListener("pointermove", drag);
+  surface.addEventListener("pointerdown", put);
+  follow(surface, put);
   show();
   const tags = [
     el("span", { class: "ek-tag", style: "left:4px" }, say("compare.source")),

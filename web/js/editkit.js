@@ -4,13 +4,21 @@ import { loadStrings, onNode, paintSockets } from "./page.js";
 import { chips } from "./chips.js";
 import { compare } from "./compare.js";
 import { gallery } from "./gallery.js";
+import { learning } from "./learning.js";
 import { strip } from "./strip.js";
 
 const WIDGETS = {
   EditKit_AlignPrompts: chips,
   EditKit_CompositeSource: compare,
   EditKit_DilationSchedule: strip,
+  EditKit_Imagic: learning,
+  EditKit_LayeredEmbeddings: learning,
+  EditKit_LayeredTune: learning,
+  EditKit_NullText: learning,
   EditKit_RankByText: gallery,
+  EditKit_StyleInvert: learning,
+  EditKit_TuneDecoder: learning,
+  EditKit_TuneLatent: learning,
 };
 
 app.registerExtension({

@@ -1,5 +1,5 @@
 // CLIP Rank: every candidate with its score, best first. A click pins one as the winner (the input `pick`).
-import { el, fileUrl, input, instead, left, linked, pixels, place, say, write } from "./page.js";
+import { el, fileUrl, input, instead, left, linked, pixels, place, say, taken, write } from "./page.js";
 import { cards, columns, outline } from "./logic/ranking.js";
 
 const NAME = "ranking";
@@ -78,8 +78,7 @@ function step(event, node) {
   const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (["Enter", " "].includes(event.key)) event.stopPropagation();
   if (!by) return;
-  event.preventDefault();
-  event.stopPropagation();
+  taken(event);
   const next = by > 0 ? event.currentTarget.nextElementSibling : event.currentTarget.previousElementSibling;
   next?.focus();
 }

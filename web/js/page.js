@@ -2,7 +2,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { CSS } from "./style.js";
-import { fill } from "./logic/text.js";
+import { clamp, fill } from "./logic/text.js";
 
 const TICK = 200; // milliseconds between two looks at the inputs
 const COLOURS = {
@@ -127,14 +127,15 @@ const live = new Set();
 
 /**
  * A DOM widget at the end of a node. It keeps no value of its own: `serialize` is off in the workflow and in the prompt.
- * `look` = {height, state(), draw(state)}: `draw` is called when `state()` (JSON) has changed, never more often.
+ * `look` = {height(), most(), state(), draw(state), removed()}: least and largest height; `draw` is called when `state()`
+ * (JSON) has changed, never more often.
  */
 export function place(node, name, root, look) {
   root.classList.add("editkit");
   for (const kind of ["pointerdown", "mousedown", "dblclick", "contextmenu"]) {
     root.addEventListener(kind, (event) => event.stopPropagation());
   }
-  const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => look.height() };
+  const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => look.height(), getMaxHeight: look.most };
   const widget = node.addDOMWidget(name, "editkit", root, options);
   widget.serialize = false;
   const entry = { node, look, shown: undefined };
@@ -149,6 +150,7 @@ export function place(node, name, root, look) {
 }
 
 function refresh(entry, force = false) {
+  if (dragging) return;
   const state = entry.look.state();
   const key = JSON.stringify(state);
   if (!force && key === entry.shown) return;
@@ -170,6 +172,51 @@ function tick() {
   for (const entry of live) if (entry.node.graph) refresh(entry);
 }
 
+let dragging = false; // nothing is drawn anew meanwhile
+
+/** Follow the pointer from a press on `target`: `move(event, press)` for every move, then `end()`. */
+export function follow(target, move, end = () => {}) {
+  target.addEventListener("pointerdown", (press) => {
+    if (press.button !== 0) return;
+    const step = (event) => move(event, press);
+    dragging = true;
+    target.setPointerCapture(press.pointerId);
+    target.addEventListener("pointermove", step);
+    const stop = () => {
+      dragging = false;
+      target.removeEventListener("pointermove", step);
+      end();
+      setTimeout(tick); // after the click that this may be
+    };
+    target.addEventListener("pointerup", stop, { once: true });
+  });
+}
+
+/** A handle that moves along its track by pointer and arrow keys: `put(fraction)`, then `end()`; `at()` is where it is. */
+export function slide(handle, track, { at, put, end }) {
+  follow(handle, (event) => put(along(track, event)), end);
+  handle.addEventListener("pointerdown", () => handle.focus({ preventScroll: true }));
+  handle.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 0.05, ArrowLeft: -0.05 }[event.key];
+    if (!by) return;
+    taken(event);
+    put(at() + by);
+    end();
+  });
+}
+
+/** Where the pointer is along an element, 0 to 1. */
+export function along(element, event) {
+  const box = element.getBoundingClientRect();
+  return clamp((event.clientX - box.left) / box.width, 0, 1);
+}
+
+/** Keep an event from the page behind. */
+export function taken(event) {
+  event.preventDefault();
+  event.stopPropagation();
+}
+
 /** Make the widget of a node that was just created. */
 export function onNode(node, make) {
   if (!live.ticking) {
@@ -186,18 +233,18 @@ export function left(node, name) {
   return found?.[`editkit_${name}`]?.[0];
 }
 
-/** Keep a node's output, and show EditKit's widget instead of the host's image preview: once there is `name`, or always. */
-export function instead(node, name, always = () => false) {
+/** Keep a node's output, and show EditKit's widget instead of the host's image preview while `when()`: with `name` by default. */
+export function instead(node, name, when = () => Boolean(left(node, name))) {
   const executed = node.onExecuted;
   node.onExecuted = function (output) {
     executed?.apply(this, arguments);
     this.editkitOutput = output;
     tick();
   };
-  node.hideOutputImages = true;
+  Object.defineProperty(node, "hideOutputImages", { get: when, set() {}, configurable: true });
   const background = node.onDrawBackground;
   node.onDrawBackground = function (...given) {
-    if (!left(this, name) && !always()) return background?.apply(this, given);
+    if (!when()) return background?.apply(this, given);
   };
 }
 

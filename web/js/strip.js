@@ -1,5 +1,5 @@
 // Progressive Dilation Schedule: the latent mask at every stage, and a handle per stage for its share of the steps.
-import { el, fileUrl, input, instead, left, linked, origin, pixels, place, say, valueOf, write } from "./page.js";
+import { el, fileUrl, input, instead, left, linked, origin, pixels, place, say, slide, valueOf, write } from "./page.js";
 import { bounds, downsample, moved, parseKernels, sharesText, stages, unpacked } from "./logic/masks.js";
 
 const NAME = "masks";
@@ -12,14 +12,11 @@ export function strip(node) {
   const note = el("div", { class: "ek-note" });
   const root = el("div", { class: "ek-column" }, tiles, track, note);
   instead(node, NAME, () => true);
-  const view = { node, mask: null, drag: false };
   place(node, "editkit_masks", root, {
     height: () => 150,
     state: () => ({ mask: whereFrom(node), ...Object.fromEntries(INPUTS.map((name) => [name, valueOf(node, name)])) }),
     draw: async (now) => {
-      if (view.drag) return;
-      const mask = await readMask(now.mask);
-      drawAll(view, mask, now, tiles, track, note);
+      drawAll(node, await readMask(now.mask), now, tiles, track, note);
     },
   });
 }
@@ -81,7 +78,7 @@ async function readMask(found) {
 }
 
 // ------------------------------------------------------------------------------------------------------------ drawing
-function drawAll(view, mask, now, tiles, track, note) {
+function drawAll(node, mask, now, tiles, track, note) {
   const kernels = parseKernels(now.kernels);
   const options = { invert: now.invert, scale: now.scale_with_size, published: now.published_rule };
   const shown = mask && kernels && stages(mask.masks[0], mask.width, mask.height, kernels, options);
@@ -89,7 +86,7 @@ function drawAll(view, mask, now, tiles, track, note) {
   const own = now.parts === "equal steps" && !now.published_rule;
   const ends = kernels && own ? bounds(now.shares, kernels.length) : null;
   const kept = track.contains(document.activeElement) ? document.activeElement.dataset.stage : null;
-  track.replaceChildren(...(ends ? handles(view, ends) : []));
+  track.replaceChildren(...(ends ? handles(node, track, ends) : []));
   if (kept) track.querySelector(`[data-stage="${kept}"]`)?.focus({ preventScroll: true });
   note.textContent = said(kernels, mask, own, ends);
 }
@@ -111,30 +108,10 @@ function tile(stage, { width, height }, kernel) {
   return el("div", { class: "ek-tile" }, canvas, el("span", {}, String(kernel)));
 }
 
-function handles(view, ends) {
-  const { node } = view;
-  const fixed = linked(node, "shares");
+function handles(node, track, ends) {
   let now = ends;
   const parts = ends.map(() => el("span"));
-  const knobs = ends.slice(0, -1).map((_, i) =>
-    el("i", {
-      tabindex: fixed ? undefined : "0",
-      role: "slider",
-      "data-stage": i,
-      "aria-label": say("masks.handle", { stage: i + 1 }),
-      "aria-valuemin": 0,
-      "aria-valuemax": 100,
-      onkeydown: (event) => {
-        const by = { ArrowRight: 0.05, ArrowLeft: -0.05 }[event.key];
-        if (!by || fixed) return;
-        event.preventDefault();
-        event.stopPropagation();
-        write(node, { shares: sharesText(moved(now, i, now[i] + by)) });
-      },
-      onpointerdown: (event) => fixed || drag(event, i),
-    }),
-  );
-  const show = () => {
+  const show = () =>
     now.forEach((end, i) => {
       const share = Math.round(100 * (end - (i ? now[i - 1] : 0)));
       parts[i].style.flexGrow = String(Math.max(share, 0.001));
@@ -142,28 +119,16 @@ function handles(view, ends) {
       if (knobs[i]) knobs[i].style.left = `${100 * end}%`;
       knobs[i]?.setAttribute("aria-valuenow", Math.round(100 * end));
     });
-  };
-  const drag = (event, i) => {
-    const knob = event.currentTarget;
-    const box = knob.parentElement.getBoundingClientRect();
-    const move = (to) => {
-      now = moved(now, i, (to.clientX - box.left) / box.width);
+  const knobs = ends.slice(0, -1).map((_, i) => {
+    const label = say("masks.handle", { stage: i + 1 });
+    const knob = el("i", { tabindex: 0, role: "slider", "data-stage": i, "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 });
+    const put = (value) => {
+      now = moved(now, i, value);
       show();
     };
-    view.drag = true;
-    knob.focus({ preventScroll: true });
-    knob.setPointerCapture(event.pointerId);
-    knob.addEventListener("pointermove", move);
-    knob.addEventListener(
-      "pointerup",
-      () => {
-        knob.removeEventListener("pointermove", move);
-        view.drag = false;
-        write(node, { shares: sharesText(now) });
-      },
-      { once: true },
-    );
-  };
+    if (!linked(node, "shares")) slide(knob, track, { at: () => now[i], put, end: () => write(node, { shares: sharesText(now) }) });
+    return knob;
+  });
   show();
   return [...parts, ...knobs];
 }

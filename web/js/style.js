@@ -76,4 +76,8 @@ export const CSS = `
 .ek-track i { position: absolute; top: -2px; bottom: -2px; width: 9px; margin-left: -4px; border-radius: 4px; background: #7fb77e;
   border: 1px solid #222; cursor: ew-resize; touch-action: none; }
 .ek-track i:focus-visible { outline: 2px solid #fff; }
+.ek-bright { color: var(--input-text, #ddd); }
+.ek-chart { flex: 1; min-height: 0; width: 100%; background: var(--ek-back); border-radius: 4px; }
+.ek-chart polyline { stroke: #7fb77e; stroke-width: 2; }
+.ek-button:disabled { opacity: .6; cursor: default; }
 `;
