@@ -16,6 +16,7 @@ from pathlib import Path
 from .catalogue import WORKFLOWS, title
 
 FOLDER = Path(__file__).parent
+BLUEPRINTS_FOLDER = FOLDER.parent / "subgraphs"  # newer hosts read blueprints there
 log = logging.getLogger("editkit")
 
 
@@ -23,6 +24,13 @@ def files(name: str) -> dict[Path, str]:
     """Both files of one workflow: path below this folder and text."""
     graph = WORKFLOWS[name]()
     return {Path(f"{title(name)}.json"): _text(graph.to_ui()), Path("api") / f"{name}.json": _text(graph.to_api())}
+
+
+def blueprint_files() -> dict[Path, str]:
+    """Every subgraph blueprint: path below `BLUEPRINTS_FOLDER` and text."""
+    from .blueprints import BLUEPRINTS, blueprint
+
+    return {Path(f"{name}.json"): _text(blueprint(name)) for name in BLUEPRINTS}
 
 
 def _text(value: object) -> str:
@@ -48,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             write_thumbnail(name, FOLDER)
         log.info("%s", name)
+    if not options.names:
+        BLUEPRINTS_FOLDER.mkdir(exist_ok=True)
+        for path, text in blueprint_files().items():
+            (BLUEPRINTS_FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
     return 0
 
 

@@ -40,13 +40,14 @@ def input_ports(fold: Fold) -> list[Port]:
         for slot, socket in enumerate(slots(node)):
             source = node.inputs.get(socket.name)
             if isinstance(source, Output) and source.node not in fold.nodes:
-                port = found.setdefault(source, Port(_unused(socket.name, found), source.kind, source=source))
+                name = socket.name if source.node.id else source.node.info["output_name"][source.slot]
+                port = found.setdefault(source, Port(_unused(name, found), source.kind, source=source))
                 port.slots.append((node, slot))
-    shown = []
-    for node, name, label in fold.shown:
+    shown: dict[str, Port] = {}
+    for node, name, label in fold.shown:  # widgets of the same label are one input
         slot, socket = next(entry for entry in enumerate(slots(node)) if entry[1].name == name)
-        shown.append(Port(label, socket.kind, [(node, slot)], widget=socket))
-    return [*found.values(), *shown]
+        shown.setdefault(label, Port(label, socket.kind, widget=socket)).slots.append((node, slot))
+    return [*found.values(), *shown.values()]
 
 
 def _unused(name: str, ports: dict[Output, Port]) -> str:
