@@ -14,5 +14,8 @@ TABLES = {
     "diffedit-cost": Table("diffedit_cost", "DiffEdit and inversion against their bare forward passes", package=HERE),
     "attention-cost": Table("attention_cost", "memory and time of P2Plus on a U-Net of SD 1.5's size", package=HERE),
     "batch-cost": Table("batch_cost", "what `editkit batch` adds to each edit", package=HERE),
+    "decoder-cost": Table(
+        "decoder_cost", "the decoder's fine-tune, published and fast, on the same edits", package=HERE
+    ),
     "style-cost": Table("style_cost", "StyleDiffusion's inversion against its bare passes", package=HERE),
 }

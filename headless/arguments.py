@@ -67,6 +67,7 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
         stage_spacing=options.stages,
         tune_steps=options.tune_steps,
         tune_lr=options.tune_lr,
+        tune_method=options.tune_method,
         feather_px=options.feather,
     )
 

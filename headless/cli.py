@@ -121,6 +121,15 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.stage_spacing,
         help="stages of the dilation: equal steps, equal log-sigma or published (%(default)s)",
     )
+    _tuning_arguments(parser, default)
+    parser.add_argument(
+        "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
+    )
+    _ranker_arguments(parser)
+    parser.set_defaults(run=edit_command)
+
+
+def _tuning_arguments(parser: argparse.ArgumentParser, default: EditSettings) -> None:
     parser.add_argument(
         "--tune-steps", type=int, default=default.tune_steps, help="decoder iterations; 0 = off (%(default)s)"
     )
@@ -128,10 +137,11 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--tune-lr", type=float, default=default.tune_lr, help="the decoder's learning rate (%(default)s)"
     )
     parser.add_argument(
-        "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
+        "--tune-method",
+        choices=("published", "fast"),
+        default=default.tune_method,
+        help="fast: about a sixth of the time and half the memory (%(default)s)",
     )
-    _ranker_arguments(parser)
-    parser.set_defaults(run=edit_command)
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:

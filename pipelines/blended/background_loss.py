@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ShapeError
+from ..core.errors import EditError, ShapeError
 from ..core.protocols import LatentCodec
 from ..core.shapes import check_image, check_latent, check_mask, common_batch, match_batch, padded_length, same_size
 from ..evaluation.metrics import psnr_outside
@@ -54,6 +54,17 @@ class BackgroundLoss:
         edit = ((decoded - edited) * self.mask).square().mean()
         background = ((decoded - self.source) * (1 - self.mask)).square().mean()
         return torch.stack([edit, self.weight * background])
+
+    def squares(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The loss as one weighted square per number, over some rows of pixels: sum w (D - t / w)^2 + constant.
+
+        Returns: w [B, 1, rows, W] and t [B, 3, rows, W].
+        """
+        if self.edited is None:
+            raise EditError("the loss does not know the edit yet: call prepared first")
+        mask = self.mask[:, :, rows]
+        inside, outside = mask.square(), self.weight * (1 - mask).square()
+        return inside + outside, inside * self.edited[:, :, rows] + outside * self.source[:, :, rows]
 
     def image(self, decoded: Tensor) -> Tensor:
         """A decoded image as IMAGE [B, H, W, 3] in [0, 1], without padding."""

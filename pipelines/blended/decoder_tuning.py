@@ -7,7 +7,9 @@ alternatives without learning are in `composite.py` and `poisson.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +18,22 @@ from torch import Tensor, nn
 from ..core.errors import ParameterError
 from ..core.progress import Progress, silent
 from ..core.protocols import DecoderClone, Denoiser, LatentCodec
+from ..learning.activations import compact_activations, units
 from ..learning.early_stopping import Plateau
 from ..learning.memory import measured
 from ..learning.optimise import autocast, learning_mode, optimise, own, recomputing
+from ..learning.orthogonal_steps import OrthogonalSteps, cosine_rate
 from .background_loss import BACKGROUND, EDIT, BackgroundLoss, background_loss
+from .last_layer import last_layer, solve_last_layer
 
 SD_LATENT_SCALE = 0.18215  # of SD 1.x and 2.x, and of the published code
+
+METHODS = ("published", "fast")
+PUBLISHED, FAST = METHODS
+PUBLISHED_STEPS, PUBLISHED_LR = 75, 1e-4
+# Of the fast method where the published one makes 75 steps at 1e-4: chosen on six scenes and a photograph.
+FAST_STEPS = 10
+FAST_RATE = 0.025
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,18 @@ class DecoderSettings(TuneSettings):
     Attributes:
         blocks: "all" (as published), or how many of the last blocks learn. The blocks before them are computed once:
             several times faster and with less memory, for a slightly less exact background.
+        method: "published" (Adam on the chosen blocks), or "fast": at 75 `steps` and an `lr` of 1e-4 it takes 10 steps of
+            `OrthogonalSteps`, other values in proportion; with "all" blocks only those in the middle learn; the last
+            convolution is solved exactly; activations are recomputed and stored as bfloat16.
     """
 
     blocks: int | str = "all"
+    method: str = PUBLISHED
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ParameterError(f"method is {self.method!r}: choose from {', '.join(METHODS)}")
 
 
 @dataclass(frozen=True)
@@ -195,12 +216,38 @@ def latent_scale(denoiser: Denoiser) -> float:
 
 def _learn_decoder(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderSettings, progress: Progress) -> Tuning:
     """The last blocks learn; the blocks before them run once."""
+    if settings.method == FAST:
+        return _learn_fast(clone, loss, settings, progress)
     split = len(clone.blocks) - _learning_blocks(settings.blocks, len(clone.blocks))
     learning = list(clone.blocks[split:])
     weights = list(dict.fromkeys(weight for block in learning for weight in block.parameters()))
     with torch.no_grad():
         start = _run(clone.blocks[:split], clone.prepare(own(loss.latent)))
     return _learn(weights, learning, lambda: start, loss, settings, progress, what="tuning the decoder")
+
+
+def _learn_fast(clone: DecoderClone, loss: BackgroundLoss, settings: DecoderSettings, progress: Progress) -> Tuning:
+    """The middle of the decoder learns by orthogonal steps, and its last convolution is solved.
+
+    The first block runs once. The blocks at full resolution pass gradients on: learning them takes time and gains nothing.
+    """
+    count = len(clone.blocks)
+    split = 1 if settings.blocks == "all" and count > 1 else count - _learning_blocks(settings.blocks, count)
+    chain = list(clone.blocks[split:])
+    middle = chain[:-2] if settings.blocks == "all" and len(chain) > 2 else chain
+    weights = [weight for block in middle for weight in block.parameters() if weight.ndim > 1]
+    with torch.no_grad():
+        start = _run(clone.blocks[:split], clone.prepare(own(loss.latent)))
+    steps = math.ceil(settings.steps * FAST_STEPS / PUBLISHED_STEPS)
+    how = _How(
+        steps,
+        cosine_rate(settings.lr / PUBLISHED_LR * FAST_RATE, steps),
+        OrthogonalSteps,
+        [unit for block in chain for unit in units(block)],
+        solve=True,
+    )
+    what = "tuning the decoder"
+    return _learn(list(dict.fromkeys(weights)), chain, lambda: start, loss, settings, progress, what=what, how=how)
 
 
 def _learn_latent(
@@ -222,6 +269,23 @@ def _learn_latent(
     return LatentTuning(**vars(tuning), latent=latent)
 
 
+@dataclass(frozen=True)
+class _How:
+    """The rule of an optimisation.
+
+    Attributes:
+        steps, lr, rule: as in `optimise`.
+        recomputed: modules that keep no activations.
+        solve: whether activations are stored compactly and the last convolution is solved at the end.
+    """
+
+    steps: int
+    lr: float | Callable[[int], float]
+    rule: Callable[[Sequence[Tensor], float], torch.optim.Optimizer] | None
+    recomputed: Sequence[nn.Module]
+    solve: bool
+
+
 def _learn(
     parameters: Sequence[Tensor],
     blocks: Sequence[nn.Module],
@@ -232,6 +296,7 @@ def _learn(
     *,
     what: str,
     scale: int = 1,
+    how: _How | None = None,
 ) -> Tuning:
     """Learn `parameters` until blocks(start()) meets the loss.
 
@@ -242,24 +307,23 @@ def _learn(
         loss, settings, progress: as in `tune_decoder`.
         what: name of the task, for errors.
         scale: factor of the loss while learning; reported losses are without it.
+        how: the rule; None is Adam at the settings' rate.
     Returns: the image after learning and the loss curves.
     Raises: EditError where one step does not fit into memory or the loss overflows.
     """
-    with recomputing(blocks if settings.low_memory else ()):
+    how = how or _How(settings.steps, settings.lr, None, blocks if settings.low_memory else (), solve=False)
+    with recomputing(how.recomputed):
         first = _first_decode(parameters, blocks, start, what)
         loss = loss.prepared(first)
         psnr_before = loss.psnr(loss.image(first))
         del first
-
-        def scaled_loss(step: int) -> Tensor:
-            value = start()
-            with autocast(value.device, settings.compute_dtype):
-                decoded = _run(blocks, value)
-            return loss(decoded) * scale
-
+        scaled_loss = _training_loss(blocks, start, loss, settings.compute_dtype, scale=scale, compact=how.solve)
         stop = Plateau(settings.patience, term=BACKGROUND) if settings.patience else None
-        result = optimise(parameters, scaled_loss, steps=settings.steps, lr=settings.lr, stop=stop, progress=progress)
+        result = optimise(
+            parameters, scaled_loss, steps=how.steps, lr=how.lr, rule=how.rule, stop=stop, progress=progress
+        )
     with torch.no_grad():
+        _solve_end(blocks, start, loss, how)
         image = loss.image(_run(blocks, start()))
     return Tuning(
         image=image,
@@ -273,6 +337,26 @@ def _learn(
     )
 
 
+def _training_loss(
+    blocks: Sequence[nn.Module],
+    start: Callable[[], Tensor],
+    loss: BackgroundLoss,
+    dtype: torch.dtype | None,
+    *,
+    scale: int,
+    compact: bool,
+) -> Callable[[int], Tensor]:
+    """The loss terms of a step times `scale`, with activations in half the memory if `compact`."""
+    weights = [weight for block in blocks for weight in block.parameters()]
+
+    def scaled_loss(step: int) -> Tensor:
+        value = start()
+        with autocast(value.device, dtype), compact_activations(weights) if compact else nullcontext():
+            return loss(_run(blocks, value)) * scale
+
+    return scaled_loss
+
+
 def _first_decode(
     parameters: Sequence[Tensor], blocks: Sequence[nn.Module], start: Callable[[], Tensor], what: str
 ) -> Tensor:
@@ -281,6 +365,15 @@ def _first_decode(
         first = _run(blocks, start()).detach()
     need.check(first.device, what)
     return first
+
+
+def _solve_end(blocks: Sequence[nn.Module], start: Callable[[], Tensor], loss: BackgroundLoss, how: _How) -> None:
+    """Solve the last convolution where the rule says so and where it makes the image."""
+    if not (how.solve and how.steps):
+        return
+    layer = last_layer(blocks[-1], lambda: _run(blocks, start()))
+    if layer is not None:
+        solve_last_layer(layer, loss)
 
 
 def _run(blocks: Sequence[nn.Module], value: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ..evaluation.clip_ranking import rank_by_text
 from ..evaluation.metrics import psnr_outside
 from .blending import BlendOptions, blended_denoise, unscale_over_source
 from .composite import composite_source
-from .decoder_tuning import DecoderSettings, tune_decoder
+from .decoder_tuning import PUBLISHED, DecoderSettings, tune_decoder
 
 log = logging.getLogger("editkit")
 
@@ -58,6 +58,7 @@ class EditSettings:
         stage_spacing: how the kernels share the steps: "steps", "log-sigma" or "published" (`MaskSchedule`).
         tune_steps: decoder fine-tuning steps for the best candidate; 0 leaves the decoder alone.
         tune_lr: Adam's learning rate for them.
+        tune_method: "published" or "fast" (`DecoderSettings.method`).
         feather_px: width in pixels of the soft edge of the composite, inside the mask.
         options: see `BlendOptions`.
     """
@@ -76,6 +77,7 @@ class EditSettings:
     tune_lr: float = 1e-4
     feather_px: int = 0
     options: BlendOptions = field(default_factory=BlendOptions)
+    tune_method: str = PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _finish(
             image,
             None,
             mask,
-            settings=DecoderSettings(steps=settings.tune_steps, lr=settings.tune_lr),
+            settings=DecoderSettings(steps=settings.tune_steps, lr=settings.tune_lr, method=settings.tune_method),
             progress=report("decoder"),
         )
         tuned = tuning.image.cpu()

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from editkit.pipelines.blended.background_loss import background_loss
 from editkit.pipelines.blended.decoder_tuning import DecoderSettings, LatentSettings, tune_decoder, tune_latent
+from editkit.pipelines.blended.last_layer import last_layer, solve_last_layer
 from editkit.pipelines.core.errors import EditError, ParameterError, ShapeError
 from editkit.pipelines.evaluation.metrics import psnr_outside
+from editkit.pipelines.learning.orthogonal_steps import orthogonalised
 from editkit.tests.toy_codec import ToyCodec, box, random_image, smooth_image
 
 
@@ -191,6 +194,69 @@ def test_works_on_inference_tensors_under_inference_mode():
     assert moved.losses[-1] < moved.losses[0]
 
 
+# ---------------------------------------------------------------------------------------------------- fast method
+def test_the_fast_method_reaches_the_published_background_in_a_seventh_of_the_steps():
+    codec, latent, source, mask = problem(batch=2, height=14, width=17)
+    before = codec.digest()
+    published = tune_decoder(codec, latent, source, None, mask)
+    fast = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(method="fast"))
+    assert (published.steps, fast.steps) == (75, 10)
+    assert fast.psnr_after > published.psnr_after
+    assert torch.equal(fast.codec.decode(latent)[:, :14, :17], fast.image)
+    assert codec.digest() == before
+    again = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(method="fast"))
+    assert torch.equal(again.image, fast.image)
+
+
+def test_the_fast_method_keeps_the_first_block_and_every_bias_but_the_last():
+    codec, latent, source, mask = problem()
+    tuned = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(method="fast"))
+    changed = [not torch.equal(a, b) for a, b in zip(weights(codec), weights(tuned.codec), strict=True)]
+    assert changed == [False, False, True, False, True, True]
+    assert codec.clones[0].blocks[0].calls == 1
+
+
+def test_the_fast_method_changes_nothing_without_steps_or_outside():
+    codec, latent, source, mask = problem()
+    none = tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(steps=0, method="fast"))
+    full = tune_decoder(codec, latent, source, None, torch.ones_like(mask), settings=DecoderSettings(method="fast"))
+    assert torch.equal(none.image, codec.decode(latent))
+    torch.testing.assert_close(full.image, codec.decode(latent), atol=1e-5, rtol=0)  # solved in float64
+    weightless = DecoderSettings(method="fast", background_weight=0)
+    kept = tune_decoder(codec, latent, source, None, torch.zeros_like(mask), settings=weightless)
+    assert torch.equal(kept.image, codec.decode(latent))  # no pixel has any weight
+
+
+def test_the_last_convolution_is_solved_to_the_minimum():
+    codec, latent, source, mask = problem(batch=2, height=13, width=18)
+    loss = background_loss(codec, latent, source, random_image(2, 13, 18, seed=3), mask * 0.7, 100.0)
+    stages = list(codec.decoder)
+
+    def decode() -> torch.Tensor:
+        value = latent * codec.scale
+        for stage in stages:
+            value = stage(value)
+        return value
+
+    with torch.no_grad():
+        layer = last_layer(stages[-1], decode)
+        solve_last_layer(layer, loss)
+    parameters = [weight.requires_grad_(True) for weight in stages[-1].parameters()]
+    value = loss(decode()).sum()
+    for gradient in torch.autograd.grad(value, parameters):
+        assert gradient.abs().max() < 2e-3 * value.item()
+    assert last_layer(stages[0], decode) is None  # the image is not its output
+
+
+def test_orthogonal_steps_move_every_direction_equally_far():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((4, 9), (9, 4), (1, 5), (16, 16)):
+        singular = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=generator)))
+        assert singular.max() < 1.3
+        assert singular.median() > 0.6
+    assert torch.equal(orthogonalised(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
 # ------------------------------------------------------------------------------------------------- latent learning
 def test_latents_learn_alone_in_any_batch():
     codec, latent, source, mask = problem(batch=3)
@@ -231,6 +297,8 @@ def test_refusals_name_what_to_do():
         tune_decoder(codec, latent, source, None, mask[:, :, :16])
     with pytest.raises(ShapeError, match="batch sizes"):
         tune_decoder(codec, latent.expand(2, -1, -1, -1), source.expand(3, -1, -1, -1), None, mask)
+    with pytest.raises(ParameterError, match="choose from published, fast"):
+        DecoderSettings(method="quick")
     for blocks in (0, 4, "last", True, 1.5):
         with pytest.raises(ParameterError, match="blocks"):
             tune_decoder(codec, latent, source, None, mask, settings=DecoderSettings(blocks=blocks))

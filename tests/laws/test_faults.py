@@ -137,7 +137,7 @@ def test_a_fault_keeps_the_completed_steps_and_frees_the_rest(error, at):
     with pytest.raises(type(error)) as held:  # a host keeps the traceback, and with it every frame
         optimise([value], loss, steps=6, lr=0.1)
     frame = next(entry for entry in held.traceback if entry.frame.code.name == "optimise").frame
-    assert not frame.f_locals["adam"].state
+    assert not frame.f_locals["optimiser"].state
     assert not frame.f_locals["history"]
     torch.testing.assert_close(value, torch.tensor([1 - 0.1 * at]), atol=1e-5, rtol=0)
     assert value.grad is None
