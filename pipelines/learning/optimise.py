@@ -10,6 +10,7 @@ Beside the loop: `learning_mode` (out of the host's inference mode), `own` (copi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import EditError, ParameterError
-from ..core.progress import LossProgress, Progress, silent
+from ..core.progress import LossProgress, Progress, refresh_seconds, silent, stop_requested
 from ..core.protocols import Context
 from .early_stopping import StopRule
 from .in_use import deterministic_convolutions, in_use
@@ -85,14 +86,15 @@ def optimise(
         betas: Adam's decay rates.
         rule: makes the optimiser of parameters and learning rate; None is Adam.
         stop: called after every `stop.every` steps; True ends the loop.
-        progress: called after every step; raising there cancels. A `LossProgress` also receives the loss curve.
+        progress: called after every step; raising there cancels. A `LossProgress` also receives the loss curve, and a
+            `StoppableProgress` may end the loop.
     Returns: the loss history. It stays on the device until it is needed, so that no step waits for a copy to the CPU.
     Raises: ParameterError; EditError when the loss is no longer a number. Gradients and optimiser state are released in
         every outcome. After an error the parameters hold the last completed step.
     """
     _check(parameters, steps, lr)
     history: list[Tensor] = []
-    stopped = False
+    stopped, observer = False, _Observer(steps, stop, progress)
     with learning_mode():
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -101,11 +103,7 @@ def optimise(
         try:
             for step in range(steps):
                 history.append(_step(parameters, loss(step), optimiser, _rate(lr, step)))
-                if (step + 1) % (stop.every if stop else OBSERVE_EVERY) == 0 or step + 1 == steps:
-                    values = _read(history)
-                    stopped = stop is not None and step + 1 < steps and stop(values)
-                    show_losses(progress, values)
-                progress(step + 1, steps)
+                stopped = observer(step + 1, history)
                 if stopped:
                     break
             return _result(history, stopped)
@@ -115,6 +113,29 @@ def optimise(
                 parameter.grad = None
             optimiser.state.clear()
             history.clear()
+
+
+class _Observer:
+    """Reports every step and says whether the optimisation ends with it."""
+
+    def __init__(self, steps: int, stop: StopRule | None, progress: Progress) -> None:
+        self.steps, self.stop = steps, stop
+        self.progress = progress
+        self.every = stop.every if stop else OBSERVE_EVERY
+        self.refresh = refresh_seconds(progress)
+        self.shown = time.monotonic()
+
+    def __call__(self, done: int, history: list[Tensor]) -> bool:
+        stopped, last = False, done == self.steps
+        if done % self.every == 0 or last:
+            values = _read(history)
+            stopped = self.stop is not None and not last and self.stop(values)
+            show_losses(self.progress, values)
+        elif time.monotonic() - self.shown >= self.refresh:
+            self.shown = time.monotonic()
+            show_losses(self.progress, torch.stack(history).cpu())
+        self.progress(done, self.steps)
+        return stopped or (not last and stop_requested(self.progress))
 
 
 def _check(parameters: Sequence[Tensor], steps: int, lr: float | Callable[[int], float]) -> None:
