@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from ...hosts.host import open_denoiser, progress_bar, to_host
 from ...hosts.latent import unnoised_samples
 from ...hosts.trajectory import trajectory_in
 from ...pipelines.attention.cross_attention_maps import LayerChoice, attention_maps
-from ...pipelines.attention.map_drawing import chosen_words, map_images, normalised, spread_steps
+from ...pipelines.attention.map_drawing import (
+    chosen_words,
+    heat_over,
+    map_images,
+    normalised,
+    picked_maps,
+    spread_steps,
+)
 from ...pipelines.core.attention_sites import Place
 from ...pipelines.core.errors import ParameterError
 from ...pipelines.core.noise import image_seeds, noised_latents
 from ...pipelines.core.shapes import check_image
 from ...pipelines.core.sigmas import check_sigmas
-from .._api import io, preview, schema
+from .._api import for_page, io, preview, schema, thumbnails
 from .._inputs import attention_model_input, edit_input, fraction_input, seed_input, sigmas_input, trajectory_input
 from .pairs import edit_in
 
@@ -96,6 +108,14 @@ class AttentionMaps(io.ComfyNode):
                 io.Image.Input(
                     "image", optional=True, tooltip="Image to draw the heat maps over, of any size, 0 to 1."
                 ),
+                io.String.Input(
+                    "picked",
+                    display_name="picked words",
+                    optional=True,
+                    default="",
+                    tooltip="Words whose map is the picked mask, comma-separated as they are labelled. Empty = the first. After a "
+                    "run, click words below.",
+                ),
             ],
             outputs=[
                 io.Image.Output("pictures", display_name="maps", tooltip="One labelled heat map per word and image."),
@@ -103,6 +123,11 @@ class AttentionMaps(io.ComfyNode):
                     "masks",
                     display_name="latent masks",
                     tooltip="The maps on the latent grid, each divided by its peak, 0 to 1.",
+                ),
+                io.Mask.Output(
+                    "picked_mask",
+                    display_name="picked mask",
+                    tooltip="The map of the picked words, 0 to 1, at the size of image, or on the latent grid without one.",
                 ),
             ],
         )
@@ -124,6 +149,7 @@ class AttentionMaps(io.ComfyNode):
         sigmas=None,
         seed=0,
         image=None,
+        picked="",
     ) -> io.NodeOutput:
         edit = edit_in(edit)
         context, own = (edit.source, edit.source_words) if prompt == "source" else (edit.target, edit.target_words)
@@ -150,9 +176,20 @@ class AttentionMaps(io.ComfyNode):
                 progress=progress_bar(len(at), model),
             )
         under = None if image is None else check_image(image, "image")
-        images = map_images(maps, [label for label, _ in chosen], under)
+        labels = [label for label, _ in chosen]
+        images = map_images(maps, labels, under)
         masks = to_host(normalised(maps).flatten(0, 1))
-        return io.NodeOutput(images, masks, ui=preview(cls, images))
+        size = tuple(maps.shape[-2:]) if under is None else tuple(under.shape[1:3])
+        mask = to_host(picked_maps(maps, labels, picked, size))
+        shown = for_page(preview(cls, images), "maps", lambda: _maps(maps, labels, under))
+        return io.NodeOutput(images, masks, mask, ui=shown)
+
+
+def _maps(maps: Tensor, labels: list[str], under: Tensor | None) -> dict[str, Any]:
+    """What the page shows when the pointer is over a word: the first image's maps, one by one."""
+    first = normalised(maps[0].cpu())
+    heats = torch.stack([heat_over(heat, None if under is None else under[0].cpu()) for heat in first])
+    return {"words": labels, "images": thumbnails(heats), "peaks": [float(heat.max()) for heat in maps[0]]}
 
 
 NODES = [AttentionMaps]

@@ -60,6 +60,26 @@ def normalised(maps: Tensor) -> Tensor:
     return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
 
 
+def picked_maps(maps: Tensor, labels: Sequence[str], picked: str, size: tuple[int, int]) -> Tensor:
+    """A MASK [B, H, W] of one or several words: the largest of their maps, each divided by its peak.
+
+    Args:
+        maps: [B, words, h, w].
+        labels: one per word.
+        picked: labels separated by commas, without regard to case; empty = the first word.
+        size: height and width of the mask, in pixels.
+    Raises: ParameterError for a label that no map has.
+    """
+    known = {label.casefold(): number for number, label in reversed(list(enumerate(labels)))}
+    names = parse_words(picked) or (labels[0],)
+    unknown = [name for name in names if name.casefold() not in known]
+    if unknown:
+        raise ParameterError(f"picked has {unknown[0]!r}, which has no map: choose from {', '.join(labels)}")
+    chosen = normalised(maps)[:, [known[name.casefold()] for name in names]]
+    mask = chosen.amax(1, keepdim=True)
+    return F.interpolate(mask, size=size, mode="bilinear")[:, 0].clamp(0, 1)
+
+
 def map_images(maps: Tensor, labels: Sequence[str], image: Tensor | None = None) -> Tensor:
     """An IMAGE [B * words, H, W, 3]: one labelled heat map per word, image by image.
 

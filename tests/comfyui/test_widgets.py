@@ -294,3 +294,43 @@ def test_a_learning_is_shown_and_stopped_by_its_button(page: ComfyPage) -> None:
     page.tab.wait_for_timeout(500)
     assert "stopped early" in shown_text(page)
     assert not chart.count()
+
+
+# ---------------------------------------------------------------------------------------------------- attention maps
+def test_attention_maps_show_and_pick_words(page: ComfyPage) -> None:
+    kind = "EditKit_AttentionMaps"
+    workflow = prompts()
+    wires = {"model": ["1", 0], "edit": ["2", 0], "latent": ["5", 0], "sigmas": ["6", 0], "image": ["4", 0]}
+    values = {"prompt": "source", "words": "red, circle, background", "levels": 2, "start": 0.0, "end": 1.0}
+    values |= {"layers": "all", "grid": 0, "seed": 1}
+    more = {
+        "4": {"class_type": "EditKit_LoadExample", "inputs": {"name": "red_circle"}},
+        "5": {"class_type": "EditKit_EncodeImage", "inputs": {"image": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "EditKit_EditSigmas", "inputs": {"model": ["1", 0], "steps": 4, "strength": 0.8}},
+        "7": {
+            "class_type": kind,
+            "inputs": {**wires, **values},
+        },
+        "8": {"class_type": "MaskPreview", "inputs": {"mask": ["7", 2]}},
+    }
+    page.load_api({**workflow, **more})
+    page.run()
+    focus(page, kind, size=(340, 700))
+    words, image = page.tab.locator('[data-ek^="map "]'), page.tab.locator(".ek-stage img")
+    assert words.count() == 3
+    first = image.get_attribute("src")
+    words.nth(1).hover()
+    assert image.get_attribute("src") != first
+    words.nth(1).click()
+    page.tab.wait_for_timeout(300)
+    assert of_type(page, kind)["picked"] == "circle"
+    page.tab.keyboard.press("Tab")
+    page.tab.keyboard.press("Enter")
+    page.tab.wait_for_timeout(300)
+    assert of_type(page, kind)["picked"] == "circle, background"
+    shot(page, "maps", kind)
+    undo(page)
+    assert of_type(page, kind)["picked"] == "circle"
+    page.run()
+    inside_its_node(page, kind, ".ek-stage")
+    survives(page, kind, {"picked": "circle"})

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from editkit.pipelines.attention.local_blend import LocalBlend, LocalBlendOptions, wants_local_blend
+from editkit.pipelines.attention.map_drawing import picked_maps
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.plug_and_play import PlugAndPlay, PlugAndPlayOptions
@@ -304,3 +305,14 @@ def test_injection_starts_a_third_of_the_way_up(blocks, first):
     assert chosen.wants_features("up", 5, blocks) and chosen.wants(up(1, 3.0, blocks))
     with pytest.raises(ParameterError, match="feature_block"):
         PlugAndPlay(SIGMAS, PlugAndPlayOptions(feature_block=12)).wants_features("up", 0, blocks)
+
+
+def test_a_picked_mask_is_the_largest_map_of_its_words():
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels = ["red", "circle#1", "circle#2"]
+    peaks = maps / maps.amax(dim=(-2, -1), keepdim=True)
+    assert torch.equal(picked_maps(maps, labels, "", (4, 4)), peaks[:, 0])
+    assert torch.equal(picked_maps(maps, labels, "RED, circle#2", (4, 4)), torch.maximum(peaks[:, 0], peaks[:, 2]))
+    assert picked_maps(maps, labels, "circle#1", (9, 7)).shape == (2, 9, 7)
+    with pytest.raises(ParameterError, match="'cat', which has no map: choose from red"):
+        picked_maps(maps, labels, "red, cat", (4, 4))

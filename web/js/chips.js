@@ -88,7 +88,7 @@ function word(chip, prompt, number) {
   return el("div", { class: "ek-target" }, box, range(chip, number));
 }
 
-// -------------------------------------------------------------------------------------------------------------- edits
+// ---------- edits
 const edit = (chip, values) => {
   const free = Object.entries(values).filter(([name]) => !chip.now.fixed.includes(name));
   write(chip.node, Object.fromEntries(free));

@@ -5,10 +5,12 @@ import { chips } from "./chips.js";
 import { compare } from "./compare.js";
 import { gallery } from "./gallery.js";
 import { learning } from "./learning.js";
+import { maps } from "./maps.js";
 import { strip } from "./strip.js";
 
 const WIDGETS = {
   EditKit_AlignPrompts: chips,
+  EditKit_AttentionMaps: maps,
   EditKit_CompositeSource: compare,
   EditKit_DilationSchedule: strip,
   EditKit_Imagic: learning,

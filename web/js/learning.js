@@ -26,16 +26,9 @@ export function learning(node) {
   });
   function told({ detail }) {
     if (!mine(detail.node) || !node.graph) return;
-    if (!view.message) start();
+    if (!view.message) view.asked = false;
     view.message = detail;
     redraw();
-  }
-  /** The host's preview of the same curve goes; its image of the result comes back with the result. */
-  function start() {
-    view.asked = false;
-    node.imgs = undefined;
-    const at = node.widgets.findIndex((widget) => widget.name === "$$canvas-image-preview");
-    if (at >= 0) node.widgets.splice(at, 1)[0].onRemove?.();
   }
   function ended({ type, detail }) {
     if (!view.message || (type === "executed" && !mine(detail.node))) return;

@@ -13,7 +13,7 @@ const COLOURS = {
   EDITKIT_TRAJECTORY: "#a58fd8",
 };
 
-// ------------------------------------------------------------------------------------------------------------ strings
+// ---------- strings
 let strings = {};
 
 /** The sentences of locales/LANGUAGE/main.json, English where a translation lacks one. */
@@ -31,7 +31,7 @@ export async function loadStrings() {
 /** The sentence `key` with its {names} filled in; the key itself where there is none. */
 export const say = (key, values) => fill(strings[key] ?? key, values);
 
-// ----------------------------------------------------------------------------------------------------------- elements
+// ---------- elements
 /** An element with attributes, listeners (`onclick`) and children; text becomes text nodes, never markup. */
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -59,22 +59,11 @@ export function fileUrl(file) {
   return api.apiURL(`/view?${new URLSearchParams(query)}`);
 }
 
-const pictures = new Map();
-
-/** A decoded image by its address, kept for the next time. */
-export function picture(url) {
-  if (!pictures.has(url)) {
-    if (pictures.size > 200) pictures.clear();
-    const image = new Image();
-    image.src = url;
-    pictures.set(url, image.decode().then(() => image));
-  }
-  return pictures.get(url);
-}
-
 /** The pixels (ImageData) of an image, at `width` x `height` or its own size. */
 export async function pixels(url, width, height) {
-  const image = await picture(url);
+  const image = new Image();
+  image.src = url;
+  await image.decode();
   const canvas = el("canvas");
   canvas.width = width ?? image.naturalWidth;
   canvas.height = height ?? image.naturalHeight;
@@ -83,7 +72,7 @@ export async function pixels(url, width, height) {
   return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
-// ------------------------------------------------------------------------------------------------------- input values
+// ---------- input values
 export const input = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
 /** Whether another node gives this input. */
@@ -122,7 +111,7 @@ export function write(node, values) {
   tick();
 }
 
-// ------------------------------------------------------------------------------------------------- widgets on a node
+// ---------- widgets on a node
 const live = new Set();
 
 /**
@@ -245,6 +234,9 @@ export function instead(node, name, when = () => Boolean(left(node, name))) {
   const background = node.onDrawBackground;
   node.onDrawBackground = function (...given) {
     if (!when()) return background?.apply(this, given);
+    const at = this.imgs ? this.widgets.findIndex((widget) => widget.name === "$$canvas-image-preview") : -1;
+    if (at >= 0) this.widgets.splice(at, 1)[0].onRemove?.();
+    this.imgs = undefined;
   };
 }
 

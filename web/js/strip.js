@@ -21,7 +21,7 @@ export function strip(node) {
   });
 }
 
-// ------------------------------------------------------------------------------------------- where the mask comes from
+// ---------- where the mask comes from
 /** The last run's own mask, while it is of the connected nodes as they are now; else what a loader shows of it. */
 function whereFrom(node) {
   const drawn = upstream(origin(node, "latent_mask"));
@@ -77,7 +77,7 @@ async function readMask(found) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ drawing
+// ---------- drawing
 function drawAll(node, mask, now, tiles, track, note) {
   const kernels = parseKernels(now.kernels);
   const options = { invert: now.invert, scale: now.scale_with_size, published: now.published_rule };

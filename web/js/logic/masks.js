@@ -84,7 +84,7 @@ export function unpacked(hex, count) {
   return bits;
 }
 
-// ------------------------------------------------------------------------------------------------- shares of the steps
+// ---------- shares of the steps
 /** Where each stage ends, as fractions of the steps; equal where `text` is empty, null where it does not fit. */
 export function bounds(text, count) {
   const written = (text ?? "").split(/[,;]/).map((part) => part.trim()).filter(Boolean);

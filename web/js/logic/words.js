@@ -91,7 +91,7 @@ function stretch(source, target, before, after, mode) {
   ];
 }
 
-// --------------------------------------------------------------------------------------------- syntax of the inputs
+// ---------- syntax of the inputs
 const entries = (text) => (text ?? "").split(/[,\n]/).map((entry) => entry.trim()).filter(Boolean);
 
 /** Which words of a prompt an entry such as red, red#2, red circle, source:red names: their numbers. */
