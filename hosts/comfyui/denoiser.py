@@ -25,7 +25,7 @@ from ...pipelines.learning.loss_scaling import LossScaling
 from .attention.joint import JointLayers
 from .attention.unet import Layers, attention_layers, controlled_options
 from .conditions import Conditions, Parts, conditioning_for, name_of_prompt
-from .gradients import differentiable_attention, learnable, network_blocks, refuse_inplace, reserve
+from .gradients import differentiable_attention, learnable, network_blocks, refuse_learning, reserve
 from .model_sampling import NativeModelSampling, sigma_tensor
 
 GUIDANCE_HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
@@ -48,7 +48,7 @@ def native_denoiser(
     """
     sampling = NativeModelSampling(model)
     if learning:
-        refuse_inplace(model)
+        refuse_learning(model)
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = _converted(model.model, contexts)
     hook_mode = model.hook_mode

@@ -23,7 +23,7 @@ from ...pipelines.core.protocols import Context
 from ...pipelines.core.tune_plan import TunePlan
 from ...pipelines.learning.weight_deltas import SUFFIXES, Learner, learning_need
 from .denoiser import native_denoiser
-from .gradients import network_blocks, refuse_inplace
+from .gradients import network_blocks, refuse_learning
 from .model_sampling import NativeModelSampling
 
 NETWORK = "diffusion_model."
@@ -48,7 +48,7 @@ class NativeClone:
 
     def __init__(self, model: Any, contexts: list[Context], plan: TunePlan, shape: tuple[int, ...]) -> None:
         original = model.model.diffusion_model
-        refuse_inplace(model)
+        refuse_learning(model)
         if any(hasattr(part, "scale_weight") for part in original.modules()):
             raise FamilyError("model has scaled 8-bit weights, which cannot be copied to learn: load it in 16 bit")
         learning_need(original, plan).check(

@@ -6,10 +6,13 @@ run, every weight is replaced by another view of the same memory, which autograd
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import comfy.ldm.flux.math as math
 import comfy.ldm.modules.attention as attention
 import comfy.model_management as management
 import torch
@@ -24,15 +27,45 @@ NO_GRADIENTS = ("attention_sage", "attention_flash")
 LAYERS = ("ResBlock", "SpatialTransformer")  # a U-Net calls its blocks layer by layer, never as a whole
 
 
-def refuse_inplace(model: Any) -> None:
-    """Raise FamilyError for a MODEL whose blocks overwrite activations that a backward pass needs."""
-    kinds = {kind.__name__ for kind in type(model.model.diffusion_model).__mro__}
+def refuse_learning(model: Any) -> None:
+    """Raise FamilyError for a MODEL whose network a backward pass cannot cross.
+
+    Some networks overwrite activations that it needs; newer versions of ComfyUI rotate queries and keys by their
+    positions with an operator of another library that has no backward pass.
+    """
+    network = model.model.diffusion_model
+    kinds = {kind.__name__ for kind in type(network).__mro__}
     family = next((family for kind, family in OVERWRITE.items() if kind in kinds), None)
     if family is not None:
-        raise FamilyError(
-            f"model is a {type(model.model).__name__} ({family}), whose network ComfyUI computes in place, so nothing can "
-            "learn through it: connect an SD 1.x, SD 2.x, SDXL, SD3 or Lumina 2 model"
-        )
+        reason = f"({family}), whose network ComfyUI computes in place"
+    elif not rotation_has_gradients() and rotates(network):
+        reason = "whose positions this ComfyUI computes with an operator without gradients"
+    else:
+        return
+    raise FamilyError(
+        f"model is a {type(model.model).__name__} {reason}, so nothing can learn through it: connect an SD 1.x, SD 2.x, "
+        "SDXL or SD3 model"
+    )
+
+
+@cache
+def rotation_has_gradients() -> bool:
+    """Whether a backward pass crosses ComfyUI's rotary position embedding."""
+    with torch.inference_mode(False), torch.enable_grad():
+        q = torch.ones(1, 1, 1, 2, requires_grad=True)
+        try:
+            torch.stack(math.apply_rope(q, q, torch.ones(1, 1, 1, 1, 2, 2))).sum().backward()
+        except RuntimeError:
+            return False
+    return q.grad is not None
+
+
+def rotates(network: nn.Module) -> bool:
+    """Whether a module that defines a part of `network` uses ComfyUI's shared rotary position embedding."""
+    shared = [vars(math)[name] for name in ("apply_rope", "apply_rope1", "attention") if name in vars(math)]
+    modules = {type(part).__module__ for part in network.modules()}
+    used = [value for module in modules for value in vars(sys.modules[module]).values()]
+    return any(value is function for value in used for function in shared)
 
 
 def reserve(model: Any, shape: Sequence[int]) -> None:

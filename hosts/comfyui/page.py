@@ -118,7 +118,10 @@ def serve_stop() -> None:
     """Let the page end the learning of a node and keep what it has learned: POST /editkit/stop {"node": id}."""
     server = _server()
     module = next((sys.modules[name] for name in SERVERS if hasattr(sys.modules.get(name), "web")), None)
-    if server is None or module is None or any(getattr(route, "path", None) == STOP for route in server.routes):
+    if server is None or module is None:
+        return
+    listed = getattr(server.routes, "routes", server.routes)  # the packaged fork keeps them in a list of a wrapper
+    if any(getattr(route, "path", None) == STOP for route in listed):
         return
 
     async def stop(request: Any) -> Any:

@@ -14,6 +14,7 @@ import comfy.text_encoders.flux
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
+from comfy.ldm.flux.model import FluxParams
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
@@ -41,6 +42,7 @@ from editkit.hosts.diffusers.text_encoder import (
 from editkit.hosts.host import open_denoiser
 from editkit.hosts.sockets import context_of
 from editkit.pipelines.core.samplers import euler
+from editkit.tests.comfyui.host.families import known
 from editkit.tests.flow_folders import CLIP_WIDTHS, T5_WIDTH, flux_transformer, sd3_transformer
 from editkit.tests.parity import tiny
 
@@ -84,7 +86,7 @@ def flux(*, guidance: bool) -> tuple[Any, FluxDenoiser]:
     }  # the conversion writes into them
     weights = comfy.model_detection.convert_diffusers_mmdit(copies)
     kind = supported.Flux if guidance else supported.FluxSchnell
-    return native(kind(config), weights), FluxDenoiser(
+    return native(kind(config | known(FluxParams, {"txt_ids_dims": []})), weights), FluxDenoiser(
         transformer, flow_table(DYNAMIC if guidance else {}), **FLUX_SCALE
     )
 

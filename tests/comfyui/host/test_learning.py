@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editkit.hosts.comfyui.bundled import unet as _host_native
-from editkit.hosts.comfyui.gradients import OVERWRITE, differentiable_attention, learnable, refuse_inplace
+from editkit.hosts.comfyui.gradients import OVERWRITE, differentiable_attention, learnable, refuse_learning
 from editkit.hosts.host import open_denoiser
 from editkit.hosts.sockets import context_of
 from editkit.pipelines.core.errors import FamilyError
@@ -223,8 +223,8 @@ def test_networks_that_compute_in_place_are_refused_by_family(kind: str) -> None
     network_class = getattr(import_module(HOMES[kind]), kind)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network_class.__new__(network_class)))
     with pytest.raises(FamilyError, match=f"{OVERWRITE[kind]}.*computes in place.*connect an SD 1.x"):
-        refuse_inplace(model)
+        refuse_learning(model)
 
 
 def test_networks_of_stable_diffusion_may_learn(bundled) -> None:
-    assert refuse_inplace(bundled[0]) is None
+    assert refuse_learning(bundled[0]) is None
