@@ -1,6 +1,7 @@
 """Generate the texts that follow from the node schemas: `python -m editkit.locales.build`.
 
-locales/en/nodeDefs.json    labels and tooltips, the file a translation starts from
+locales/en/nodeDefs.json    labels and tooltips
+locales/LANGUAGE/*.json     the same in other languages (locales/translate.py)
 web/docs/NODE/en.md         title, image, "Inputs" and "Outputs"; the other sections of a help page are written by hand
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..nodes._labels import RARELY_USED
+from . import translate
 
 ROOT = Path(__file__).parent.parent
 LOCALE = Path("locales/en/nodeDefs.json")
@@ -153,7 +155,9 @@ def _section(page: str, heading: str, body: str) -> str:
 def files() -> dict[Path, str]:
     """Every generated file: path below the root, and text."""
     infos = node_infos()
-    texts = {LOCALE: json.dumps(node_definitions(infos), indent=2, ensure_ascii=False) + "\n"}
+    definitions = node_definitions(infos)
+    texts = {LOCALE: json.dumps(definitions, indent=2, ensure_ascii=False) + "\n"}
+    texts |= translate.files(translate.english(definitions, {info["category"] for info in infos}))
     for info in infos:
         path = DOCS / info["name"] / "en.md"
         template = f"# {info['display_name']}\n\n" + "\n".join(f"## {heading}\n" for heading in HEADINGS)
