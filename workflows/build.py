@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,21 @@ def files(name: str) -> dict[Path, str]:
     """Both files of one workflow: path below this folder and text."""
     graph = WORKFLOWS[name]()
     return {Path(f"{title(name)}.json"): _text(graph.to_ui()), Path("api") / f"{name}.json": _text(graph.to_api())}
+
+
+def checkpoint_files() -> dict[Path, str]:
+    """Every template for a checkpoint: path below this folder and text. A server has no twin: its file may be missing."""
+    from .checkpoints import TITLES, template
+
+    return {Path(f"{shown}.json"): _text(template(shown).to_ui()) for shown in TITLES}
+
+
+def copy_thumbnails() -> None:
+    """The templates for checkpoints show what their method does with the bundled model."""
+    from .checkpoints import SHOWN_BY, TITLES
+
+    for shown, (_, method) in TITLES.items():
+        shutil.copyfile(FOLDER / f"{title(SHOWN_BY[method])}.jpg", FOLDER / f"{shown}.jpg")
 
 
 def blueprint_files() -> dict[Path, str]:
@@ -56,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             write_thumbnail(name, FOLDER)
         log.info("%s", name)
+    if options.thumbnails and not options.names:
+        copy_thumbnails()
     if not options.names:
+        for path, text in checkpoint_files().items():
+            (FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
         BLUEPRINTS_FOLDER.mkdir(exist_ok=True)
         for path, text in blueprint_files().items():
             (BLUEPRINTS_FOLDER / path).write_text(text, encoding="utf-8", newline="\n")

@@ -25,6 +25,7 @@ WIDTH = 330
 NOTE_LINE, NOTE_CHARACTERS = 15, 58
 TEXT_BOX = 76  # a multiline text
 IMAGE_NODE = 230  # what the page adds to a node that shows an image
+MAPS = 40  # the words under the heat maps
 RESULT_HEIGHT = 330  # the same for the results
 TALLEST = range(690, 1321, 30)  # of a column; the height that shows the workflow largest is taken
 VIEW_WIDTH, VIEW_HEIGHT = 1780, 880
@@ -60,6 +61,7 @@ SHOWS_TEXT = {"PreviewAny"}
 # The page widens a node to its longest labels; these need more than `WIDTH`.
 WIDTHS = {
     "CLIPTextEncode": 370,
+    "EditKit_LayeredReference": 380,
     "EditKit_RankByText": 370,
     "PreviewAny": 370,
     "SaveImage": 380,
@@ -122,6 +124,7 @@ def node_size(node: Node) -> tuple[int, int]:
     sockets = node.sockets
     rows = max(sum(not socket.is_widget for socket in sockets), len(node.info["output"]))
     height = rows * SLOT + PADDING + sum(_widget_height(socket) for socket in sockets if socket.is_widget)
+    height += MAPS * (node.type == "EditKit_AttentionMaps")
     height += RESULT_HEIGHT if node.type == "SaveImage" else IMAGE_NODE * _shows_image(node)
     return WIDTHS.get(node.type, WIDTH), height + TEXT_BOX * (node.type in SHOWS_TEXT)
 

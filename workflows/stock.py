@@ -11,6 +11,12 @@ from typing import Any
 Info = dict[str, Any]
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+CHECKPOINTS = [
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "sd_xl_base_1.0.safetensors",
+    "sd3.5_large_fp8_scaled.safetensors",
+    "flux1-dev-fp8.safetensors",
+]
 
 
 def _node(
@@ -42,6 +48,8 @@ STOCK: dict[str, Info] = {
         },
         ("GUIDER",),
     ),
+    "CheckpointLoaderSimple": _node("Load Checkpoint", {"ckpt_name": (CHECKPOINTS, {})}, ("MODEL", "CLIP", "VAE")),
+    "LoadImage": _node("Load Image", {"image": (["example.png"], {"image_upload": True})}, ("IMAGE", "MASK")),
     "CLIPTextEncode": _node(
         "CLIP Text Encode (Prompt)",
         {"text": ("STRING", {"multiline": True, "dynamicPrompts": True}), "clip": ("CLIP", {})},

@@ -18,6 +18,8 @@ FEW = {
     ("EditKit_NoiseLatent", "copies"): 3,
     ("EditKit_DiffEditMask", "maps"): 2,
     ("EditKit_SDEdit", "steps"): 3,
+    ("EditKit_DiffEdit", "steps"): 3,
+    ("EditKit_DiffEdit", "maps"): 1,
     ("EditKit_NullText", "inner_steps"): 2,
     ("EditKit_StyleInvert", "inner_steps"): 2,
     ("EditKit_LayeredReference", "steps"): 3,
