@@ -49,6 +49,8 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
     check_range(options.seed, "--seed", 0, LARGEST_SEED)
     check_range(options.tune_steps, "--tune-steps", 0)
     check_range(options.feather, "--feather", 0)
+    check_range(options.window, "--window", 0)
+    check_range(options.context, "--context", 0)
     if options.tune_lr == 0:
         raise ParameterError("--tune-lr is 0: give a learning rate above 0, or --tune-steps 0")
     check_range(options.tune_lr, "--tune-lr", 0)
@@ -68,6 +70,8 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
         tune_steps=options.tune_steps,
         tune_lr=options.tune_lr,
         tune_method=options.tune_method,
+        window=options.window,
+        context_px=options.context,
         feather_px=options.feather,
     )
 

@@ -125,6 +125,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
     )
+    _window_arguments(parser, default)
     _ranker_arguments(parser)
     parser.set_defaults(run=edit_command)
 
@@ -141,6 +142,21 @@ def _tuning_arguments(parser: argparse.ArgumentParser, default: EditSettings) ->
         choices=("published", "fast"),
         default=default.tune_method,
         help="fast: about a sixth of the time and half the memory (%(default)s)",
+    )
+
+
+def _window_arguments(parser: argparse.ArgumentParser, default: EditSettings) -> None:
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=default.window,
+        help="edit only a window around the mask, at least this many pixels a side; 0 = the whole image (%(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=default.context_px,
+        help="pixels around the mask that the window contains (%(default)s)",
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "PromptEditSocket",
     "RankerSocket",
     "TrajectorySocket",
+    "WindowSocket",
     "for_page",
     "io",
     "preview",
@@ -34,6 +35,7 @@ MaskScheduleSocket = io.Custom("EDITKIT_MASK_SCHEDULE")
 PromptEditSocket = io.Custom("EDITKIT_PROMPT_EDIT")
 RankerSocket = io.Custom("EDITKIT_RANKER")
 TrajectorySocket = io.Custom("EDITKIT_TRAJECTORY")
+WindowSocket = io.Custom("EDITKIT_WINDOW")
 
 
 THUMBNAIL = 256  # longest side, in pixels

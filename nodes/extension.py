@@ -6,7 +6,7 @@ from ..hosts.host import serve_page, show_warnings
 from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
 from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
-from .blended import all_in_one, background, blending
+from .blended import all_in_one, background, blending, window
 from .diffedit import edit as diffedit_edit
 from .diffedit import mask as diffedit_mask
 from .evaluation import clip_rank, measure
@@ -44,6 +44,7 @@ MODULES = (
     layered_finetune,
     imagic,
     flow_inversion,
+    window,
 )
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 

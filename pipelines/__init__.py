@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .blended.pipeline import EditResult, EditSettings, best_device, blended_edit, edit_latents
     from .blended.pixel_blending import PixelBlending
     from .blended.poisson import blend_poisson
+    from .blended.window import EditWindow, edit_window
     from .core.errors import EditError, FamilyError, LoadError, MismatchError, ParameterError, ShapeError
     from .core.guidance import EditPrompts
     from .core.masks import MaskSchedule, constant_schedule, dilate, dilation_schedule, downsample, release_schedule
@@ -72,6 +73,7 @@ __all__ = [
     "EditPrompts",
     "EditResult",
     "EditSettings",
+    "EditWindow",
     "EmbeddingOptions",
     "Embeddings",
     "FamilyError",
@@ -141,6 +143,7 @@ __all__ = [
     "dilation_schedule",
     "downsample",
     "edit_latents",
+    "edit_window",
     "flow_edit",
     "image_features",
     "image_seeds",
@@ -204,6 +207,7 @@ _HOMES = {
     ".blended.pipeline": "EditResult EditSettings best_device blended_edit edit_latents",
     ".blended.pixel_blending": "PixelBlending",
     ".blended.poisson": "blend_poisson",
+    ".blended.window": "EditWindow edit_window",
     ".core.errors": "EditError FamilyError LoadError MismatchError ParameterError ShapeError",
     ".core.guidance": "EditPrompts",
     ".core.masks": "MaskSchedule constant_schedule dilate dilation_schedule downsample release_schedule",

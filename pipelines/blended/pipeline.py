@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ from ..core.shapes import (
     pad_to_factor,
 )
 from ..evaluation.clip_ranking import rank_by_text
-from ..evaluation.metrics import psnr_outside
+from ..evaluation.metrics import largest_change_outside, psnr_outside
 from .blending import BlendOptions, blended_denoise, unscale_over_source
 from .composite import composite_source
 from .decoder_tuning import PUBLISHED, DecoderSettings, tune_decoder
+from .window import edit_window
 
 log = logging.getLogger("editkit")
 
@@ -58,6 +60,9 @@ class EditSettings:
         stage_spacing: how the kernels share the steps: "steps", "log-sigma" or "published" (`MaskSchedule`).
         tune_steps: decoder fine-tuning steps for the best candidate; 0 leaves the decoder alone.
         tune_lr: Adam's learning rate for them.
+        window: edit only a window around the mask, with sides of at least this many pixels (`edit_window`); 0 edits the
+            whole image.
+        context_px: pixels around the mask that the window contains at least.
         tune_method: "published" or "fast" (`DecoderSettings.method`).
         feather_px: width in pixels of the soft edge of the composite, inside the mask.
         options: see `BlendOptions`.
@@ -78,6 +83,8 @@ class EditSettings:
     feather_px: int = 0
     options: BlendOptions = field(default_factory=BlendOptions)
     tune_method: str = PUBLISHED
+    window: int = 0
+    context_px: int = 64
 
 
 @dataclass(frozen=True)
@@ -237,18 +244,45 @@ def blended_edit(
     if rank_text is not None and not rank_text.strip():
         raise ParameterError("rank_text is empty: say what the masked region should show, or leave it out")
     image, mask = check_image(image, "image"), check_mask(mask, "mask")
+    if settings.window:
+        within = replace(settings, window=0)
+        chain = partial(
+            blended_edit, denoiser, codec, text, ranker=ranker, rank_text=rank_text, settings=within, stage=stage
+        )
+        return _edit_in_window(codec, image, mask, settings, partial(chain, prompt=prompt, negative=negative))
     latents = edit_latents(
         denoiser, codec, text, image, mask, prompt, negative=negative, settings=settings, progress=report("denoise")
     )
     decoded = crop_to(codec.decode(latents), *image.shape[1:3]).cpu()
-    scores = None
-    if ranker is not None:
-        ranking = rank_by_text(decoded, rank_text or prompt, ranker, mask=mask)
-        order = ranking.order.to(latents.device)
-        latents = latents[order]
-        decoded = decoded[ranking.order.cpu()]
-        scores = ranking.scores.cpu()
+    latents, decoded, scores = _ranked(latents, decoded, ranker, rank_text or prompt, mask)
     return _finish(codec, latents, decoded, scores, image=image, mask=mask, settings=settings, report=report)
+
+
+def _ranked(
+    latents: Tensor, decoded: Tensor, ranker: Ranker | None, text: str, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents and images in the order of their scores, and the scores; as they are without a ranker."""
+    if ranker is None:
+        return latents, decoded, None
+    ranking = rank_by_text(decoded, text, ranker, mask=mask)
+    return latents[ranking.order.to(latents.device)], decoded[ranking.order.cpu()], ranking.scores.cpu()
+
+
+def _edit_in_window(
+    codec: LatentCodec, image: Tensor, mask: Tensor, settings: EditSettings, edit: Callable[..., EditResult]
+) -> EditResult:
+    """Edit the window around the mask and paste its images back; latents and figures stay those of the window."""
+    check_mask_of_image(mask, (image.shape[1], image.shape[2]))
+    window = edit_window(mask, size=settings.window, context=settings.context_px, multiple=codec.factor)
+    result = edit(image=window.crop(image), mask=window.crop(mask))
+    whole = window.paste(result.image, image)
+    return replace(
+        result,
+        candidates=window.paste(result.candidates, image),
+        tuned=window.paste(result.tuned, image),
+        image=whole,
+        change_outside=largest_change_outside(whole, image, mask),
+    )
 
 
 def _finish(

@@ -93,6 +93,16 @@ def blended_model(scene: Scene) -> None:
     scene.sampled(model, scene.target, {"samples": scene.latent["samples"]})
 
 
+def crop_window(scene: Scene) -> None:
+    image, mask, _ = call("CropWindow", image=scene.image, mask=scene.mask, size=16, context=0)
+    finite(image, mask)
+
+
+def paste_window(scene: Scene) -> None:
+    image, _, window = call("CropWindow", image=scene.image, mask=scene.mask, size=16, context=0)
+    an_image(call("PasteWindow", edited=1 - image, source=scene.image, window=window)[0])
+
+
 def pixel_blend(scene: Scene) -> None:
     an_image(call("BlendPixels", edited=1 - scene.image, source=scene.image, mask=scene.mask)[0])
 
@@ -291,6 +301,7 @@ RECIPES: dict[str, Callable[[Scene], None]] = {
         "BlendedDenoise": blended_denoise,
         "BlendedModel": blended_model,
         "CompositeSource": composite,
+        "CropWindow": crop_window,
         "DecodeLatent": decode_latent,
         "DiffEdit": diffedit,
         "DiffEditMask": diffedit_mask,
@@ -321,6 +332,7 @@ RECIPES: dict[str, Callable[[Scene], None]] = {
         "NullText": null_text,
         "P2Plus": p2plus,
         "P2PlusEdit": p2plus_edit,
+        "PasteWindow": paste_window,
         "RankByText": rank_by_text,
         "ReleaseSchedule": release_schedule,
         "SDEdit": sdedit,
