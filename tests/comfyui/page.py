@@ -47,14 +47,17 @@ class ComfyPage:
 
     def __init__(self, url: str, chromium: str, *, blocked: str = "") -> None:
         self.url, self.chromium, self.blocked = url, chromium, blocked
+        self._driver: Any = None  # stays None in a sibling, which lives in another page's browser
+        self._browser: Any = None
         self.errors: list[str] = []
         self.console: list[str] = []
 
     def __enter__(self) -> ComfyPage:
         from playwright.sync_api import sync_playwright
 
-        self._driver = sync_playwright().start()
-        self._browser = self._driver.chromium.launch(executable_path=self.chromium, headless=True, args=list(FLAGS))
+        if self._browser is None:
+            self._driver = sync_playwright().start()
+            self._browser = self._driver.chromium.launch(executable_path=self.chromium, headless=True, args=list(FLAGS))
         self._page = self._browser.new_page(viewport={"width": 1900, "height": 1000})
         self._page.on("pageerror", lambda error: self.errors.append(str(error)))
         self._page.on("console", self._log)
@@ -69,8 +72,16 @@ class ComfyPage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._browser.close()
-        self._driver.stop()
+        self._page.close()
+        if self._driver is not None:
+            self._browser.close()
+            self._driver.stop()
+
+    def sibling(self, *, blocked: str = "") -> ComfyPage:
+        """Another page in the same browser, to be entered in its turn."""
+        other = ComfyPage(self.url, self.chromium, blocked=blocked)
+        other._browser = self._browser
+        return other
 
     def _is_allowed(self, url: str) -> bool:
         return url.startswith((self.url, "data:", "blob:")) and not (self.blocked and self.blocked in url)

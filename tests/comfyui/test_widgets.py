@@ -334,3 +334,37 @@ def test_attention_maps_show_and_pick_words(page: ComfyPage) -> None:
     page.run()
     inside_its_node(page, kind, ".ek-stage")
     survives(page, kind, {"picked": "circle"})
+
+
+# ------------------------------------------------------------------------------------------------- without the script
+def test_a_workflow_runs_alike_without_the_script(page: ComfyPage) -> None:
+    workflow = candidates()
+    workflow["7"]["inputs"]["pick"] = 1
+    page.load_api(workflow)
+    with_script, saved = page.prompt(), page.ask("() => app.graph.serialize()")
+    page.run()
+    told = shown_text(page)
+    with page.sibling(blocked="/editkit/js/") as plain:
+        plain.load(saved)
+        assert plain.prompt() == with_script
+        plain.run()
+        assert shown_text(plain) == told == "1"
+        assert not plain.tab.locator(".editkit").count() and not plain.errors
+
+
+def test_the_script_loads_fast(page: ComfyPage) -> None:
+    """Every module but the entry fetched, parsed and run anew; the best of fifteen, as other work slows the machine."""
+    with page.sibling() as other:
+        other.tab.unroute_all()  # each request would pass through this process
+        took = other.ask("""async () => {
+            const at = (await (await fetch("/extensions")).json()).filter(name => name.includes("/editkit/js/")
+                && !name.endsWith("/editkit.js"));
+            const times = [];
+            for (let i = 0; i < 15; i++) {
+                const begin = performance.now();
+                await Promise.all(at.map(name => import(`${name}?${i}`)));
+                times.push(performance.now() - begin);
+            }
+            return [at.length, Math.min(...times)]; }""")
+    assert took[0] > 8
+    assert took[1] < 50, took
