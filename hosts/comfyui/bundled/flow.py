@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ....pipelines.core.errors import LoadError
 from ...bundled import FLOW_TEXT_LENGTH
-from .parts import build_clip, build_vae, load, read_config, read_weights
+from .parts import build_clip, build_vae, latent_format, load, read_config, read_weights
 
 WINDOW = 77  # tokens of CLIP
 HEAD = 64  # channels of an attention head of ComfyUI's SD3, which takes its width as a number of heads
@@ -103,9 +102,7 @@ def _model(folder: Path, vae_config: dict[str, Any]) -> Any:
     config = read_config(folder / "transformer")
     native = BundledFlowConfig(network_config(config))
     native.sampling_settings = {"shift": float(read_config(folder / "scheduler", "scheduler_config.json")["shift"])}
-    native.latent_format = comfy.latent_formats.SD15(float(vae_config["scaling_factor"]))
-    native.latent_format.latent_rgb_factors = None  # SD 1.5's colours are not this model's
-    native.latent_format.taesd_decoder_name = None
+    native.latent_format = latent_format(float(vae_config["scaling_factor"]))
     native.set_inference_dtype(torch.float32, None)
     offload = management.unet_offload_device()
     model = comfy.model_base.SD3(native, device=offload)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.diffusers_convert
+import comfy.latent_formats
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -18,7 +19,25 @@ from torch import Tensor
 from ....pipelines.core.errors import LoadError
 from ...bundled import expand_embedding
 
+# Red, green and blue of each latent channel and their bias, for sampling previews: a least-squares fit of the example images, in
+# all orders of their channels, to their latents.
+RGB_FACTORS = [
+    [0.1579, 0.0391, 0.1347],
+    [0.1628, -0.1675, -0.3141],
+    [-0.4065, -0.291, -0.2836],
+    [-0.0513, -0.2175, -0.0294],
+]
+RGB_BIAS = [0.4274, 0.3859, 0.3901]
 STOCK_WIDTH = 128  # channels of the VAE that ComfyUI's memory estimates are made for
+
+
+def latent_format(scale: float) -> Any:
+    """SD 1.5's latent format with the bundled VAE's scale and colours."""
+    made = comfy.latent_formats.SD15(scale)
+    made.latent_rgb_factors = RGB_FACTORS
+    made.latent_rgb_factors_bias = RGB_BIAS
+    made.taesd_decoder_name = None
+    return made
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

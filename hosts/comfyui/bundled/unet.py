@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -14,7 +13,7 @@ import comfy.utils
 import torch
 
 from ....pipelines.core.errors import LoadError
-from .parts import build_clip, build_vae, load, read_config, read_weights, set_groups
+from .parts import build_clip, build_vae, latent_format, load, read_config, read_weights, set_groups
 
 
 class BundledConfig(comfy.supported_models_base.BASE):
@@ -65,9 +64,7 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
 def _model(folder: Path, scale: float, model_type: comfy.model_base.ModelType) -> Any:
     config = read_config(folder)
     native = BundledConfig(unet_config(config))
-    native.latent_format = comfy.latent_formats.SD15(scale)
-    native.latent_format.latent_rgb_factors = None  # SD 1.5's colours are not this model's
-    native.latent_format.taesd_decoder_name = None
+    native.latent_format = latent_format(scale)
     native.set_inference_dtype(torch.float32, None)
     offload = management.unet_offload_device()
     model = comfy.model_base.BaseModel(native, model_type=model_type, device=offload)

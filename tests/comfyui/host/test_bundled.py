@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -89,3 +90,23 @@ def test_wrong_files_are_refused(folder: Path, tmp_path: Path, part: str) -> Non
     save_file(weights, path)
     with pytest.raises(LoadError, match="does not fit its config: 1 weights missing"):
         build_bundled(tmp_path)
+
+
+def test_a_sampling_preview_has_the_colours_of_the_image() -> None:
+    """The previewer of --preview-method latent2rgb, on the clean latent of an example image."""
+    from latent_preview import Latent2RGBPreviewer
+
+    from editkit.hosts.bundled.example_images import load_example
+    from editkit.hosts.loading import load_bundled
+    from editkit.pipelines.core.images import encode_image
+
+    model, _, vae = load_bundled()
+    image = load_example("red_circle").image
+    scaled = sampling_of(model).scale_in(encode_image(codec_of(vae), image))
+    layout = model.model.latent_format
+    shown = Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias).decode_latent_to_preview(
+        scaled
+    )
+    found = torch.from_numpy(np.array(shown)) / 255
+    wanted = torch.nn.functional.interpolate(image.movedim(-1, 1), found.shape[:2], mode="area")[0].movedim(0, -1)
+    assert (found - wanted).abs().mean() < 0.1
