@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..hosts.host import serve_page, show_warnings
 from . import imagic, masks, sdedit
 from ._api import ComfyExtension, io
-from .attention import cross_attention_maps, masactrl, p2p, plug_and_play, prompts
+from .attention import cross_attention_maps, kv_edit, masactrl, p2p, plug_and_play, prompts
 from .blended import all_in_one, background, blending, window
 from .diffedit import edit as diffedit_edit
 from .diffedit import mask as diffedit_mask
@@ -36,6 +36,7 @@ MODULES = (
     p2p,
     masactrl,
     plug_and_play,
+    kv_edit,
     cross_attention_maps,
     measure,
     style_inversion,

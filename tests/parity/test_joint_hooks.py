@@ -12,6 +12,7 @@ from torch import Tensor
 from editkit.hosts.diffusers.flow_denoiser import FlowDenoiser
 from editkit.hosts.diffusers.flux_denoiser import FluxDenoiser
 from editkit.pipelines.attention.cross_attention_maps import attention_maps
+from editkit.pipelines.attention.kv_edit import KVEdit
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import pair_context, pair_rows
@@ -20,7 +21,9 @@ from editkit.pipelines.attention.pair_loop import PairPrompts, attention_edit, p
 from editkit.pipelines.attention.plug_and_play import PlugAndPlay
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.errors import FamilyError, ParameterError
+from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context
+from editkit.pipelines.inversion.flow import FlowInversionOptions, invert_flow
 from editkit.pipelines.learning.optimise import learning_mode
 from editkit.tests.flow_folders import flux_transformer, sd3_transformer
 from editkit.tests.toy_attention import replace_edit
@@ -140,6 +143,24 @@ def test_an_edit_of_nothing_and_of_equal_words(denoiser: FlowDenoiser) -> None:
     for made in (P2PControl(edit, SIGMAS, P2POptions(1.0, 1.0, 1.0)), MasaCtrl(SIGMAS, MasaCtrlOptions(0, 0.0))):
         out = pair_edit(denoiser, prompts, made, z)
         assert (out.edited - plain.source).abs().max() <= 1e-4 and (out.source - plain.source).abs().max() <= 1e-4
+
+
+def test_kv_edit_keeps_the_background_and_edits_the_rest(denoiser: FlowDenoiser) -> None:
+    """Of a real image, too; with a full mask it is plain sampling."""
+    mask = torch.zeros(1, 8, 10)
+    mask[:, :4, :6] = 1
+    prompts, z = PairPrompts(prompt(1), prompt(2), prompt(3), 3.0), latents(2)
+    plain = pair_edit(denoiser, prompts, PairControl(SIGMAS), z)
+    real = invert_flow(denoiser, latents(2), prompt(1), SIGMAS, options=FlowInversionOptions("Euler"))
+    inside = mask[:, None].expand_as(z) == 1
+    for start in (z, real):
+        out = pair_edit(denoiser, prompts, KVEdit(SIGMAS, constant_schedule(mask)), start)
+        assert torch.equal(out.edited[~inside], out.source[~inside])
+        assert (out.edited[inside] - out.source[inside]).abs().max() > 1e-3
+    assert torch.equal(out.source, real.latents[-1])
+    full = pair_edit(denoiser, prompts, KVEdit(SIGMAS, constant_schedule(torch.ones_like(mask))), z)
+    assert (full.edited - plain.edited).abs().max() <= 1e-4
+    assert (plain.edited - plain.source)[~inside].abs().max() > 1e-3, "without it the background drifts"
 
 
 def test_tau_u_without_an_unconditional_branch_says_so(

@@ -232,6 +232,10 @@ def masactrl(scene: Scene) -> None:
     scene.pairs("MasaCtrl", {"source": scene.positive, "target": scene.target, "from_step": 0, "object": scene.edit})
 
 
+def kv_edit(scene: Scene) -> None:
+    scene.pairs("KVEdit", {"source": scene.positive, "target": scene.target, "latent_mask": scene.latent_mask})
+
+
 def plug_and_play(scene: Scene) -> None:
     scene.pairs("FeatureInjection", {"source": scene.positive, "target": scene.target})
 
@@ -324,6 +328,7 @@ RECIPES: dict[str, Callable[[Scene], None]] = {
         "LoadExample": load_example,
         "LoadModel": load_model,
         "LoadRanker": load_ranker,
+        "KVEdit": kv_edit,
         "MasaCtrl": masactrl,
         "MaskedDecode": masked_decode,
         "MeasureEdit": measure_edit,

@@ -24,7 +24,7 @@ from editkit.tests.nodes.graph import classes
 
 CONVOLUTIONS = {"FeatureInjection", "StyleInvert", "StyleEdit", "StyleTransfer"}  # needs a U-Net
 ATTENTION = {  # needs separate self- and cross-attention, or joint attention in blocks that can be replaced
-    "P2Plus", "P2PlusEdit", "MasaCtrl", "FeatureInjection", "AttentionMaps", "StyleInvert", "StyleEdit", "StyleTransfer",
+    "P2Plus", "P2PlusEdit", "KVEdit", "MasaCtrl", "FeatureInjection", "AttentionMaps", "StyleInvert", "StyleEdit", "StyleTransfer",
 }  # fmt: skip
 LEARNING = {
     "NullText",

@@ -23,6 +23,7 @@ from editkit.hosts.host import open_denoiser, text_encoder_of
 from editkit.hosts.loading import load_bundled
 from editkit.hosts.sockets import conditioning_of, context_of
 from editkit.pipelines.attention.cross_attention_maps import attention_maps
+from editkit.pipelines.attention.kv_edit import KVEdit
 from editkit.pipelines.attention.masactrl import MasaCtrl, MasaCtrlOptions
 from editkit.pipelines.attention.p2p import P2PControl, P2POptions
 from editkit.pipelines.attention.pair_batch import pair_context, pair_rows
@@ -32,6 +33,7 @@ from editkit.pipelines.attention.plug_and_play import PlugAndPlay
 from editkit.pipelines.attention.prompts.align import align_prompts
 from editkit.pipelines.core.attention_sites import Controlled, Passive
 from editkit.pipelines.core.errors import FamilyError, LoadError, MismatchError
+from editkit.pipelines.core.masks import constant_schedule
 from editkit.pipelines.core.protocols import Context
 from editkit.tests.comfyui.host import families
 from editkit.tests.parity import tiny
@@ -215,6 +217,7 @@ def test_both_hosts_edit_alike_in_the_layout_of_sd3(tmp_path: Path) -> None:
         "plain": PairControl(SIGMAS),
         "P2Plus": P2PControl(edit, SIGMAS, P2POptions(0.8, 0.5, 0.5)),
         "MasaCtrl of an object": MasaCtrl(SIGMAS, MasaCtrlOptions(1, 0.25), edit),
+        "KV-Edit": KVEdit(SIGMAS, constant_schedule(corner())),
     }
     theirs = on_sd3(headless, edit, controls)
     with open_denoiser(native, (4, 4, 8, 10), [edit.source, edit.target, prompt(3)]) as denoiser:
@@ -222,6 +225,13 @@ def test_both_hosts_edit_alike_in_the_layout_of_sd3(tmp_path: Path) -> None:
     for name, value in theirs.items():
         assert (ours[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
         assert name in ("plain", "maps") or (value - theirs["plain"]).abs().max() > 1e-3, name
+
+
+def corner() -> Tensor:
+    """A latent mask whose upper left corner is edited."""
+    mask = torch.zeros(1, 8, 10)
+    mask[:, :4, :6] = 1
+    return mask
 
 
 def on_sd3(denoiser: Any, edit: Any, controls: dict[str, PairControl]) -> dict[str, Tensor]:
