@@ -17,5 +17,8 @@ TABLES = {
     "decoder-cost": Table(
         "decoder_cost", "the decoder's fine-tune, published and fast, on the same edits", package=HERE
     ),
+    "elimination": Table(
+        "elimination", "best result of a batch of 24, all run to the end or the best third", package=HERE
+    ),
     "style-cost": Table("style_cost", "StyleDiffusion's inversion against its bare passes", package=HERE),
 }

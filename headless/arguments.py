@@ -47,13 +47,7 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
     executed_steps(options.steps, options.strength)
     check_range(options.cfg, "--cfg", 1)
     check_range(options.seed, "--seed", 0, LARGEST_SEED)
-    check_range(options.tune_steps, "--tune-steps", 0)
-    check_range(options.feather, "--feather", 0)
-    check_range(options.window, "--window", 0)
-    check_range(options.context, "--context", 0)
-    if options.tune_lr == 0:
-        raise ParameterError("--tune-lr is 0: give a learning rate above 0, or --tune-steps 0")
-    check_range(options.tune_lr, "--tune-lr", 0)
+    _check_finishing(options)
     kernels = parse_kernels(options.kernels)
     whole = torch.ones(1, 8, 8)
     downsample(whole, 1, 1, options.mask_mode, factor=8)
@@ -72,8 +66,24 @@ def check_edit(options: argparse.Namespace) -> EditSettings:
         tune_method=options.tune_method,
         window=options.window,
         context_px=options.context,
+        keep=options.keep,
+        keep_at=options.keep_at,
         feather_px=options.feather,
     )
+
+
+def _check_finishing(options: argparse.Namespace) -> None:
+    """The numbers of the fine-tune, the composite, the window and the elimination."""
+    check_range(options.tune_steps, "--tune-steps", 0)
+    check_range(options.feather, "--feather", 0)
+    check_range(options.window, "--window", 0)
+    check_range(options.context, "--context", 0)
+    check_range(options.keep, "--keep", 0, options.candidates)
+    if options.keep and not 0 < options.keep_at < 1:
+        raise ParameterError(f"--keep-at is {options.keep_at}: give a fraction of the steps between 0 and 1")
+    if options.tune_lr == 0:
+        raise ParameterError("--tune-lr is 0: give a learning rate above 0, or --tune-steps 0")
+    check_range(options.tune_lr, "--tune-lr", 0)
 
 
 def check_text(text: str, name: str) -> None:

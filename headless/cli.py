@@ -126,6 +126,7 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
         "--feather", type=int, default=default.feather_px, help="soft edge inside the mask, px (%(default)s)"
     )
     _window_arguments(parser, default)
+    _keep_arguments(parser, default)
     _ranker_arguments(parser)
     parser.set_defaults(run=edit_command)
 
@@ -157,6 +158,18 @@ def _window_arguments(parser: argparse.ArgumentParser, default: EditSettings) ->
         type=int,
         default=default.context_px,
         help="pixels around the mask that the window contains (%(default)s)",
+    )
+
+
+def _keep_arguments(parser: argparse.ArgumentParser, default: EditSettings) -> None:
+    parser.add_argument(
+        "--keep", type=int, default=default.keep, help="candidates that run to the end; 0 = all (%(default)s)"
+    )
+    parser.add_argument(
+        "--keep-at",
+        type=float,
+        default=default.keep_at,
+        help="fraction of the steps after which --keep chooses them (%(default)s)",
     )
 
 

@@ -34,6 +34,7 @@ from ..evaluation.metrics import largest_change_outside, psnr_outside
 from .blending import BlendOptions, blended_denoise, unscale_over_source
 from .composite import composite_source
 from .decoder_tuning import PUBLISHED, DecoderSettings, tune_decoder
+from .elimination import Elimination, sample_eliminating
 from .window import edit_window
 
 log = logging.getLogger("editkit")
@@ -62,6 +63,9 @@ class EditSettings:
         tune_lr: Adam's learning rate for them.
         window: edit only a window around the mask, with sides of at least this many pixels (`edit_window`); 0 edits the
             whole image.
+        keep: candidates that run to the end; the others stop after `keep_at` of the steps, judged by the ranker on their
+            denoised predictions (`Elimination`). 0 = all, and no judging.
+        keep_at: fraction of the steps, between 0 and 1.
         context_px: pixels around the mask that the window contains at least.
         tune_method: "published" or "fast" (`DecoderSettings.method`).
         feather_px: width in pixels of the soft edge of the composite, inside the mask.
@@ -85,6 +89,8 @@ class EditSettings:
     tune_method: str = PUBLISHED
     window: int = 0
     context_px: int = 64
+    keep: int = 0
+    keep_at: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def edit_latents(
     *,
     negative: str = "",
     settings: EditSettings | None = None,
+    score: Callable[[Tensor], Tensor] | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """Blended edits of one image as latents.
@@ -134,8 +141,9 @@ def edit_latents(
         prompt: what the masked region should show.
         negative: negative prompt.
         settings: everything else; `tune_steps`, `tune_lr` and `feather_px` have no effect here.
+        score: judges denoised latents where `settings.keep` is set (`Elimination.score`).
         progress: called after every step.
-    Returns: clean latents [candidates, C, h, w], unscaled, with the bits of the source outside the mask.
+    Returns: clean latents [candidates or keep, C, h, w], unscaled, with the bits of the source outside the mask.
     Raises: EditError.
     """
     settings = settings or EditSettings()
@@ -143,20 +151,21 @@ def edit_latents(
     check_mask_of_image(mask, (image.shape[1], image.shape[2]))
     source = codec.encode(pad_to_factor(image, codec.factor))
     schedule = latent_schedule(mask, source, codec.factor, settings)
-    return sample_blended(
-        denoiser,
-        match_batch(source, settings.candidates, "image", "the candidates"),
-        denoiser.schedule(settings.steps, settings.strength),
-        schedule,
-        EditPrompts(
-            text.encode(prompt),
-            text.encode_negative(negative) if settings.guidance_scale != 1 else None,
-            settings.guidance_scale,
-        ),
-        seeds=image_seeds(settings.seed, settings.candidates),
-        options=settings.options,
-        progress=progress,
+    prompts = EditPrompts(
+        text.encode(prompt),
+        text.encode_negative(negative) if settings.guidance_scale != 1 else None,
+        settings.guidance_scale,
     )
+    sigmas = denoiser.schedule(settings.steps, settings.strength)
+    seeds = image_seeds(settings.seed, settings.candidates)
+    run: Callable[..., Tensor] = sample_blended
+    if settings.keep:
+        if score is None:
+            raise ParameterError("keep needs a ranker, which judges the candidates: give one, or keep 0 for all")
+        run = partial(sample_eliminating, elimination=Elimination(settings.keep, settings.keep_at, score))
+    else:
+        source = match_batch(source, settings.candidates, "image", "the candidates")
+    return run(denoiser, source, sigmas, schedule, prompts, seeds=seeds, options=settings.options, progress=progress)
 
 
 def latent_schedule(mask: Tensor, latent: Tensor, factor: int, settings: EditSettings) -> MaskSchedule:
@@ -250,12 +259,25 @@ def blended_edit(
             blended_edit, denoiser, codec, text, ranker=ranker, rank_text=rank_text, settings=within, stage=stage
         )
         return _edit_in_window(codec, image, mask, settings, partial(chain, prompt=prompt, negative=negative))
-    latents = edit_latents(
-        denoiser, codec, text, image, mask, prompt, negative=negative, settings=settings, progress=report("denoise")
-    )
+    run = partial(edit_latents, denoiser, codec, text, image, mask, prompt, negative=negative, settings=settings)
+    latents = run(score=_score(codec, ranker, rank_text or prompt, image, mask), progress=report("denoise"))
     decoded = crop_to(codec.decode(latents), *image.shape[1:3]).cpu()
     latents, decoded, scores = _ranked(latents, decoded, ranker, rank_text or prompt, mask)
     return _finish(codec, latents, decoded, scores, image=image, mask=mask, settings=settings, report=report)
+
+
+def _score(
+    codec: LatentCodec, ranker: Ranker | None, text: str, image: Tensor, mask: Tensor
+) -> Callable[[Tensor], Tensor] | None:
+    """The CLIP scores of latents, as the finished candidates get them; None without a ranker."""
+    if ranker is None:
+        return None
+
+    def score(latents: Tensor) -> Tensor:
+        decoded = crop_to(codec.decode(latents), *image.shape[1:3]).cpu()
+        return rank_by_text(decoded, text, ranker, mask=mask).all_scores
+
+    return score
 
 
 def _ranked(
