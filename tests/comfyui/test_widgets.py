@@ -5,6 +5,7 @@ Needs what test_pages.py needs. A widget only writes ordinary inputs, so each te
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -354,6 +355,8 @@ def test_a_workflow_runs_alike_without_the_script(page: ComfyPage) -> None:
 
 def test_the_script_loads_fast(page: ComfyPage) -> None:
     """Every module but the entry fetched, parsed and run anew; the best of fifteen, as other work slows the machine."""
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        pytest.skip("other work keeps this machine busy: a time in milliseconds says nothing")
     with page.sibling() as other:
         other.tab.unroute_all()  # each request would pass through this process
         took = other.ask("""async () => {
