@@ -35,6 +35,24 @@ def psnr(
     Returns: NaN for an image whose region is empty.
     Raises: ShapeError.
     """
+    return (-10 * _squared_error(a, b, region, over_frame).log10()).clamp(max=cap).float()
+
+
+def mse(a: Tensor, b: Tensor, region: Tensor | None = None, *, over_frame: bool = False) -> Tensor:
+    """Mean squared error, float32 [B] (docs/methods.md, section 12).
+
+    Args:
+        a, b: IMAGEs [B, H, W, 3] in [0, 1].
+        region: MASK [1 or B, H, W]; its values weight the error, which is averaged over the region. None = everywhere.
+        over_frame: average over the whole frame instead, see `psnr`.
+    Returns: NaN for an image whose region is empty.
+    Raises: ShapeError.
+    """
+    return _squared_error(a, b, region, over_frame).float()
+
+
+def _squared_error(a: Tensor, b: Tensor, region: Tensor | None, over_frame: bool) -> Tensor:
+    """`mse` in float64."""
     a, b, batch = _pair(a, b)
     error = (a - b).square().mean(-1)
     weight = torch.ones_like(error) if region is None else _region(region, a, batch).expand_as(error)
@@ -42,7 +60,7 @@ def psnr(
     error = (error * weight).flatten(1).double().sum(1) / total
     if over_frame:
         error = error * total / weight[0].numel()
-    return (-10 * error.log10()).clamp(max=cap).float()
+    return error
 
 
 def psnr_outside(

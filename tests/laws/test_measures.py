@@ -113,6 +113,9 @@ def test_the_table_of_a_known_edit():
         "PSNR inside": 20,
         "PSNR outside the mask": 100,
         "PSNR outside, over": 100,
+        "MSE inside the mask": 10,
+        "MSE outside the mask": 0,
+        "MSE outside, over": 0,
         "largest change outside": 0,
         "text: cosine": cosine,
         "text: CLIPScore": 2.5 * cosine,
@@ -123,7 +126,7 @@ def test_the_table_of_a_known_edit():
     assert float(measures.value("seam")) > 0.05
     lines = measures.table().splitlines()
     assert lines[0] == "measure\timage 1"
-    assert "PSNR inside the mask (dB)\t20.00" in lines and len(lines) == 13
+    assert "PSNR inside the mask (dB)\t20.00" in lines and len(lines) == 16
     with pytest.raises(KeyError):
         measures.value("nothing")
 
@@ -184,4 +187,4 @@ def test_any_size_gives_a_table_and_a_page(height, width, fill):
     }
     measures = measure_edit(source, edited, mask=mask[fill])
     assert torch.isfinite(measures.report()).all() and measures.report().shape[0] == 2
-    assert len(measures.table().splitlines()) == 9
+    assert len(measures.table().splitlines()) == 12

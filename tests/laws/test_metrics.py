@@ -14,6 +14,7 @@ from editkit.pipelines.evaluation.metrics import (
     PSNR_CAP,
     clip_score,
     largest_change_outside,
+    mse,
     psnr,
     psnr_outside,
     seam_contrast,
@@ -45,12 +46,25 @@ def test_psnr_averages_over_the_region_and_not_the_frame():
     assert torch.isnan(psnr(shifted, source, torch.zeros(1, 10, 10))).all()
 
 
+def test_mse_is_averaged_over_the_region_or_the_frame():
+    source = 0.5 * smooth_image(2, 10, 10)
+    mask = box(1, 10, 10, (0, 10), (0, 5))
+    shifted = source + 0.1 * mask[..., None]
+    assert mse(shifted, source, mask).tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
+    assert mse(shifted, source, mask, over_frame=True).tolist() == pytest.approx([0.005, 0.005], rel=1e-4)
+    assert mse(shifted, source).tolist() == pytest.approx([0.005, 0.005], rel=1e-4)
+    assert mse(source, source).tolist() == mse(shifted, source, 1 - mask).tolist() == [0.0, 0.0]
+    assert torch.isnan(mse(shifted, source, torch.zeros(1, 10, 10))).all()
+    assert mse(torch.ones(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)).tolist() == [1.0]
+    torch.testing.assert_close(-10 * mse(shifted, source, mask).log10(), psnr(shifted, source, mask))
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
 def test_measures_do_not_depend_on_the_batch(height, width, batch):
     a, b = random_image(batch, height, width), random_image(batch, height, width, seed=1)
     masks = torch.rand(batch, height, width).round()
-    for measure in (psnr, psnr_outside, seam_contrast):
+    for measure in (psnr, mse, psnr_outside, seam_contrast):
         whole = measure(a, b, masks)
         parts = torch.cat([measure(a[i : i + 1], b[i : i + 1], masks[i : i + 1]) for i in range(batch)])
         torch.testing.assert_close(whole, parts, equal_nan=True)
