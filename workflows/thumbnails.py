@@ -17,7 +17,8 @@ from .graph import Graph
 if TYPE_CHECKING:
     from ..headless.run import Run
 
-SIDE, CORNER, FRAME = 384, 150, 6  # pixels of the result, of the source, and of the white frame around it
+SIDE, CORNER = 384, 150  # pixels of the result and of the source
+FRAME = 6  # of the white frame around the source
 QUALITY = 88  # on the scale of JPEG
 LARGEST = 40_000  # bytes
 TILE = 152

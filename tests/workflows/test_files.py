@@ -106,6 +106,20 @@ def test_every_result_is_used(name, known):
         assert node_id in read or known[node["class_type"]]["output_node"], f"{node_id} {node['class_type']}"
 
 
+def rebuilt_node(node: dict[str, Any], info: dict[str, Any], page: dict[str, Any], inside: str) -> dict[str, Any]:
+    """A node of the page's file in the server's format."""
+    values, inputs = iter(node["widgets_values"]), {}
+    for socket in sockets(info).values():
+        if socket.is_widget:
+            inputs[socket.name] = next(values)
+            if socket.has_control:
+                assert next(values) == "fixed"
+    assert not list(values), f"{node['id']} has too many widget values"
+    origins = {entry["name"]: shipped.origin(page, inside, entry["link"]) for entry in node["inputs"]}
+    inputs |= {key: origin for key, origin in origins.items() if origin is not None}
+    return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": node.get("title", info["display_name"])}}
+
+
 @EVERY
 def test_both_formats_agree(name, known):
     """The API twin, rebuilt from the UI file alone, by the page's rules."""
@@ -113,20 +127,8 @@ def test_both_formats_agree(name, known):
     rebuilt = {}
     for inside, graph in shipped.graphs(page).items():
         for node in graph["nodes"]:
-            if node["type"] == "MarkdownNote" or node["type"] not in known:
-                continue
-            info = known[node["type"]]
-            values, inputs = iter(node["widgets_values"]), {}
-            for socket in sockets(info).values():
-                if socket.is_widget:
-                    inputs[socket.name] = next(values)
-                    if socket.has_control:
-                        assert next(values) == "fixed"
-            assert not list(values), f"{node['id']} has too many widget values"
-            sources = {entry["name"]: shipped.origin(page, inside, entry["link"]) for entry in node["inputs"]}
-            inputs |= {key: source for key, source in sources.items() if source is not None}
-            title = node.get("title", info["display_name"])
-            rebuilt[f"{inside}{node['id']}"] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
+            if node["type"] in known:
+                rebuilt[f"{inside}{node['id']}"] = rebuilt_node(node, known[node["type"]], page, inside)
     assert rebuilt == server
 
 
