@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -59,9 +60,7 @@ def compare(model: Any, edits: Iterator[Edit]) -> dict[str, Measured]:
             row.inside.append(float(psnr_outside(tuning.image, plain.clamp(0, 1).to(tuning.image), 1 - edit.mask)))
             row.seam.append(float(seam_contrast(tuning.image, edit.source, edit.mask)))
             few = DecoderSettings(steps=2 if method == PUBLISHED else 15, method=method)  # two steps of each
-            row.bytes.append(
-                peak_bytes(lambda few=few, given=given: tune_decoder(*given, settings=few), model.codec.device)
-            )
+            row.bytes.append(peak_bytes(partial(tune_decoder, *given, settings=few), model.codec.device))
     return found
 
 

@@ -75,9 +75,12 @@ def load_image_mask(run: Run, image: str, channel: str) -> tuple[Any, ...]:
 
 @stock_node("SaveImage")
 def save_image(run: Run, images: Any, filename_prefix: str = "editkit") -> tuple[Any, ...]:
-    """Saved under the next free number, as in ComfyUI; a prefix without a name ("", ".", "folder/") has a number only."""
+    """Saved under the next free number, as in ComfyUI; a prefix without a name has a number only.
+
+    Such prefixes are "", ".", "folder/" and "../output", which is the output folder itself.
+    """
     path = path_inside(run.output_folder, filename_prefix)
-    named = filename_prefix.rpartition("/")[2] not in ("", ".", "..")
+    named = filename_prefix.rpartition("/")[2] not in ("", ".", "..") and path != run.output_folder.resolve()
     folder, name = (path.parent, path.name) if named else (path, "")
     for image in check_image(images, "images"):
         run.saved.append(save_counted(folder, name, ".png", partial(write_image, image)))

@@ -179,8 +179,8 @@ class AttentionMaps(io.ComfyNode):
         labels = [label for label, _ in chosen]
         images = map_images(maps, labels, under)
         masks = to_host(normalised(maps).flatten(0, 1))
-        size = tuple(maps.shape[-2:]) if under is None else tuple(under.shape[1:3])
-        mask = to_host(picked_maps(maps, labels, picked, size))
+        height, width = maps.shape[-2:] if under is None else under.shape[1:3]
+        mask = to_host(picked_maps(maps, labels, picked, (height, width)))
         shown = for_page(preview(cls, images), "maps", lambda: _maps(maps, labels, under))
         return io.NodeOutput(images, masks, mask, ui=shown)
 

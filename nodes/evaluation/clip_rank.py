@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...hosts.host import to_host
-from ...hosts.latent import reordered
+from ...hosts.latent import reordered, samples_of
 from ...hosts.workflow_prompt import upstream_prompt
+from ...pipelines.core.shapes import refuse_nan
 from ...pipelines.evaluation.clip_ranking import BEST, REGIONS, Ranking, rank_by_text
 from .._api import RankerSocket, for_page, io, schema, show_text, thumbnails
 
@@ -81,6 +82,8 @@ class RankByText(io.ComfyNode):
     def execute(cls, images, ranker, text, region, keep, mask=None, latent=None, pick=BEST) -> io.NodeOutput:
         if not text.strip() and cls.hidden is not None:
             text = upstream_prompt(cls.hidden.prompt, cls.hidden.unique_id)
+        if latent is not None:
+            refuse_nan(samples_of(latent), "latent")
         ranking = rank_by_text(images, text, ranker, mask=mask, region=region, keep=keep, pick=pick)
         ranked = None if latent is None else reordered(latent, ranking)
         scores = "\n".join(f"{score:.4f}" for score in ranking.scores.tolist())

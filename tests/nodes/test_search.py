@@ -13,7 +13,8 @@ LAST = 29
 WORDS = {
     "inpaint": "BlendedEdit", "outpaint": "BlendedEdit", "remove object": "BlendedEdit", "bld": "TuneDecoder",
     "blended edit": "BlendedEdit", "inpaint step": "BlendedDenoise", "blended latent": "BlendedModel",
-    "blended latent diffusion": "BlendedModel", "replace object": "FlowEdit", "composite": "CompositeSource", "feather": "BlendPixels",
+    "blended latent diffusion": "BlendedModel", "replace object": "FlowEdit", "composite": "CompositeSource",
+    "feather": "BlendPixels",
     "alpha blend": "BlendPixels", "seamless": "BlendPoisson", "word swap": "AlignPrompts", "p2p": "P2PlusEdit",
     "prompt to prompt": "P2Plus", "best of": "RankByText", "clip score": "RankByText", "clip rank": "RankByText",
     "psnr": "MeasureEdit", "heat map": "AttentionMaps", "vae encode": "EncodeImage", "vae decode": "DecodeLatent",

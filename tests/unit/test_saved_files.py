@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- Save Image
-@pytest.mark.parametrize("prefix", ["", ".", "sub/", "sub/.", "a [1]", "*"])
+@pytest.mark.parametrize("prefix", ["", ".", "sub/", "sub/.", "../out", "a/../../out", "a [1]", "*"])
 def test_headless_images_stay_in_the_output_folder_and_count_up(tmp_path, prefix):
     run = Run(tmp_path, tmp_path / "out")
     for _ in range(2):

@@ -242,9 +242,10 @@ def plug_and_play(scene: Scene) -> None:
 
 def attention_maps(scene: Scene) -> None:
     given = {"edit": scene.edit, "trajectory": scene.trajectory, "levels": 1, "words": "cat"}
-    image, masks = call("AttentionMaps", model=scene.model, **given)
+    image, masks, picked = call("AttentionMaps", model=scene.model, **given)
     finite(image)
     a_mask(masks, SIDE // 8)
+    a_mask(picked, SIDE // 8)
 
 
 def style_invert(scene: Scene) -> None:
