@@ -68,6 +68,7 @@ def picked_maps(maps: Tensor, labels: Sequence[str], picked: str, size: tuple[in
         labels: one per word.
         picked: labels separated by commas, without regard to case; empty = the first word.
         size: height and width of the mask, in pixels.
+    Returns: float32 [B, H, W], 0 to 1.
     Raises: ParameterError for a label that no map has.
     """
     known = {label.casefold(): number for number, label in reversed(list(enumerate(labels)))}

@@ -1,6 +1,6 @@
 """Early elimination: of a batch of candidates only the best run to the end.
 
-The denoised prediction at a middle step shows already what a candidate becomes, so the ranker can judge it there
+The denoised prediction at a middle step shows already what a candidate becomes, so the ranker can score it there
 (docs/methods.md, section 4). Everything is deterministic: equal scores keep the candidate that came first.
 """
 
@@ -23,11 +23,11 @@ from .blending import BlendOptions, blended_denoise, unscale_over_source
 
 @dataclass(frozen=True)
 class Elimination:
-    """When to judge the candidates, and how many to keep.
+    """When to score the candidates, and how many to keep.
 
     Attributes:
         keep: candidates that run to the end, >= 1; all of them where there are not more.
-        at: fraction of the steps after which they are judged, between 0 and 1.
+        at: fraction of the steps after which they are scored, between 0 and 1.
         score: gives a number for each denoised prediction, unscaled latents [B, C, h, w] with the source outside the mask;
             the highest stay.
     """
@@ -74,7 +74,7 @@ def sample_eliminating(
         sigmas: grid [N + 1] that ends with 0, N >= 2.
         schedule: mask schedule of one image.
         prompts: positive, negative and guidance scale, for all candidates.
-        elimination: when to judge, and how many to keep.
+        elimination: when to score, and how many to keep.
         seeds: one per candidate.
         options, progress: see `blended_denoise`.
     Returns: clean latents of the kept candidates in their order; bit for bit those of the plain batch if all are kept.

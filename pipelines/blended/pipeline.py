@@ -63,8 +63,8 @@ class EditSettings:
         tune_lr: Adam's learning rate for them.
         window: edit only a window around the mask, with sides of at least this many pixels (`edit_window`); 0 edits the
             whole image.
-        keep: candidates that run to the end; the others stop after `keep_at` of the steps, judged by the ranker on their
-            denoised predictions (`Elimination`). 0 = all, and no judging.
+        keep: candidates that run to the end; the others stop after `keep_at` of the steps, scored by the ranker on their
+            denoised predictions (`Elimination`). 0 = all, and no scoring.
         keep_at: fraction of the steps, between 0 and 1.
         context_px: pixels around the mask that the window contains at least.
         tune_method: "published" or "fast" (`DecoderSettings.method`).
@@ -141,7 +141,7 @@ def edit_latents(
         prompt: what the masked region should show.
         negative: negative prompt.
         settings: everything else; `tune_steps`, `tune_lr` and `feather_px` have no effect here.
-        score: judges denoised latents where `settings.keep` is set (`Elimination.score`).
+        score: rates denoised latents where `settings.keep` is set (`Elimination.score`).
         progress: called after every step.
     Returns: clean latents [candidates or keep, C, h, w], unscaled, with the bits of the source outside the mask.
     Raises: EditError.
@@ -161,7 +161,7 @@ def edit_latents(
     run: Callable[..., Tensor] = sample_blended
     if settings.keep:
         if score is None:
-            raise ParameterError("keep needs a ranker, which judges the candidates: give one, or keep 0 for all")
+            raise ParameterError("keep needs a ranker, which scores the candidates: give one, or keep 0 for all")
         run = partial(sample_eliminating, elimination=Elimination(settings.keep, settings.keep_at, score))
     else:
         source = match_batch(source, settings.candidates, "image", "the candidates")

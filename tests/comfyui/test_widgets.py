@@ -100,6 +100,7 @@ def test_rank_gallery_at_any_size_and_zoom(page: ComfyPage) -> None:
     page.load_api(candidates())
     page.run()
     inside_its_node(page, kind, ".ek-card")
+    assert page.tab.locator(".ek-card").first.is_visible()
 
 
 # --------------------------------------------------------------------------------------------------- before and after

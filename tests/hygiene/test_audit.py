@@ -96,6 +96,10 @@ def other_nodes() -> dict[str, Any]:
             "model": ["model", 0], "trajectory": ["inverted", 0], "positive": ["red", 0], "prox": "off", "quantile": 0.7}},
         "saved": {"class_type": "EditKit_SaveEmbeddings", "inputs": {
             "embeddings": ["negative", 0], "filename_prefix": "e"}},
+        "window": {"class_type": "EditKit_CropWindow", "inputs": {
+            "image": ["example", 0], "mask": ["example", 1], "size": 64, "context": 8, "multiple": 8}},
+        "pasted": {"class_type": "EditKit_PasteWindow", "inputs": {
+            "edited": ["window", 0], "source": ["example", 0], "window": ["window", 2]}},
         "grid": {"class_type": "EditKit_LatentMask", "inputs": {
             "mask": ["example", 1], "latent": ["latent", 0], "mode": "max", "threshold": 0.5}},
         "pair": {"class_type": "EditKit_KVEdit", "inputs": {
@@ -103,7 +107,7 @@ def other_nodes() -> dict[str, Any]:
         "two": {"class_type": "EmptyLatentImage", "inputs": {"width": 96, "height": 96, "batch_size": 2}},
         "kept": {"class_type": "KSampler", "inputs": {
             "model": ["pair", 0], "positive": ["pair", 1], "negative": ["red", 0], "latent_image": ["two", 0], "seed": 1,
-            "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+            "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "ddim_uniform", "denoise": 1.0}},
         "diffedit": {"class_type": "EditKit_DiffEdit", "inputs": {
             "model": ["model", 0], "latent": ["latent", 0], "source": ["red", 0], "target": ["blue", 0],
             "negative": ["negative", 0], "cfg": 4.0, "steps": 2, "encoding_ratio": 1.0, "maps": 1, "strength": 0.5,

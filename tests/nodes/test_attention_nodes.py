@@ -171,18 +171,18 @@ def test_the_whole_edit_of_a_real_image(loaded, text, sigmas, image):
 def test_maps_show_the_object(loaded, image):
     example = load_example("red_circle")
     circle = (example.image[0] - example.image[0, 0, 0]).abs().amax(-1).reshape(12, 8, 12, 8).amax((1, 3)) > 0.2
-    images, masks = call(
+    images, masks, picked = call(
         "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], words="red, circle", levels=4
     )  # fmt: skip
     assert images.shape[0] == masks.shape[0] == 2 and masks.shape[1:] == (12, 12)
-    assert masks.min() >= 0 and masks.max() == 1
+    assert masks.min() >= 0 and masks.max() == 1 and torch.equal(picked, masks[:1])
     for mask in masks:
         assert mask[circle].mean() > 2 * mask[~circle].mean()
-    every, _ = call(
+    every, *_ = call(
         "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], levels=1, prompt="target"
     )
     assert len(every) == len(TARGET.split())
-    over, _ = call(
+    over, *_ = call(
         "AttentionMaps", model=loaded[0], edit=aligned(loaded), trajectory=image[1], words="red, circle", levels=4,
         image=example.image,
     )  # fmt: skip
@@ -199,8 +199,8 @@ def test_maps_of_a_batch_of_latents(loaded, sigmas, image):
         "seed": 3,
         "levels": 2,
     }
-    _, both = call("AttentionMaps", latent=latent, **given)
-    _, one = call("AttentionMaps", latent=image[0], **given)
+    _, both, _ = call("AttentionMaps", latent=latent, **given)
+    _, one, _ = call("AttentionMaps", latent=image[0], **given)
     assert len(both) == 2 and torch.allclose(both[0], one[0], atol=1e-5) and not torch.equal(both[0], both[1])
 
 
