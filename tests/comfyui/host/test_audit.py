@@ -144,7 +144,7 @@ def run_all() -> SimpleNamespace:
 
 
 def test_nodes_leave_nothing_but_their_output(watch: Any) -> None:
-    for name in ("diffusers", "transformers", "open_clip", "PIL.Image"):
+    for name in ("torch._dynamo", "diffusers", "transformers", "open_clip", "PIL.Image"):
         importlib.import_module(name)  # what a library does when it is imported is its own
     torch.optim.Adam([torch.zeros(1)])  # the first one of a process wraps its `step` for the profiler
     watch.start()
