@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import nodes as stock_nodes
 from editkit.hosts.bundled.example_images import load_example
 from editkit.hosts.comfyui.host import ComfyUIHost
 from editkit.hosts.embeddings import learned_in
@@ -89,6 +90,29 @@ def negative_prompt(scene: SimpleNamespace) -> list[Tensor]:
     return [samples_of(call("MaskedDecode", **decode_inputs(scene, found[0]))[0])]
 
 
+def kv_edit(scene: SimpleNamespace) -> list[Tensor]:
+    """KSampler on a pair: outside the mask the target is the source, inside it is not."""
+    (latent_mask,) = call("LatentMask", mask=scene.mask, latent=scene.latent)[:1]
+    model, pair = call("KVEdit", model=scene.model, source=scene.positive, target=scene.target, latent_mask=latent_mask)
+    start = {"samples": torch.zeros_like(samples_of(scene.latent)).repeat(2, 1, 1, 1)}
+    (out,) = stock_nodes.common_ksampler(model, 1, 4, 4.0, "euler", "normal", pair, scene.negative, start)
+    source, target = out["samples"]
+    outside = (latent_mask[0] < 0.5).expand_as(source)
+    assert torch.allclose(target[outside], source[outside], atol=1e-5)
+    assert (target - source)[~outside].abs().max() > 0.1
+    return [target]
+
+
+def window(scene: SimpleNamespace) -> list[Tensor]:
+    """What is cropped and pasted back without an edit is the image."""
+    small = torch.zeros_like(scene.mask)
+    small[:, 40:56, 30:50] = 1
+    image, mask, place = call("CropWindow", image=scene.image, mask=small, size=48, context=8)
+    (whole,) = call("PasteWindow", edited=image, source=scene.image, window=place)
+    assert torch.equal(whole, scene.image) and image.shape[1] < whole.shape[1]
+    return [image, mask, whole]
+
+
 def decode_inputs(scene: SimpleNamespace, negative: Any) -> dict[str, Any]:
     """The inversion is decoded with these negatives, all over the image."""
     everywhere = torch.ones(1, *samples_of(scene.latent).shape[-2:])
@@ -136,6 +160,9 @@ EXECUTED: dict[str, Callable[[SimpleNamespace], list[Tensor]]] = {
     "EditKit_BlendPoisson": poisson_blend,
     "EditKit_DiffEdit": diffedit,
     "EditKit_NegativePrompt": negative_prompt,
+    "EditKit_KVEdit": kv_edit,
+    "EditKit_CropWindow": window,
+    "EditKit_PasteWindow": window,
     "EditKit_LoadEmbeddings": loaded_embeddings,
     "EditKit_MeasureEdit": measures,
     "EditKit_FlowInversion": flow_inversion,
