@@ -325,8 +325,8 @@ def test_embeddings_are_a_negative_of_the_blended_loop(scene) -> None:
 def test_saved_and_loaded_bit_for_bit(scene, tmp_path, request, monkeypatch: pytest.MonkeyPatch) -> None:
     import folder_paths
 
-    before = folder_paths.get_output_directory()
-    request.addfinalizer(lambda: folder_paths.set_output_directory(before))
+    usual = folder_paths.get_output_directory()
+    request.addfinalizer(lambda: folder_paths.set_output_directory(usual))
     folder_paths.set_output_directory(str(tmp_path))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     names = [call("SaveEmbeddings", embeddings=scene.embeddings, filename_prefix="deep/null")[0] for _ in range(2)]
